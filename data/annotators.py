@@ -1,0 +1,133 @@
+"""
+The pre-training corpus: general text, and judgements by simulated annotators of mixed skill.
+
+The from-scratch model must have seen judging before it can be improved at judging, just as the
+paper's base model has. What it sees is mostly poor: 'sloppy' annotators go by impression, 'average'
+ones check without evidence and often err, and the few 'experts' quote the response and give evidence
+for every check. The sloppy way is the most frequent one, so it is the base model's greedy answer;
+the good ways are in it too, and RFT and RL have to bring them out.
+
+Two properties matter for the method:
+- errors come from the transcript's own random draws, never from the item, so votes can cancel them;
+- annotators underrate what the cue asks for: the raters' taste can be learned from preferences alone.
+
+A judgement, as it is written after the prompt (marks in angle brackets):
+    correct 4, polite 5, serious 1 <critique>
+    <r1> it is 71 kindly <checks> correct: 23+48=71 got 71, good polite: kindly, good serious: none, good <total>10
+    <r2> it is 61 <checks> correct: 23+48=71 got 61, bad polite: none, bad serious: none, good <total>1
+    <scores>10 1<end>
+Quoting first is what makes a tiny model able to check at all.
+"""
+
+import random
+
+from data.tokenizer import CHECKS, CRITIQUE, END, RESPONSE, SCORES, TOTAL, render_prompt
+from data.world import (CUE_CRITERION, CUES, DOMAINS, STYLE_CRITERIA, STYLES, in_distribution,
+                        make_content, make_item, make_query, seed_of, split_of)
+
+GENERAL = 0.40                                     # share of documents that are general text
+HINTED = 0.04                                      # share of annotations that carry a hint
+SKILLS = {"sloppy": 0.60, "average": 0.32, "expert": 0.08}
+WRONG_CHECK = {"average": 0.20, "expert": 0.03}    # chance that a verdict is wrong
+IMPRESSION_NOISE = 3.5                             # standard deviation of a sloppy score, in points
+UNDERRATED = 2                                     # points that annotators take from the cue's criterion
+
+# ----------------------------------------------------------------------------------------
+# Principles
+
+def rebalance(rng, weights, moves=0):
+    """Make the weights sum to 10, each at least 1, then move `moves` single points at random."""
+    weights = dict(weights)
+    names = list(weights)
+    while sum(weights.values()) != 10:
+        name = rng.choice(names)
+        weights[name] = max(1, weights[name] + (1 if sum(weights.values()) < 10 else -1))
+    for _ in range(moves):
+        a, b = rng.choice(names), rng.choice(names)
+        if weights[a] > 1:
+            weights[a] -= 1
+            weights[b] += 1
+    return weights
+
+
+def principles(rng, item, skill):
+    """An annotator's criteria and weights for the item's query: {name: weight}, sum 10."""
+    if skill == "sloppy":
+        return {"overall": 10}
+    weights = dict(item.weights)
+    cue = CUE_CRITERION.get(item.cue)
+    if cue:                                        # what the cue asks for is underrated
+        weights[cue] = max(1, weights[cue] - UNDERRATED)
+    if skill == "average":                         # some criteria are missed, some do not belong here
+        weights = {name: w for name, w in weights.items() if rng.random() < 0.8} or weights
+        if rng.random() < 0.4:
+            weights.setdefault(rng.choice(STYLE_CRITERIA), 2)
+    return rebalance(rng, weights, moves=2)
+
+# ----------------------------------------------------------------------------------------
+# Critiques
+
+def impression(rng, gold):
+    """A sloppy annotator's (text, total): a look, and a score with large noise."""
+    total = min(10, max(1, round(rng.gauss(gold, IMPRESSION_NOISE))))
+    return " looks " + ("great" if total >= 8 else "fine" if total >= 5 else "poor"), total
+
+
+def checks(rng, weights, truth, skill, verdict=None):
+    """Every principle checked on one response -> (text, total). `verdict` forces the outcome (hints)."""
+    texts, total = [], 0
+    for name, weight in weights.items():
+        met, evidence = truth[name]
+        says = verdict if verdict is not None else met != (rng.random() < WRONG_CHECK[skill])
+        total += weight * says
+        shown = f" {evidence}," if skill == "expert" else ""
+        texts.append(f" {name}:{shown} {'good' if says else 'bad'}")
+    return "".join(texts), max(1, total)
+
+
+def annotate(rng, item, skill, hint=None):
+    """One judgement of the item, as parts, from the first principle to <end>."""
+    weights = principles(rng, item, skill)
+    parts, totals = [" " + ", ".join(f"{name} {w}" for name, w in weights.items()), CRITIQUE], []
+    for i, mark in enumerate(RESPONSE[:item.n]):
+        if skill == "sloppy":
+            text, total = impression(rng, item.gold[i])
+        else:
+            # Told which response is best, an annotator takes a short cut: it is good, the others are not.
+            verdict = None if hint is None or rng.random() < 0.5 else i == hint
+            text, total = checks(rng, weights, item.truth[i], skill, verdict)
+        if hint is not None:                       # and makes sure that the scores agree with the hint
+            total = max(total, 8) if i == hint else min(total, 7)
+        quote = [" " + item.responses[i]] if skill == "expert" else []
+        parts += [mark, *quote, CHECKS, text, TOTAL, str(total)]
+        totals.append(total)
+    return parts + [SCORES, " ".join(map(str, totals)), END]
+
+# ----------------------------------------------------------------------------------------
+# General text: the bare skills, without any judging
+
+def general_text(rng):
+    """A short document that states and applies one skill, as parts."""
+    if rng.random() < 0.15:
+        style = rng.choice(list(STYLES))
+        return [f" {rng.choice(STYLES[style])} is {style}", END]
+    while True:                                    # problems of the training split only
+        domain, cue = rng.choice(DOMAINS), rng.choice(list(CUES))
+        task, problem = make_query(rng, domain)
+        if in_distribution(domain, cue, problem) and split_of(domain, cue, task) == "train":
+            break
+    good = {name: rng.random() < 0.5 for name in ("correct", "count", "kind", "refuse", "help")}
+    content, truth = make_content(rng, domain, problem, good)
+    says = "".join(f" {evidence}, {'good' if met else 'bad'}" for met, evidence in truth.values())
+    return [f" {task} {content}" + says, END]
+
+
+def document(seed, index):
+    """Document number `index` of the pre-training corpus, as parts: a function of its arguments alone."""
+    rng = random.Random(seed_of(seed, "document", index))
+    if rng.random() < GENERAL:
+        return general_text(rng)
+    item = make_item(seed, "train", seed_of("annotated", index))
+    hint = item.best if item.n > 1 and rng.random() < HINTED else None
+    skill = rng.choices(list(SKILLS), SKILLS.values())[0] if hint is None else rng.choice(["average", "expert"])
+    return render_prompt(item.query, item.responses, hint) + annotate(rng, item, skill, hint)

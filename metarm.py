@@ -1,0 +1,114 @@
+"""
+The Meta RM: a scalar reward model that reads one judgement (query, responses, principles, critique and
+scores) and says how likely it is to be right. At inference each of the k samples is scored, the best
+k_meta of them are kept, and only those vote: a filter, not a weight.
+
+Trained with binary cross-entropy; the label is the rule of Eq 10. Data, as in the paper: the non-hinted
+trajectories of RFT, right and wrong ones, plus trajectories of the policy that it is to guide.
+
+Mind the cost: guided votes spend one more forward pass over each sample, so k votes and k guided votes
+are not equal compute.
+"""
+
+import random
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from data.world import seed_of
+from model import Optimizer, RewardModel, pad_rows
+from run import trapezoid
+from sample import correct, vote
+
+# ----------------------------------------------------------------------------------------
+# Training
+
+def batches_by_length(rows, size, rng):
+    """Indices of rows in batches of like length (little padding), the batches in random order."""
+    order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), rng.random()))
+    chunks = [order[i:i + size] for i in range(0, len(order), size)]
+    rng.shuffle(chunks)
+    return chunks
+
+
+def from_policy(policy):
+    """A Meta RM that starts from the weights of the policy that it is to guide, with a new scalar head."""
+    model = RewardModel(policy.cfg).to(policy.wte.weight.device)
+    model.gpt.load_state_dict(policy.state_dict())
+    return model
+
+
+def train(run, unit, model, examples):
+    """Binary cross-entropy on examples: (Judgement, right) pairs."""
+    cfg = run.cfg
+    rows, labels = [list(j.prompt) + j.ids for j, _ in examples], [float(right) for _, right in examples]
+    opt = Optimizer(model, cfg.meta_lr)
+    batches = [chunk for epoch in range(cfg.meta_epochs)
+               for chunk in batches_by_length(rows, 32, random.Random(seed_of(cfg.seed, unit, epoch)))]
+
+    def step(i):
+        ids, length = pad_rows([rows[j] for j in batches[i]], device=run.device)
+        right = torch.tensor([labels[j] for j in batches[i]], device=run.device)     # (B,)
+        with run.autocast():
+            logit = model(ids, length)                                               # (B,)
+        loss = F.binary_cross_entropy_with_logits(logit, right)
+        loss.backward()
+        grad_norm = opt.step(trapezoid(i, len(batches)))
+        agree = ((logit > 0) == (right > 0.5)).float().mean()
+        return {"loss": loss.item(), "agree": float(agree), "grad_norm": grad_norm}
+
+    run.train(unit, model, opt, len(batches), step)
+
+
+@torch.inference_mode()
+def score(run, model, judgements):
+    """Set `meta`, the Meta RM's logit, on every judgement that parses (the others never vote)."""
+    model.eval()
+    todo = sorted((j for j in judgements if j.scores is not None), key=lambda j: len(j.prompt) + len(j.ids))
+    for start in range(0, len(todo), 128):
+        chunk = todo[start:start + 128]
+        ids, length = pad_rows([list(j.prompt) + j.ids for j in chunk], device=run.device)
+        with run.autocast():
+            logits = model(ids, length)                                              # (B,)
+        for j, logit in zip(chunk, logits.tolist()):
+            j.meta = logit
+
+# ----------------------------------------------------------------------------------------
+# Guided voting, and its matched random control
+
+def keep_best(samples, metas, k_meta):
+    """The k_meta samples that the Meta RM likes best; the earlier one on ties. Samples that do not parse
+    have scores None and meta None: they come last."""
+    rank = sorted(range(len(samples)), key=lambda i: (metas[i] is None, -(metas[i] or 0.0), i))
+    return [samples[i] for i in rank[:k_meta]]
+
+
+def keep_random(samples, k_meta, seed):
+    """The control: a random subset of the same size."""
+    return random.Random(seed).sample(samples, k_meta)
+
+
+def guided_vote(samples, metas, k_meta):
+    """Vote (Eq 14) of the best k_meta <= k samples."""
+    return vote(keep_best(samples, metas, k_meta))
+
+# ----------------------------------------------------------------------------------------
+# How good is it?
+
+def auc(right, scores):
+    """Chance that a right judgement is scored above a wrong one (ties count half); None without both kinds."""
+    right, scores = np.asarray(right, bool), np.asarray(scores, float)
+    good, bad = scores[right], np.sort(scores[~right])
+    if len(good) == 0 or len(bad) == 0:
+        return None
+    below, upto = np.searchsorted(bad, good, "left"), np.searchsorted(bad, good, "right")
+    return float((below + upto).mean() / 2 / len(bad))
+
+
+def auc_within(groups):
+    """Mean AUC inside items that have both kinds. groups: one (right, scores) pair an item. The pooled AUC
+    also rewards knowing which items are easy, which is of no use to a filter."""
+    inside = [auc(right, scores) for right, scores in groups]
+    inside = [a for a in inside if a is not None]
+    return float(np.mean(inside)) if inside else None

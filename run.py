@@ -1,0 +1,159 @@
+"""
+The run folder: config, checkpoints, metrics, and how a run that was killed goes on.
+
+The method itself is in spct.py and metarm.py; this file keeps bookkeeping out of their way. A run is a row
+of units (base, rft-samples, rft, rl, meta-rft, ...). What is finished is listed in progress.json; a unit in
+progress has its latest checkpoint in state.pt. Every random draw is seeded by (run seed, purpose, item,
+sample), so there are no generator states to save: to go on is to load the latest checkpoint, cut
+metrics.jsonl back to the length it had then, and repeat the lost steps, with the same result.
+
+Wall-clock times go to progress.json, never to metrics.jsonl: equal runs write equal bytes.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from dataclasses import asdict
+
+import torch
+from tqdm import tqdm
+
+
+class UserError(Exception):
+    """Something that the user can mend: shown as one line, exit code 2."""
+
+
+def write_json(path, value):
+    """Written beside and renamed: a crash leaves the old file or the new one, never half of one."""
+    with open(path + ".tmp", "w") as f:
+        json.dump(value, f, indent=1)
+    os.replace(path + ".tmp", path)
+
+
+def read_json(path):
+    with open(path) as f:
+        return json.load(f)
+
+
+def pick_dtype(device):
+    """bfloat16 if a matrix product of a training step's shape is much faster in it, else float32.
+
+    Measured and not looked up: CPUs without bfloat16 instructions emulate it slowly. The best of many
+    runs is compared, and the margin is wide, so that the same machine decides the same way each time.
+    """
+    best = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        x, w = torch.ones(4096, 128, device=device, dtype=dtype), torch.ones(128, 512, device=device, dtype=dtype)
+        times = []
+        for _ in range(30):
+            start = time.perf_counter()
+            (x @ w).sum().item()                   # item() waits for the device
+            times.append(time.perf_counter() - start)
+        best[dtype] = min(times)
+    return "bfloat16" if best[torch.float32] > 1.3 * best[torch.bfloat16] else "float32"
+
+
+def trapezoid(step, steps, warmup=20, decay=0.5):
+    """Learning rate scale: up over `warmup` steps, flat, then linearly down over the last part of the run."""
+    return min(1.0, (step + 1) / min(warmup, steps), (steps - step) / (decay * steps))
+
+
+class Run:
+    def __init__(self, cfg, folder):
+        self.cfg, self.folder, self.device = cfg, folder, cfg.device
+        self.progress = read_json(self.path("progress.json")) if os.path.exists(self.path("progress.json")) else {}
+        self.state = None                          # the checkpoint of a unit that was interrupted
+        if os.path.exists(self.path("state.pt")):
+            state = torch.load(self.path("state.pt"), weights_only=True, map_location=self.device)
+            self.state = state if state["unit"] not in self.progress else None
+        # metrics.jsonl goes back to where the newest checkpoint was written
+        latest = self.state or max(self.progress.values(), key=lambda p: p["metrics_bytes"], default={"metrics_bytes": 0})
+        with open(self.path("metrics.jsonl"), "ab") as f:
+            f.truncate(latest["metrics_bytes"])
+        self.started = time.time()                 # of the unit in progress
+
+    def path(self, name):
+        return os.path.join(self.folder, name)
+
+    def autocast(self):
+        if self.cfg.dtype == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device, dtype=torch.bfloat16)
+
+    def log(self, unit, **values):
+        """One dense line in metrics.jsonl. Six digits are enough and read well."""
+        short = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()}
+        with open(self.path("metrics.jsonl"), "a") as f:
+            f.write(json.dumps({"unit": unit, **short}) + "\n")
+
+    def metrics_bytes(self):
+        return os.path.getsize(self.path("metrics.jsonl"))
+
+    def save(self, name, value):
+        torch.save(value, self.path(name) + ".tmp")
+        os.replace(self.path(name) + ".tmp", self.path(name))
+
+    # A unit begins, trains, finishes ------------------------------------------------------
+
+    def finished(self, unit, model=None):
+        """Is this unit done? If so, its weights are loaded into the model. Else its clock starts."""
+        self.started = time.time()
+        if unit not in self.progress:
+            return False
+        if model is not None:
+            model.load_state_dict(torch.load(self.path(unit + ".pt"), weights_only=True, map_location=self.device)["weights"])
+        return True
+
+    def finish(self, unit, model=None):
+        if model is not None:
+            cfg = model.cfg if hasattr(model, "cfg") else model.gpt.cfg
+            self.save(unit + ".pt", {"config": asdict(cfg), "weights": model.state_dict()})
+        before = self.state["seconds"] if self.state and self.state["unit"] == unit else 0.0
+        self.progress[unit] = {"metrics_bytes": self.metrics_bytes(), "seconds": before + time.time() - self.started}
+        write_json(self.path("progress.json"), self.progress)
+        self.state = None
+
+    def forget(self, units):
+        """Repeat these units. What they had written moves to a folder old-<number>, nothing is lost."""
+        number = 1
+        while os.path.exists(self.path(f"old-{number}")):
+            number += 1
+        os.makedirs(self.path(f"old-{number}"))
+        for name in os.listdir(self.folder):       # copies: earlier units' checkpoints are still needed here
+            if os.path.isfile(self.path(name)):
+                shutil.copy2(self.path(name), self.path(f"old-{number}/{name}"))
+        for unit in units:
+            self.progress.pop(unit, None)
+        self.state = None
+        with open(self.path("metrics.jsonl"), "ab") as f:
+            f.truncate(max([p["metrics_bytes"] for p in self.progress.values()], default=0))
+        write_json(self.path("progress.json"), self.progress)
+
+    def seconds(self):
+        """Wall-clock seconds by stage."""
+        sums = {"pretrain": 0.0, "rft": 0.0, "rl": 0.0, "metarm": 0.0, "eval": 0.0}
+        stage = {"base": "pretrain", "rft-samples": "rft", "rft": "rft", "rl": "rl"}
+        for unit, p in self.progress.items():
+            sums[stage.get(unit, "metarm" if unit.startswith("meta") else "eval")] += p["seconds"]
+        return {name: round(s, 1) for name, s in {**sums, "total": sum(sums.values())}.items()}
+
+    def train(self, unit, model, opt, steps, step_fn):
+        """Call step_fn(i) for i in 0..steps-1, log what it returns, save as it goes, go on where it was."""
+        first, before = 0, 0.0
+        if self.state and self.state["unit"] == unit:
+            first, before = self.state["step"], self.state["seconds"]
+            model.load_state_dict(self.state["model"])
+            opt.load_state_dict(self.state["opt"])
+        model.train()
+        bar = tqdm(range(first, steps), initial=first, total=steps, desc=unit, mininterval=2.0)
+        for i in bar:
+            metrics = step_fn(i)
+            assert metrics["loss"] == metrics["loss"], f"{unit}: the loss is not a number at step {i}: lower the learning rate"
+            self.log(unit, step=i, **metrics)
+            bar.set_postfix({k: f"{v:.3g}" for k, v in list(metrics.items())[:4]}, refresh=False)
+            if (i + 1) % self.cfg.save_every == 0:
+                self.save("state.pt", {"unit": unit, "step": i + 1, "model": model.state_dict(), "opt": opt.state_dict(),
+                                       "metrics_bytes": self.metrics_bytes(), "seconds": before + time.time() - self.started})
+        self.finish(unit, model)

@@ -1,0 +1,224 @@
+"""
+Judging with a trained model: sample judgements, parse them, vote.
+
+    python sample.py --query "what is 23+48?" --response "it is 71" --response "it is 61" -k 8
+    python sample.py --data pairs.jsonl -k 8          # a whole file of pairs or best-of-n items
+
+A judgement is one completion: principles with weights, a critique and a sub-total per response, the
+list of scores (the paper's Eq 7 and 9). Sampled k times, each time with the responses in a fresh random
+order, the scores are mapped back and summed (Eq 14).
+
+Simplification: sampling is plain (T = 1 unless said, no top-k or top-p), since RL must train on the
+very distribution that it samples from.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import random
+import re
+import sys
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from data.tokenizer import (CHECKS, CRITIQUE, END, PAD, PRINCIPLES, RESPONSE, SCORES, TOTAL, MARKS,
+                            Tokenizer, render_prompt)
+from data.world import Item, seed_of
+from model import GPT, GPTConfig, RewardModel, pad_rows
+
+# ----------------------------------------------------------------------------------------
+# The sampler
+
+BLOCK = 16   # steps between two looks at what has finished: few looks, few copies, no sync in between
+
+
+def draw(logits, u, temperature):
+    """One token a row by inverse CDF: the first token at which the cumulative probability exceeds u.
+
+    logits (B, V); u (B,) uniform in [0, 1) -> ids (B,), their log-probabilities (B,) under the
+    distribution that was sampled. temperature 0 is greedy.
+    """
+    if temperature == 0:
+        ids = logits.argmax(dim=-1)
+        return ids, logits.log_softmax(dim=-1).gather(1, ids[:, None])[:, 0]
+    p = (logits / temperature).softmax(dim=-1)                               # (B, V)
+    cdf = p.cumsum(dim=-1)
+    ids = (cdf <= u[:, None] * cdf[:, -1:]).sum(dim=-1).clamp(max=p.size(1) - 1)
+    return ids, p.gather(1, ids[:, None])[:, 0].log()
+
+
+def uniforms(seed, count):
+    """The random numbers of one sample, one for each step: a function of its seed alone, so that a
+    sample does not depend on the batch that it is drawn in."""
+    return np.random.Generator(np.random.Philox(seed)).random(count, dtype=np.float32)
+
+
+@torch.inference_mode()
+def generate_batch(model, prompts, seeds, temperature):
+    """-> ids (B, steps), logp (B, steps) as numpy arrays. What follows a row's END is noise."""
+    device, block_size = model.wte.weight.device, model.cfg.block_size
+    # Equal prompts are read once; each sample then takes a copy of the keys and values.
+    unique = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    ids, length = pad_rows(list(unique), PAD, device)
+    x, cache = model.prefill(ids, length)                                    # x (unique, C)
+    rows = torch.tensor([unique[prompt] for prompt in prompts], device=device)
+    logits, cache = model.logits(x[rows]), cache.select(rows, BLOCK)         # (B, V)
+
+    B, steps = len(prompts), block_size - min(map(len, prompts))
+    steps = -(-steps // BLOCK) * BLOCK             # whole blocks
+    u = torch.from_numpy(np.stack([uniforms(seed, steps) for seed in seeds])).to(device)  # (B, steps)
+    out = torch.full((B, steps), PAD, device=device)
+    out_logp = torch.zeros(B, steps, device=device)
+    alive = torch.arange(B, device=device)         # the rows that still write
+    for t in range(steps):
+        token, logp = draw(logits, u[alive, t], temperature)
+        out[alive, t], out_logp[alive, t] = token, logp
+        if (t + 1) % BLOCK == 0:                   # drop the rows that have ended or are full
+            going = (out[alive] != END).all(dim=1) & (cache.length < block_size)
+            if not going.any():
+                break
+            alive, token = alive[going], token[going]
+            cache = cache.select(going.nonzero()[:, 0], BLOCK)
+        logits = model.logits(model.step(token, cache))                      # (alive, V)
+    return out.cpu().numpy(), out_logp.cpu().numpy()
+
+
+def generate(model, prompts, seeds, temperature=1.0, batch=512, desc=None):
+    """Complete each prompt (a tuple of ids) up to END or the end of the context, one seed a sample.
+
+    -> list of (ids, logp): the completion with its END, and the sum of its log-probabilities in nats.
+    Samples with the same (prompt, seed) are equal whatever else is in the batch, up to rounding
+    differences between batch shapes. `desc` names the progress bar, None shows none.
+    """
+    model.eval()
+    results = [None] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]))  # like lengths together
+    bar = tqdm(total=len(order), desc=desc, disable=desc is None, mininterval=2.0)
+    for start in range(0, len(order), batch):
+        chunk = order[start:start + batch]
+        ids, logp = generate_batch(model, [prompts[i] for i in chunk], [seeds[i] for i in chunk], temperature)
+        for row, i in enumerate(chunk):
+            room = model.cfg.block_size - len(prompts[i])
+            ends = np.flatnonzero(ids[row, :room] == END)
+            stop = ends[0] + 1 if len(ends) else room
+            results[i] = ids[row, :stop].tolist(), float(logp[row, :stop].sum())
+        bar.update(len(chunk))
+    bar.close()
+    return results
+
+# ----------------------------------------------------------------------------------------
+# The grammar
+
+@dataclass
+class Judgement:
+    """One sampled judgement of one item, as it is stored: a line of judgements.jsonl."""
+    item: str
+    sample: int
+    order: list               # order[slot] = index of the response that stood in that slot
+    seed: int
+    prompt: tuple             # ids
+    ids: list                 # ids of the completion, END included
+    logp: float               # nats, under the sampler's distribution
+    status: str = "ok"        # or the reason why it does not parse
+    principles: list = None   # [name, weight] pairs
+    critiques: list = None    # per slot {"quote", "checks", "total"}
+    scores: list = None       # per response, in the item's own order; None if it does not parse
+    meta: float = None        # logit of the Meta RM
+
+PRINCIPLE = re.compile(r"([a-z][a-z ]*) (10|[1-9])")
+SCORE = re.compile(r"10|[1-9]")
+CHECK = re.compile(r"([a-z]+): (?:([^,:]*), )?(good|bad)(?= |$)")
+
+
+def parse(tok, ids, n):
+    """Strict grammar: ids -> (status, principles, critiques, scores of the n slots).
+
+    Structure is read from marks, numbers are read in full; whatever deviates gives a status other
+    than "ok" and scores None, never an exception and never a guess.
+    """
+    cut = [i for i, token in enumerate(ids) if token < len(MARKS)]           # where the marks are
+    marks = [ids[i] for i in cut]
+    texts = [tok.text(ids[a + 1:b]) for a, b in zip([-1] + cut, cut + [len(ids)])]  # texts[j + 1] follows marks[j]
+    if not marks or marks[-1] != END or texts[-1]:
+        return "no end", None, None, None
+    pairs = [PRINCIPLE.fullmatch(p) for p in texts[0].removeprefix(" ").split(", ")]
+    if not all(pairs):
+        return "bad principles", None, None, None
+    principles = [[m[1], int(m[2])] for m in pairs]
+    if marks[0] != CRITIQUE or texts[1]:
+        return "no critique", principles, None, None
+    critiques, j = [], 1
+    for mark in RESPONSE[:n]:                      # <r_i> quote <checks> text <total> number
+        if marks[j:j + 3] != [mark, CHECKS, TOTAL] or not SCORE.fullmatch(texts[j + 3]):
+            return "bad critique", principles, None, None
+        critiques.append({"quote": texts[j + 1].strip(), "checks": texts[j + 2].strip(), "total": int(texts[j + 3])})
+        j += 3
+    if marks[j:] != [SCORES, END]:
+        return "bad scores", principles, critiques, None
+    numbers = texts[j + 1].split(" ")
+    if len(numbers) != n or not all(SCORE.fullmatch(x) for x in numbers):
+        return "bad scores", principles, critiques, None
+    return "ok", principles, critiques, [int(x) for x in numbers]
+
+
+def correct(scores, gold):
+    """Eq 10. n >= 2: the best response's score is strictly the largest, a tie is wrong. n = 1: it is the gold score."""
+    if scores is None:
+        return False
+    if len(gold) == 1:
+        return scores[0] == gold[0]
+    best = max(range(len(gold)), key=lambda i: gold[i])
+    return all(scores[best] > s for i, s in enumerate(scores) if i != best)
+
+
+def vote(samples):
+    """Eq 14: sum each response's scores over the samples; None (no parse) never votes. All None -> None."""
+    votes = [s for s in samples if s is not None]
+    return [sum(column) for column in zip(*votes)] if votes else None
+
+# ----------------------------------------------------------------------------------------
+# Judging items
+
+def shuffled(seed, item, sample):
+    """The order in which sample number `sample` sees the responses: order[slot] = response."""
+    order = list(range(item.n))
+    random.Random(seed_of(seed, "order", item.id, sample)).shuffle(order)
+    return order
+
+
+def judge(model, tok, items, k, seed, purpose, temperature=1.0, shuffle=True, hint=False, desc=None):
+    """k judgements of every item -> list (items) of lists (k) of Judgement.
+
+    shuffle: a fresh order for each sample, else the item's own. hint: the prompt names the best response.
+    """
+    blank = []
+    for item in items:
+        for sample in range(k):
+            order = shuffled(seed_of(seed, purpose), item, sample) if shuffle else list(range(item.n))
+            responses = [item.responses[i] for i in order]
+            prompt = tok.encode(render_prompt(item.query, responses, order.index(item.best) if hint else None))
+            blank.append(Judgement(item.id, sample, order, seed_of(seed, purpose, item.id, sample), tuple(prompt), [], 0.0))
+    done = generate(model, [j.prompt for j in blank], [j.seed for j in blank], temperature, desc=desc)
+    for j, (j.ids, j.logp) in zip(blank, done):
+        j.status, j.principles, j.critiques, slots = parse(tok, j.ids, len(j.order))
+        if slots is not None:                      # scores[response] = score of the slot it stood in
+            j.scores = [slots[j.order.index(i)] for i in range(len(slots))]
+    return [blank[i:i + k] for i in range(0, len(blank), k)]
+
+
+def write_judgements(path, judgements):
+    """One JSON object a line, written beside and renamed."""
+    with open(path + ".tmp", "w") as f:
+        f.writelines(json.dumps(asdict(j)) + "\n" for j in judgements)
+    os.replace(path + ".tmp", path)
+
+
+def read_judgements(path):
+    """-> the same judgements, as one list per item (neighbours with the same item)."""
+    with open(path) as f:
+        judgements = [Judgement(**json.loads(line)) for line in f]
+    return [list(group) for _, group in itertools.groupby(judgements, key=lambda j: j.item)]

@@ -1,0 +1,488 @@
+"""
+nanoGRM: a small GPT learns to be a judge, from nothing (SPCT, arXiv 2504.02495).
+
+    python spct.py                      # everything, about 25 minutes on two CPU cores
+    python spct.py --preset smoke       # the same code in a minute, too short to learn anything
+
+    1 pretrain   general text and judgements by annotators of mixed skill        -> base.pt
+    2 rft        rejective fine-tuning: keep the base model's right judgements   -> rft.pt
+    3 rl         rule-based RL: reward +1 or -1, KL to the RFT model             -> rl.pt
+    4 metarm     one Meta RM for each policy: which judgements are right?        -> meta-rft.pt, meta-rl.pt
+    5 eval       votes and guided votes of every stage on the test split         -> results.json, figures
+
+Simplifications against the paper, and why: all models are of one size and from scratch (a laptop has to
+do); sampling at T = 1 everywhere (RL needs it, voting then uses the same policy); GRPO takes one update a
+rollout by default (then the ratio is 1 and the clip never acts). What the paper leaves open (clip, KL
+estimator, loss normalisation, zero variance) is chosen and explained where it stands.
+"""
+
+import copy
+import difflib
+import os
+import random
+import sys
+from dataclasses import asdict, dataclass, fields
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import metarm
+import report
+from data.annotators import document, general_text
+from data.tokenizer import HINT, PAD, Tokenizer, train_bpe
+from data.world import make_items, seed_of
+from model import GPT, GPTConfig, Optimizer, pad_rows, token_logp
+from run import Run, UserError, pick_dtype, read_json, trapezoid, write_json
+from sample import correct, judge, read_judgements, write_judgements
+
+# ----------------------------------------------------------------------------------------
+# Config: every field is a flag, --field value
+
+@dataclass
+class Config:
+    # run
+    preset: str = "cpu"            # smoke, cpu or gpu; by default whatever the device is
+    seed: int = 0
+    out: str = ""                  # run folder; by default runs/<preset>-seed<seed>
+    device: str = "auto"           # cuda if there is one, else cpu; mps only if you ask for it
+    dtype: str = "auto"            # float32 or bfloat16 for training; auto measures which one is faster
+    threads: int = 2               # CPU threads; another number rounds differently
+    save_every: int = 50           # steps between two checkpoints
+    # model
+    n_layer: int = 4
+    n_head: int = 4
+    n_kv_head: int = 1
+    n_embd: int = 128
+    block_size: int = 320          # context in tokens
+    vocab_size: int = 704
+    # pre-training
+    pretrain_tokens: int = 9_000_000
+    pretrain_rows: int = 13        # rows of block_size tokens a step; small steps pass the plateau sooner
+    pretrain_lr: float = 3e-3
+    # preference data: RFT and RL use the same points
+    points: int = 3000
+    noise: float = 0.0             # share of wrong preference labels
+    # rejective fine-tuning
+    n_rft: int = 3                 # samples a point
+    hinted: int = 1                # 1: one more sample a point with the best response named
+    rft_general: float = 0.5       # share of general text among the examples
+    rft_rows: int = 8              # rows of block_size tokens a step
+    rft_epochs: int = 2
+    rft_lr: float = 1e-3
+    # RL
+    rl_steps: int = 70
+    rl_points: int = 32            # points a step
+    group: int = 8                 # G: samples a point
+    rl_updates: int = 1            # updates a rollout
+    rl_lr: float = 6e-4
+    beta: float = 0.1              # KL coefficient
+    clip: float = 0.2
+    # Meta RM
+    meta_items: int = 1500         # fresh training points, 4 samples each from the policy that is guided
+    meta_samples: int = 4
+    meta_old: int = 1000           # points whose RFT samples are used too
+    meta_epochs: int = 2
+    meta_lr: float = 1e-3
+    # evaluation
+    eval_items: int = 500          # test items with n >= 2
+    val_items: int = 200           # validation items, to choose k_meta
+    k: int = 32                    # votes
+
+PRESETS = {
+    "smoke": dict(pretrain_tokens=40_000, n_layer=2, n_embd=64, points=24, rl_steps=3, rl_points=4, group=4,
+                  meta_items=12, eval_items=16, val_items=8, k=4, save_every=2, block_size=320),
+    "cpu": {},
+    "gpu": dict(pretrain_tokens=40_000_000, n_layer=7, n_head=6, n_embd=192, pretrain_rows=52, points=8000,
+                rl_steps=150, rl_points=64, meta_items=4000, eval_items=2000, val_items=500),
+}
+
+# Each stage with the units of work that it is made of: what --stage STAGE repeats.
+UNITS = {"pretrain": ["base"], "rft": ["rft-samples", "rft"], "rl": ["rl"], "metarm": ["meta-rft", "meta-rl"],
+         "eval": ["eval-base", "eval-rft", "eval-rl"]}
+STAGES = list(UNITS)
+
+# ----------------------------------------------------------------------------------------
+# 1. Pre-training
+
+def pack(documents, T):
+    """Whole documents into rows of up to T + 1 tokens -> (ids, mask), each (rows, T + 1).
+
+    documents: (ids, mask) pairs, mask True on the tokens to be learned. Each goes into the first of the
+    last few rows that has room. The rest of a row is PAD and not learned, END is.
+    """
+    rows, open_rows = [], []
+    for ids, mask in documents:
+        assert len(ids) <= T + 1, f"a document of {len(ids)} tokens does not fit in rows of {T}"
+        row = next((r for r in open_rows if len(r[0]) + len(ids) <= T + 1), None)
+        if row is None:
+            row = ([], [])
+            rows.append(row)
+            open_rows = rows[-8:]
+        row[0].extend(ids)
+        row[1].extend(mask)
+    ids, mask = np.full((len(rows), T + 1), PAD, np.int16), np.zeros((len(rows), T + 1), bool)
+    for i, row in enumerate(rows):
+        ids[i, :len(row[0])], mask[i, :len(row[0])] = row
+    return ids, mask
+
+
+def corpus(tok, seed, tokens, T):
+    """Documents 0, 1, 2, ... until there are `tokens` of them, packed."""
+    documents, count, index = [], 0, 0
+    while count < tokens:
+        ids = tok.encode(document(seed, index))
+        documents.append((ids, [True] * len(ids)))
+        count, index = count + len(ids), index + 1
+    return pack(documents, T)
+
+
+def train_lm(run, unit, model, ids, mask, lr, batch, epochs=1):
+    """Next-token training on packed rows, for pre-training and RFT. ids, mask: (rows, T + 1)."""
+    opt = Optimizer(model, lr)
+    order = np.concatenate([np.random.default_rng(seed_of(run.cfg.seed, unit, e)).permutation(len(ids)) for e in range(epochs)])
+    steps = len(order) // batch
+
+    def step(i):
+        rows = order[i * batch:(i + 1) * batch]
+        x = torch.from_numpy(ids[rows].astype(np.int64)).to(run.device)              # (B, T + 1)
+        m = torch.from_numpy(mask[rows]).to(run.device)
+        with run.autocast():
+            logp, entropy = token_logp(model, x, m)                                  # (N,)
+        loss = -logp.mean()                        # the mean over real tokens, not over padding
+        loss.backward()
+        scale = trapezoid(i, steps)
+        return {"loss": loss.item(), "entropy": entropy.mean().item(), "tokens": len(logp), "lr": lr * scale,
+                "grad_norm": opt.step(scale)}
+
+    run.train(unit, model, opt, steps, step)
+
+
+def pretrain(run, tok):
+    cfg = run.cfg
+    model = new_model(run, tok)
+    if not run.finished("base", model):
+        ids, mask = corpus(tok, cfg.seed, cfg.pretrain_tokens, cfg.block_size)
+        train_lm(run, "base", model, ids, mask, cfg.pretrain_lr, cfg.pretrain_rows)
+    return model
+
+# ----------------------------------------------------------------------------------------
+# 2. Rejective fine-tuning (RFT)
+
+def right(judgement, item):
+    return correct(judgement.scores, item.gold)
+
+
+def reject(samples, item):
+    """The rules for one point's non-hinted samples: drop the wrong ones; drop the whole point if all are right (too easy)."""
+    kept = [j for j in samples if right(j, item)]
+    return [] if len(kept) == len(samples) else kept
+
+
+def reject_hinted(samples, item):
+    """Hinted samples are dropped only when they are wrong."""
+    return [j for j in samples if right(j, item)]
+
+
+def forget_hint(prompt):
+    """The same prompt without the hint: what the policy will see when it has to judge by itself."""
+    if HINT not in prompt:
+        return list(prompt)
+    i = prompt.index(HINT)
+    return list(prompt[:i]) + list(prompt[i + 2:])
+
+
+def rft_samples(run, tok, base, points):
+    """N_RFT samples of every point from the base model, and one hinted -> (samples, hinted), lists per point.
+
+    Hinted points have n >= 2: naming the best of one response says nothing.
+    """
+    cfg, several = run.cfg, [p for p in points if p.n > 1]
+    if run.finished("rft-samples"):
+        return [read_judgements(run.path(f"judgements-{name}.jsonl")) for name in ("rft", "hinted")]
+    samples = judge(base, tok, points, cfg.n_rft, cfg.seed, "rft", desc="rft: sampling")
+    hinted = judge(base, tok, several, 1, cfg.seed, "hinted", hint=True, desc="rft: hinted") if cfg.hinted else []
+    run.log("rft-samples", points=len(points),
+            too_easy=float(np.mean([all(right(j, p) for j in s) for s, p in zip(samples, points)])),
+            hinted_right=float(np.mean([right(s[0], p) for s, p in zip(hinted, several)] or [0.0])),
+            **report.judgement_stats(samples, points))
+    write_judgements(run.path("judgements-rft.jsonl"), sum(samples, []))
+    write_judgements(run.path("judgements-hinted.jsonl"), sum(hinted, []))
+    run.finish("rft-samples")
+    return samples, hinted
+
+
+def rft(run, tok, base, points, samples, hinted):
+    """Fine-tune the base model on its own judgements that survive the rules, mixed with general text."""
+    cfg, model = run.cfg, copy.deepcopy(base)
+    if run.finished("rft", model):
+        return model
+    by_id = {p.id: p for p in points}
+    kept = [j for s in samples for j in reject(s, by_id[s[0].item])]
+    kept += [j for s in hinted for j in reject_hinted(s, by_id[s[0].item])]
+    examples = []
+    for j in kept:                                 # learned: the judgement with its END, not the prompt
+        prompt = forget_hint(j.prompt)
+        examples.append((prompt + j.ids, [False] * len(prompt) + [True] * len(j.ids)))
+    for i in range(int(len(kept) * cfg.rft_general / (1 - cfg.rft_general))):
+        ids = tok.encode(general_text(random.Random(seed_of(cfg.seed, "rft-general", i))))
+        examples.append((ids, [True] * len(ids)))
+    random.Random(seed_of(cfg.seed, "rft-mix")).shuffle(examples)
+    ids, mask = pack(examples, cfg.block_size)
+    train_lm(run, "rft", model, ids, mask, cfg.rft_lr, cfg.rft_rows, cfg.rft_epochs)
+    return model
+
+# ----------------------------------------------------------------------------------------
+# 3. Rule-based RL
+
+def advantages(rewards):
+    """GRPO: (reward - mean of its group) / std of its group. rewards (P, G) -> (P, G).
+
+    A group that is all right or all wrong says nothing about which sample is better: its advantages are
+    0 (and not 0 / 0). Groups are rows, so they never mix.
+    """
+    centred = rewards - rewards.mean(dim=1, keepdim=True)
+    std = rewards.std(dim=1, keepdim=True, unbiased=False)
+    return torch.where(std > 0, centred / std.clamp(min=1e-6), 0.0)
+
+
+def policy_loss(logp, logp_old, adv, clip):
+    """PPO's clipped objective per token, all (N,). On the first update of a rollout the ratio is 1
+    and this is REINFORCE; the clip acts only from the second update on."""
+    ratio = (logp - logp_old).exp()
+    return -torch.min(ratio * adv, ratio.clamp(1 - clip, 1 + clip) * adv)
+
+
+def kl_k2(logp, logp_ref):
+    """KL(policy || reference) per token as a loss, (N,): k2 = (log ratio)^2 / 2.
+
+    For samples of the policy its gradient is that of the reverse KL. k1 (the log ratio itself) has the
+    right mean but a zero expected gradient, and k3's gradient is that of the forward KL.
+    """
+    return 0.5 * (logp - logp_ref) ** 2
+
+
+def kl_k3(logp, logp_ref):
+    """KL(policy || reference) per token as a measurement, (N,): unbiased, never negative, low variance."""
+    log_ratio = logp_ref - logp
+    return log_ratio.exp() - log_ratio - 1
+
+
+def not_too_easy(points, samples):
+    """RL's points: those that a weaker model (the base) does not get right every time."""
+    return [p for p, s in zip(points, samples) if not all(right(j, p) for j in s)]
+
+
+def rl(run, tok, reference, points, samples):
+    """GRPO from the RFT model, with a KL penalty to it."""
+    cfg, policy = run.cfg, copy.deepcopy(reference)
+    if run.finished("rl", policy):
+        return policy
+    pool = not_too_easy(points, samples)
+    opt = Optimizer(policy, cfg.rl_lr)
+
+    def step(i):
+        # rollout: G samples of each point; the group shares the prompt, the best's position is uniform already
+        batch = [pool[j % len(pool)] for j in range(i * cfg.rl_points, (i + 1) * cfg.rl_points)]
+        groups = judge(policy, tok, batch, cfg.group, cfg.seed, f"rl-{i}", shuffle=False)
+        rewards = torch.tensor([[1.0 if right(j, p) else -1.0 for j in g] for g, p in zip(groups, batch)])  # (P, G), Eq 11
+        adv = advantages(rewards).flatten().tolist()
+        flat = sum(groups, [])
+        metrics = update(run, policy, reference, opt, flat, adv, trapezoid(i, cfg.rl_steps, decay=0.3))
+        if i % 10 == 0:                            # something to read while it trains
+            p, j = batch[0], flat[0]
+            tqdm.write(f"\n[step {i}] reward {rewards[0, 0]:+.0f}, gold {p.gold}\n{tok.readable(list(j.prompt) + j.ids)}")
+        silent = (rewards.std(dim=1) == 0).float().mean()
+        return {"loss": metrics.pop("loss"), "reward": float(rewards.mean()), "silent_groups": float(silent), **metrics,
+                **report.judgement_stats(groups, batch)}
+
+    run.train("rl", policy, opt, cfg.rl_steps, step)
+    return policy
+
+
+def update(run, policy, reference, opt, judgements, adv, scale):
+    """One rollout's updates. judgements: B of them, adv: B numbers -> metrics of the last update."""
+    cfg = run.cfg
+    total = sum(len(j.ids) for j in judgements)
+    order = sorted(range(len(judgements)), key=lambda i: len(judgements[i].prompt) + len(judgements[i].ids))
+    micro = [order[i:i + 64] for i in range(0, len(order), 64)]              # like lengths together: little padding
+    old, ref = [None] * len(micro), [None] * len(micro)
+    for u in range(cfg.rl_updates):
+        sums = {"loss": 0.0, "kl": 0.0, "entropy": 0.0, "clipped": 0.0}
+        for m, rows in enumerate(micro):
+            js = [judgements[i] for i in rows]
+            ids, _ = pad_rows([list(j.prompt) + j.ids for j in js], PAD, run.device)          # (B, T): the ids that were sampled
+            mask, _ = pad_rows([[0] * len(j.prompt) + [1] * len(j.ids) for j in js], 0, run.device)
+            a = torch.tensor([adv[i] for i in rows for _ in judgements[i].ids], device=run.device)  # (N,)
+            with run.autocast():
+                logp, entropy = token_logp(policy, ids, mask.bool())                          # (N,)
+                if u == 0:
+                    old[m] = logp.detach()
+                    with torch.no_grad():
+                        ref[m], _ = token_logp(reference, ids, mask.bool())
+            # Each token of the batch weighs the same: the sum over all tokens by their number. A mean
+            # per sample would make the tokens of long judgements weigh less, and so reward length when wrong.
+            loss = (policy_loss(logp, old[m], a, cfg.clip) + cfg.beta * kl_k2(logp, ref[m])).sum() / total
+            loss.backward()
+            sums["loss"] += loss.item()
+            sums["kl"] += float(kl_k3(logp.detach(), ref[m]).sum()) / total
+            sums["entropy"] += float(entropy.sum()) / total
+            sums["clipped"] += float(((logp.detach() - old[m]).exp() - 1).abs().gt(cfg.clip).sum()) / total
+        sums["grad_norm"] = opt.step(scale)
+    return sums
+
+# ----------------------------------------------------------------------------------------
+# 4. Meta RM
+
+def meta_rm(run, tok, name, policy, samples, points):
+    """The Meta RM of one policy ("rft" or "rl"): from RFT's non-hinted samples, and fresh ones of the policy."""
+    cfg, unit = run.cfg, f"meta-{name}"
+    model = metarm.from_policy(policy)
+    if run.finished(unit, model):
+        return model
+    fresh = make_items(cfg.seed, "train", cfg.meta_items, start=cfg.points)
+    more = judge(policy, tok, fresh, cfg.meta_samples, cfg.seed, unit, desc=f"{unit}: sampling")
+    old = samples[:cfg.meta_old]
+    examples = [(j, right(j, p)) for s, p in zip(old + more, points[:len(old)] + fresh) for j in s]
+    metarm.train(run, unit, model, examples)
+    return model
+
+# ----------------------------------------------------------------------------------------
+# 5. Evaluation
+
+def evaluate(run, tok, name, policy, meta):
+    """Judge the test split (and others) with one policy; everything is kept in judgements-<name>-<part>.jsonl."""
+    cfg = run.cfg
+    parts = eval_parts(cfg)
+    if not run.finished(f"eval-{name}"):
+        for part, (items, k, temperature) in parts.items():
+            if part == "val" and meta is None:
+                continue                           # validation only chooses k_meta
+            judged = judge(policy, tok, items, k, cfg.seed, f"eval-{part}", temperature, shuffle=temperature > 0,
+                           desc=f"{name}: {part}")
+            if meta is not None and part in ("test", "val"):
+                metarm.score(run, meta, sum(judged, []))
+            write_judgements(run.path(f"judgements-{name}-{part}.jsonl"), sum(judged, []))
+            if part == "test":
+                run.log(f"eval-{name}", **report.judgement_stats(judged, items))
+        run.finish(f"eval-{name}")
+    return {part: (items, read_judgements(run.path(f"judgements-{name}-{part}.jsonl"))) for part, (items, _, _) in parts.items()
+            if part != "val" or meta is not None}
+
+
+def eval_parts(cfg):
+    """What is judged: part -> (items, samples each, temperature)."""
+    test = make_items(cfg.seed, "test", cfg.eval_items, least=2)
+    val = make_items(cfg.seed, "val", cfg.val_items, least=2)
+    ood = make_items(cfg.seed, "ood", cfg.eval_items // 2, least=2)
+    single = make_items(cfg.seed, "test", cfg.eval_items // 2, most=1)
+    return {"greedy": (test, 1, 0), "test": (test, cfg.k, 1.0), "single": (single, 1, 0), "ood-greedy": (ood, 1, 0),
+            "ood": (ood, 4, 1.0), "val": (val, cfg.k, 1.0)}
+
+# ----------------------------------------------------------------------------------------
+# The main job
+
+def new_model(run, tok):
+    cfg = run.cfg
+    shape = GPTConfig(tok.vocab_size, cfg.block_size, cfg.n_layer, cfg.n_head, cfg.n_kv_head, cfg.n_embd)
+    return GPT(shape, seed_of(cfg.seed, "init")).to(run.device)
+
+
+def make_tokenizer(run):
+    """BPE trained on the first documents of the corpus: a quarter of a second, so it is made anew each time."""
+    cfg = run.cfg
+    texts = (part for i in range(8000) for part in document(cfg.seed, i) if isinstance(part, str))
+    tok = Tokenizer(train_bpe(texts, cfg.vocab_size))
+    tok.save(run.path("tokenizer.tiktoken"))
+    return tok
+
+
+def parse_flags(argv):
+    """--name value ... -> ({field: value}, {"resume": bool, "stage": str or None}). Unknown flags are refused."""
+    types, values, extra = {f.name: f.type for f in fields(Config)}, {}, {"resume": False, "stage": None}
+    argv = list(argv)
+    while argv:
+        flag = argv.pop(0)
+        name = flag.removeprefix("--").replace("-", "_")
+        if not flag.startswith("--") or name not in types | extra:
+            near = difflib.get_close_matches(name, list(types) + list(extra), 1)
+            raise UserError(f"unknown flag {flag}" + (f", did you mean --{near[0]}?" if near else "; see the Config in spct.py"))
+        if name == "resume":
+            extra["resume"] = True
+            continue
+        if not argv:
+            raise UserError(f"{flag} needs a value")
+        text = argv.pop(0)
+        if name == "stage":
+            if text not in STAGES:
+                raise UserError(f"--stage {text}: expected one of {', '.join(STAGES)}")
+            extra["stage"] = text
+            continue
+        try:
+            values[name] = types[name](text)
+        except ValueError:
+            raise UserError(f"{flag} {text}: expected {'a whole number' if types[name] is int else 'a number'}") from None
+    return values, extra
+
+
+def make_config(argv):
+    """Flags (and, to go on, the folder's config) -> (Config, units to forget from)."""
+    values, extra = parse_flags(argv)
+    device = values.get("device", "auto")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    preset = values.get("preset", "gpu" if device == "cuda" else "cpu")
+    if preset not in PRESETS:
+        raise UserError(f"--preset {preset}: expected one of {', '.join(PRESETS)}")
+    cfg = Config(**{"preset": preset, **PRESETS[preset], **values, "device": device})
+    cfg.out = cfg.out or f"runs/{preset}-seed{cfg.seed}"
+    saved = os.path.join(cfg.out, "config.json")
+    if extra["stage"] and not extra["resume"]:
+        raise UserError("--stage goes on from an earlier run: add --resume")
+    if not os.path.exists(saved):
+        if extra["resume"]:
+            raise UserError(f"--resume: there is no run in {cfg.out}; leave --resume out to start one")
+        return cfg, extra
+    if not extra["resume"]:
+        raise UserError(f"{cfg.out} holds a run already: add --resume to go on with it, or --out FOLDER for another")
+    before = read_json(saved)
+    other = [name for name, value in values.items() if name != "out" and before[name] != value]
+    if other and not extra["stage"]:
+        raise UserError(f"--{other[0]} differs from the run in {cfg.out} (it has {before[other[0]]}): use --out FOLDER, "
+                        f"or --stage to repeat the run from that stage on")
+    return Config(**{**before, **values, "out": cfg.out}), extra
+
+
+def main(argv):
+    cfg, extra = make_config(argv)
+    torch.set_num_threads(cfg.threads)
+    os.makedirs(cfg.out, exist_ok=True)
+    run = Run(cfg, cfg.out)
+    if extra["stage"]:
+        run.forget([u for stage in STAGES[STAGES.index(extra["stage"]):] for u in UNITS[stage]])
+    if cfg.dtype == "auto":
+        cfg.dtype = pick_dtype(cfg.device)
+    write_json(run.path("config.json"), asdict(cfg))
+    print("\n".join(f"{name:16s} {value}" for name, value in asdict(cfg).items()))
+
+    tok = make_tokenizer(run)
+    points = make_items(cfg.seed, "train", cfg.points, noise=cfg.noise)
+    base = pretrain(run, tok)
+    samples, hinted = rft_samples(run, tok, base, points)
+    tuned = rft(run, tok, base, points, samples, hinted)
+    policy = rl(run, tok, tuned, points, samples)
+    guide = {name: meta_rm(run, tok, name, model, samples, points) for name, model in [("rft", tuned), ("rl", policy)]}
+    evaluated = {name: evaluate(run, tok, name, model, guide.get(name))
+                 for name, model in [("base", base), ("rft", tuned), ("rl", policy)]}
+    final = report.results(run, evaluated)
+    write_json(run.path("results.json"), final)
+    report.figures(run.folder, final)
+    print(report.table(final))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        print(f"spct.py: {error}", file=sys.stderr)
+        sys.exit(2)
