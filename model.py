@@ -174,8 +174,9 @@ class GPT(nn.Module):
         return norm(x)
 
     def logits(self, x):
-        """Hidden states (..., C) -> (..., V), in float32."""
-        return F.linear(x, self.wte.weight).float()
+        """Hidden states (..., C) -> (..., V), in float32 also under autocast."""
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x.float(), self.wte.weight)
 
 
 class RewardModel(nn.Module):
@@ -197,25 +198,30 @@ class RewardModel(nn.Module):
 # What every training loop needs
 
 def pad_rows(rows, value=0, device="cpu"):
-    """Lists of different lengths -> (B, T) padded on the right, and their lengths (B,)."""
+    """Lists of different lengths -> (B, T) padded on the right, and their lengths (B,).
+
+    T is a multiple of 32: bfloat16 kernels are compiled anew for each shape, so few shapes are fast.
+    """
     length = torch.tensor([len(r) for r in rows])
-    ids = torch.full((len(rows), int(length.max())), value)
+    ids = torch.full((len(rows), -(-int(length.max()) // 32) * 32), value)
     for i, row in enumerate(rows):
         ids[i, :len(row)] = torch.as_tensor(row)
     return ids.to(device), length.to(device)
 
 
-def token_logp(model, ids, mask):
-    """Log-probability of every token under the mask, given all tokens before it.
+def token_logits(model, ids, mask):
+    """Logits at every token under the mask, given all tokens before it, and the token itself.
 
-    ids (B, T); mask (B, T) bool, True on the tokens to be predicted -> logp (N,), entropy (N,) in nats,
-    in row order, N = number of masked tokens. Logits are made for those positions only.
+    ids (B, T); mask (B, T) bool, True on the tokens to be predicted -> logits (N, V), targets (N,) in row
+    order, N = number of masked tokens. No logits are made for other positions.
     """
     x = model(ids[:, :-1])[mask[:, 1:]]                                      # (N, C)
-    logp = model.logits(x).log_softmax(dim=-1)                               # (N, V)
-    with torch.no_grad():
-        entropy = -(logp.exp() * logp).sum(dim=-1)
-    return logp.gather(1, ids[:, 1:][mask[:, 1:]][:, None])[:, 0], entropy
+    return model.logits(x), ids[:, 1:][mask[:, 1:]]
+
+
+def token_logp(model, ids, mask):
+    """Log-probabilities of the tokens under the mask, (N,), in nats: see token_logits."""
+    return -F.cross_entropy(*token_logits(model, ids, mask), reduction="none")
 
 
 class Optimizer:

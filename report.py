@@ -8,15 +8,17 @@ or a judgement that does not parse is wrong. Beside it the coin flip: a tie is b
 does not parse guesses. Intervals: 95%, bootstrap over items.
 """
 
+import functools
 import json
 import os
-import sys
 
 import numpy as np
 
 import metarm
-from data.world import CRITERIA, DOMAINS, VERIFIABLE, seed_of
-from sample import CHECK, correct, vote
+from data.preferences import UserError, command
+from data.world import DOMAINS, VERIFIABLE, seed_of
+from run import read_json
+from sample import CHECK, correct, interval, vote
 
 # ----------------------------------------------------------------------------------------
 # Measures of one judgement
@@ -110,13 +112,6 @@ def choose_share(items, samples):
     accuracy = {keep: np.mean([correct(metarm.guided_vote([j.scores for j in s], [j.meta for j in s], keep), i.gold)
                                for s, i in zip(samples, items)]) for keep in [1] + votes_up_to(K)[:-1]}
     return max(accuracy, key=lambda keep: (accuracy[keep], keep)) / K
-
-
-def interval(values, seed=0, draws=1000):
-    """95% bootstrap interval of the mean over items: [low, high]."""
-    rng = np.random.default_rng(seed)
-    means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(draws)]
-    return [round(float(q), 4) for q in np.quantile(means, [0.025, 0.975])]
 
 # ----------------------------------------------------------------------------------------
 # results.json
@@ -230,5 +225,121 @@ def table(r):
     return "\n".join(text)
 
 
+# ----------------------------------------------------------------------------------------
+# Figures
+
 def figures(folder, r):
-    pass
+    """votes.png, subsets.png and rl.png in the run folder, from results.json's contents and metrics.jsonl."""
+    import matplotlib
+    matplotlib.use("Agg")                          # no screen is needed
+    import matplotlib.pyplot as plt
+    colors = {"base": "tab:gray", "rft": "tab:blue", "rl": "tab:red"}
+
+    def save(fig, name):
+        fig.tight_layout()
+        fig.savefig(os.path.join(folder, name), dpi=110)
+        plt.close(fig)
+
+    # Accuracy against the number of votes
+    fig, axes = plt.subplots(figsize=(8, 5.5))
+    for name, s in r["stages"].items():
+        ks = sorted(s["vote"], key=int)
+        x = [1, *map(int, ks)]
+        band = np.array([s["sample_ci"], *[s["vote_ci"][k] for k in ks]])
+        axes.plot(x, [s["sample"], *[s["vote"][k] for k in ks]], "o-", color=colors[name], label=f"{name}: votes")
+        axes.fill_between(x, band[:, 0], band[:, 1], color=colors[name], alpha=0.12)
+        axes.axhline(s["greedy"], color=colors[name], ls=":", lw=1, label=f"{name}: greedy")
+        if name in r["meta"]:
+            m = r["meta"][name]
+            axes.plot(x[1:], [m["vote"][k] for k in ks], "^--", color=colors[name], label=f"{name}: guided votes, k_meta {m['k_meta']}/{ks[-1]}")
+            axes.plot(x[1:], [m["random"][k] for k in ks], "x", color=colors[name], alpha=0.6, label=f"{name}: random subset of that size")
+    axes.set(xscale="log", xticks=x, xticklabels=x, xlabel="samples k", ylabel="strict accuracy, test split")
+    axes.legend(fontsize=7, ncol=2)
+    axes.grid(alpha=0.3)
+    save(fig, "votes.png")
+
+    # Accuracy by subset: one sample, and what the votes add
+    fig, axes = plt.subplots(figsize=(8, 4))
+    subsets = list(r["stages"]["rl"]["subsets"])
+    for i, (name, s) in enumerate(r["stages"].items()):
+        x = np.arange(len(subsets)) + (i - 1) * 0.27
+        votes = [s["subsets"][d]["vote"][ks[-1]] for d in subsets]
+        axes.bar(x, votes, 0.25, color=colors[name], alpha=0.35)
+        axes.bar(x, [s["subsets"][d]["sample"] for d in subsets], 0.25, color=colors[name], label=f"{name} (pale: vote@{ks[-1]})")
+    axes.set(xticks=range(len(subsets)), xticklabels=subsets, ylabel="strict accuracy", ylim=(0, 1))
+    axes.legend(fontsize=8)
+    save(fig, "subsets.png")
+
+    # How RL went
+    with open(os.path.join(folder, "metrics.jsonl")) as f:
+        steps = [row for row in map(json.loads, f) if row["unit"] == "rl"]
+    panels = [["reward"], ["kl"], ["entropy"], ["length"], ["silent_groups", "tie", "parse"], ["principles", "checks", "totals"]]
+    fig, grid = plt.subplots(2, 3, figsize=(11, 5.5))
+    for axes, names in zip(grid.flat, panels):
+        for name in names:
+            axes.plot([row["step"] for row in steps], [row[name] for row in steps], label=name)
+        axes.set(xlabel="RL step")
+        axes.legend(fontsize=8)
+        axes.grid(alpha=0.3)
+    save(fig, "rl.png")
+
+# ----------------------------------------------------------------------------------------
+# Several runs: means over seeds, and paired differences
+
+DIFFERENCES = [  # (what, better column, worse column) in per_item.npz
+    ("RFT - base, one sample", "rft/sample", "base/sample"),
+    ("RFT - base, greedy", "rft/greedy", "base/greedy"),
+    ("RL - RFT, one sample", "rl/sample", "rft/sample"),
+    ("RL - RFT, greedy", "rl/greedy", "rft/greedy"),
+    ("vote@32 - greedy, RL", "rl/vote@32", "rl/greedy"),
+    ("vote@8 - one sample, base", "base/vote@8", "base/sample"),
+    ("vote@8 - one sample, RFT", "rft/vote@8", "rft/sample"),
+    ("vote@8 - one sample, RL", "rl/vote@8", "rl/sample"),
+    ("meta@32 - vote@32, RFT", "rft/meta@32", "rft/vote@32"),
+    ("meta@32 - its random control, RFT", "rft/meta@32", "rft/meta_random@32"),
+    ("meta@8 - vote@8, RL", "rl/meta@8", "rl/vote@8"),
+    ("meta@8 - its random control, RL", "rl/meta@8", "rl/meta_random@8"),
+    ("meta@32 - vote@32, RL", "rl/meta@32", "rl/vote@32"),
+    ("meta@32 - its random control, RL", "rl/meta@32", "rl/meta_random@32"),
+]
+
+
+def pooled_interval(differences, seed=0, draws=1000):
+    """95% interval of the mean over runs of each run's mean difference, bootstrap over the items of each run."""
+    rng = np.random.default_rng(seed)
+    means = [np.mean([d[rng.integers(0, len(d), len(d))].mean() for d in differences]) for _ in range(draws)]
+    return np.quantile(means, [0.025, 0.975])
+
+
+def main(folders):
+    """Print markdown: the main measures of each run and their mean, then the paired differences."""
+    missing = [f for f in folders if not os.path.exists(os.path.join(f, "per_item.npz"))]
+    if missing or not folders:
+        raise UserError(f"no results in {missing[0]}: run `python spct.py --out {missing[0]}` first" if missing
+                        else "name one or more run folders")
+    runs = [read_json(os.path.join(f, "results.json")) for f in folders]
+    arrays = [np.load(os.path.join(f, "per_item.npz")) for f in folders]
+    columns = ["greedy", "sample", "vote@2", "vote@8", "vote@32", "half@8", "half@32", "meta@8", "meta@32", "meta_random@32", "pass@32"]
+    print("| stage | parse | tie | " + " | ".join(columns) + " | n = 1 | ood greedy | tokens | principles | checks | totals |")
+    print("|---" * (len(columns) + 9) + "|")
+    mean = lambda pick: np.mean([pick(r) for r in runs])
+    for name in runs[0]["stages"]:
+        cells = [f"{np.mean([a[f'{name}/{c}'].mean() for a in arrays]):.3f}" if f"{name}/{c}" in arrays[0] else "" for c in columns]
+        stage = lambda *path: mean(lambda r: functools.reduce(lambda d, key: d[key], path, r["stages"][name]))
+        print(f"| {name} | {stage('parse'):.3f} | {stage('tie'):.3f} | " + " | ".join(cells) + f" | {stage('single'):.3f} | "
+              f"{stage('ood', 'greedy'):.3f} | {stage('tokens'):.0f} | " + " | ".join(f"{stage('faithful', f):.3f}" for f in ("principles", "checks", "totals")) + " |")
+    print("\n| difference | mean | 95% interval | each run |\n|---|---|---|---|")
+    for what, better, worse in DIFFERENCES:
+        if any(better not in a or worse not in a for a in arrays):
+            continue                               # a short run has fewer votes
+        d = [a[better] - a[worse] for a in arrays]
+        low, high = pooled_interval(d)
+        print(f"| {what} | {np.mean([x.mean() for x in d]):+.3f} | {low:+.3f} to {high:+.3f} | {', '.join(f'{x.mean():+.3f}' for x in d)} |")
+    for column in ("greedy", "vote@8"):
+        inside = [np.isin(a["subset"], VERIFIABLE) for a in arrays]
+        gap = [a[f"rl/{column}"][~v].mean() - a[f"rl/{column}"][v].mean() for a, v in zip(arrays, inside)]
+        print(f"\nRL, {column}: the other subsets are {np.mean(gap):+.3f} above the verifiable ones ({', '.join(f'{g:+.3f}' for g in gap)})")
+
+
+if __name__ == "__main__":
+    command(main)

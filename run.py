@@ -21,10 +21,6 @@ import torch
 from tqdm import tqdm
 
 
-class UserError(Exception):
-    """Something that the user can mend: shown as one line, exit code 2."""
-
-
 def write_json(path, value):
     """Written beside and renamed: a crash leaves the old file or the new one, never half of one."""
     with open(path + ".tmp", "w") as f:

@@ -18,17 +18,16 @@ import json
 import os
 import random
 import re
-import sys
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.tokenizer import (CHECKS, CRITIQUE, END, PAD, PRINCIPLES, RESPONSE, SCORES, TOTAL, MARKS,
-                            Tokenizer, render_prompt)
+from data.tokenizer import CHECKS, CRITIQUE, END, MARKS, PAD, RESPONSE, SCORES, TOTAL, Tokenizer, render_prompt
+from data.preferences import UserError, command, load_or_fail
 from data.world import Item, seed_of
-from model import GPT, GPTConfig, RewardModel, pad_rows
+from model import GPT, GPTConfig, pad_rows
 
 # ----------------------------------------------------------------------------------------
 # The sampler
@@ -180,6 +179,13 @@ def vote(samples):
     votes = [s for s in samples if s is not None]
     return [sum(column) for column in zip(*votes)] if votes else None
 
+
+def interval(values, seed=0, draws=1000):
+    """95% interval of a mean by bootstrap over items: [low, high]."""
+    values, rng = np.asarray(values, float), np.random.default_rng(seed)
+    means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(draws)]
+    return [round(float(q), 4) for q in np.quantile(means, [0.025, 0.975])]
+
 # ----------------------------------------------------------------------------------------
 # Judging items
 
@@ -222,3 +228,115 @@ def read_judgements(path):
     with open(path) as f:
         judgements = [Judgement(**json.loads(line)) for line in f]
     return [list(group) for _, group in itertools.groupby(judgements, key=lambda j: j.item)]
+
+# ----------------------------------------------------------------------------------------
+# The command line judge
+
+def load_judge(folder, name):
+    """A policy of a run folder ("base", "rft" or "rl") and its tokenizer."""
+    path = os.path.join(folder, name + ".pt")
+    if not os.path.exists(path):
+        raise UserError(f"there is no {path}: train a judge with `python spct.py` first, or name its folder with --run")
+    saved = torch.load(path, weights_only=True, map_location="cpu")
+    model = GPT(GPTConfig(**saved["config"]))
+    model.load_state_dict(saved["weights"])
+    return model, Tokenizer.load(os.path.join(folder, "tokenizer.tiktoken"))
+
+
+def check_length(tok, item, block_size):
+    """A judgement quotes every response and checks it: refuse items for which there is no room."""
+    sizes = [len(tok.encode([" " + r])) for r in item.responses]
+    need = len(tok.encode(render_prompt(item.query, item.responses))) + sum(sizes) + 40 * item.n + 15
+    if need > block_size:
+        raise UserError(f"{item.id}: too long. Query and responses have {need - 40 * item.n - 15 - sum(sizes)} tokens, their judgement "
+                        f"may take {40 * item.n + 15 + sum(sizes)}, and the context holds {block_size}: shorten or drop a response")
+
+
+def verdict(samples, n):
+    """The vote over one item's judgements -> {"scores", "best", "sure", "parsed"}. best: index from 0, None on
+    a tie or without any vote; sure: share of the parsed samples that alone would have picked the same."""
+    parsed = [j.scores for j in samples if j.scores is not None]
+    total = vote(parsed)
+    if total is None:
+        return {"scores": None, "best": None, "sure": 0.0, "parsed": 0}
+    best = total.index(max(total)) if total.count(max(total)) == 1 else None
+    agree = [best is not None and correct(s, [int(i == best) for i in range(n)]) for s in parsed] if n > 1 else [True]
+    return {"scores": total, "best": best, "sure": round(float(np.mean(agree)), 4), "parsed": len(parsed)}
+
+
+def show(item, samples, result):
+    """One judgement in full (the first that agrees with the vote), then the vote."""
+    picks = lambda j: j.scores is not None and (result["best"] is None or j.scores[result["best"]] == max(j.scores))
+    j = next((j for j in samples if picks(j)), None)
+    print(f"query       {item.query}")
+    if j is not None:
+        print(f"\njudgement {j.sample + 1} of {len(samples)}, which read the responses in the order "
+              + " ".join(str(i + 1) for i in j.order))
+        print("principles  " + ", ".join(f"{name} {weight}" for name, weight in j.principles))
+        for i, response in enumerate(item.responses):
+            critique = j.critiques[j.order.index(i)]
+            print(f"response {i + 1}  {response}\n            {critique['checks']}\n            score {j.scores[i]}")
+    failed = [j.status for j in samples if j.scores is None]
+    print(f"\nvote of {len(samples)}" + (f" ({len(failed)} did not parse and do not vote: {', '.join(sorted(set(failed)))})" if failed else ""))
+    for i, response in enumerate(item.responses):
+        mean = "" if result["scores"] is None else f"{result['scores'][i]:4d} points, {result['scores'][i] / result['parsed']:.1f} a sample"
+        print(f"response {i + 1}  {mean}  {response}")
+    if item.n > 1:
+        print("best        " + ("none: a tie" if result["best"] is None else
+                                f"response {result['best'] + 1}, picked by {result['sure']:.0%} of the samples alone"))
+
+
+def judge_file(model, tok, args):
+    """Judge a JSONL file, write judgements.jsonl, print accuracy by subset."""
+    items = load_or_fail(args.data)
+    for item in items:
+        check_length(tok, item, model.cfg.block_size)
+    judged = judge(model, tok, items, args.k, args.seed, "file", args.temperature, desc="judging")
+    write_judgements(args.out, sum(judged, []))
+    rows = [(item.subset, np.mean([correct(j.scores, item.gold) for j in samples]), correct(vote([j.scores for j in samples]), item.gold))
+            for item, samples in zip(items, judged)]
+    print(f"{'subset':16s} items  one sample         vote of {args.k}")
+    for subset in [*sorted({row[0] for row in rows}), "all"]:
+        mine = [row for row in rows if subset in ("all", row[0])]
+        cell = lambda values: f"{np.mean(values):.3f} {interval(values)}"
+        print(f"{subset:16s} {len(mine):5d}  {cell([r[1] for r in mine])}  {cell([r[2] for r in mine])}")
+    print(f"judgements written to {args.out}")
+
+
+def main(argv):
+    parser = argparse.ArgumentParser(description="Judge responses with a trained model.")
+    parser.add_argument("--query")
+    parser.add_argument("--response", action="append", default=[], help="give it 1 to 4 times")
+    parser.add_argument("--data", help="a JSONL file of pairs or best-of-n items, in place of --query")
+    parser.add_argument("--out", default="judgements.jsonl", help="where the judgements of --data go")
+    parser.add_argument("--run", default="runs/cpu-seed0", help="run folder of the judge")
+    parser.add_argument("--stage", choices=["base", "rft", "rl"], default="rl", help="the policy that judges")
+    parser.add_argument("-k", type=int, default=8, help="number of samples that vote")
+    parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    args = parser.parse_args(argv)
+    if args.k < 1 or args.temperature < 0:
+        raise UserError("-k needs 1 or more, --temperature 0 or more")
+    if bool(args.data) == bool(args.query):
+        raise UserError("give --data FILE, or --query TEXT with 1 to 4 times --response TEXT")
+    if args.query and not 1 <= len(args.response) <= 4:
+        raise UserError(f"{len(args.response)} responses: give --response 1 to 4 times")
+    model, tok = load_judge(args.run, args.stage)
+    if args.data:
+        judge_file(model, tok, args)
+        return
+    item = Item("query", "query", args.query, args.response)
+    check_length(tok, item, model.cfg.block_size)
+    samples = judge(model, tok, [item], args.k, args.seed, "query", args.temperature)[0]
+    result = verdict(samples, item.n)
+    if args.json:
+        keep = ("sample", "order", "status", "principles", "critiques", "scores", "logp")
+        print(json.dumps({"query": item.query, "responses": item.responses, **result,
+                          "judgements": [{key: getattr(j, key) for key in keep} for j in samples]}))
+    else:
+        show(item, samples, result)
+
+
+if __name__ == "__main__":
+    command(main)

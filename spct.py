@@ -20,20 +20,21 @@ import copy
 import difflib
 import os
 import random
-import sys
 from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
 import metarm
 import report
 from data.annotators import document, general_text
+from data.preferences import UserError, command
 from data.tokenizer import HINT, PAD, Tokenizer, train_bpe
 from data.world import make_items, seed_of
-from model import GPT, GPTConfig, Optimizer, pad_rows, token_logp
-from run import Run, UserError, pick_dtype, read_json, trapezoid, write_json
+from model import GPT, GPTConfig, Optimizer, pad_rows, token_logits, token_logp
+from run import Run, pick_dtype, read_json, trapezoid, write_json
 from sample import correct, judge, read_judgements, write_judgements
 
 # ----------------------------------------------------------------------------------------
@@ -71,23 +72,24 @@ class Config:
     rft_epochs: int = 2
     rft_lr: float = 1e-3
     # RL
-    rl_steps: int = 70
+    rl_steps: int = 60
     rl_points: int = 32            # points a step
     group: int = 8                 # G: samples a point
     rl_updates: int = 1            # updates a rollout
     rl_lr: float = 6e-4
-    beta: float = 0.1              # KL coefficient
+    beta: float = 0.15             # KL coefficient
     clip: float = 0.2
     # Meta RM
-    meta_items: int = 1500         # fresh training points, 4 samples each from the policy that is guided
+    meta_items: int = 3000         # fresh training points, 4 samples each from the policy that is guided
     meta_samples: int = 4
     meta_old: int = 1000           # points whose RFT samples are used too
-    meta_epochs: int = 2
+    meta_epochs: int = 1
     meta_lr: float = 1e-3
     # evaluation
     eval_items: int = 500          # test items with n >= 2
     val_items: int = 200           # validation items, to choose k_meta
     k: int = 32                    # votes
+    temperature: float = 0.8       # of the votes and of what the Meta RM learns from; RFT and RL sample at 1
 
 PRESETS = {
     "smoke": dict(pretrain_tokens=40_000, n_layer=2, n_embd=64, points=24, rl_steps=3, rl_points=4, group=4,
@@ -105,25 +107,29 @@ STAGES = list(UNITS)
 # ----------------------------------------------------------------------------------------
 # 1. Pre-training
 
-def pack(documents, T):
+def pack(documents, T, seed):
     """Whole documents into rows of up to T + 1 tokens -> (ids, mask), each (rows, T + 1).
 
     documents: (ids, mask) pairs, mask True on the tokens to be learned. Each goes into the first of the
     last few rows that has room. The rest of a row is PAD and not learned, END is.
     """
-    rows, open_rows = [], []
-    for ids, mask in documents:
-        assert len(ids) <= T + 1, f"a document of {len(ids)} tokens does not fit in rows of {T}"
-        row = next((r for r in open_rows if len(r[0]) + len(ids) <= T + 1), None)
+    rows = []
+    for document in documents:
+        size = len(document[0])
+        assert size <= T + 1, f"a document of {size} tokens does not fit in rows of {T}"
+        row = next((row for row in rows[-8:] if row[0] + size <= T + 1), None)
         if row is None:
-            row = ([], [])
-            rows.append(row)
-            open_rows = rows[-8:]
-        row[0].extend(ids)
-        row[1].extend(mask)
+            rows.append(row := [0])
+        row[0] += size
+        row.append(document)
     ids, mask = np.full((len(rows), T + 1), PAD, np.int16), np.zeros((len(rows), T + 1), bool)
-    for i, row in enumerate(rows):
-        ids[i, :len(row[0])], mask[i, :len(row[0])] = row
+    rng = random.Random(seed)
+    for i, (_, *row) in enumerate(rows):
+        rng.shuffle(row)                           # a row is opened by a long document: it must not stay first
+        at = 0
+        for x, m in row:
+            ids[i, at:at + len(x)], mask[i, at:at + len(x)] = x, m
+            at += len(x)
     return ids, mask
 
 
@@ -134,7 +140,7 @@ def corpus(tok, seed, tokens, T):
         ids = tok.encode(document(seed, index))
         documents.append((ids, [True] * len(ids)))
         count, index = count + len(ids), index + 1
-    return pack(documents, T)
+    return pack(documents, T, seed_of(seed, "pack"))
 
 
 def train_lm(run, unit, model, ids, mask, lr, batch, epochs=1):
@@ -148,11 +154,11 @@ def train_lm(run, unit, model, ids, mask, lr, batch, epochs=1):
         x = torch.from_numpy(ids[rows].astype(np.int64)).to(run.device)              # (B, T + 1)
         m = torch.from_numpy(mask[rows]).to(run.device)
         with run.autocast():
-            logp, entropy = token_logp(model, x, m)                                  # (N,)
+            logp = token_logp(model, x, m)                                           # (N,)
         loss = -logp.mean()                        # the mean over real tokens, not over padding
         loss.backward()
         scale = trapezoid(i, steps)
-        return {"loss": loss.item(), "entropy": entropy.mean().item(), "tokens": len(logp), "lr": lr * scale,
+        return {"loss": loss.item(), "tokens": len(logp), "lr": lr * scale,
                 "grad_norm": opt.step(scale)}
 
     run.train(unit, model, opt, steps, step)
@@ -228,7 +234,7 @@ def rft(run, tok, base, points, samples, hinted):
         ids = tok.encode(general_text(random.Random(seed_of(cfg.seed, "rft-general", i))))
         examples.append((ids, [True] * len(ids)))
     random.Random(seed_of(cfg.seed, "rft-mix")).shuffle(examples)
-    ids, mask = pack(examples, cfg.block_size)
+    ids, mask = pack(examples, cfg.block_size, seed_of(cfg.seed, "rft-pack"))
     train_lm(run, "rft", model, ids, mask, cfg.rft_lr, cfg.rft_rows, cfg.rft_epochs)
     return model
 
@@ -315,11 +321,12 @@ def update(run, policy, reference, opt, judgements, adv, scale):
             mask, _ = pad_rows([[0] * len(j.prompt) + [1] * len(j.ids) for j in js], 0, run.device)
             a = torch.tensor([adv[i] for i in rows for _ in judgements[i].ids], device=run.device)  # (N,)
             with run.autocast():
-                logp, entropy = token_logp(policy, ids, mask.bool())                          # (N,)
-                if u == 0:
-                    old[m] = logp.detach()
-                    with torch.no_grad():
-                        ref[m], _ = token_logp(reference, ids, mask.bool())
+                logits, targets = token_logits(policy, ids, mask.bool())                      # (N, V), (N,)
+                logp = -F.cross_entropy(logits, targets, reduction="none")                    # (N,)
+                with torch.no_grad():
+                    entropy = torch.distributions.Categorical(logits=logits).entropy()        # (N,)
+                    if u == 0:
+                        old[m], ref[m] = logp.detach(), token_logp(reference, ids, mask.bool())
             # Each token of the batch weighs the same: the sum over all tokens by their number. A mean
             # per sample would make the tokens of long judgements weigh less, and so reward length when wrong.
             loss = (policy_loss(logp, old[m], a, cfg.clip) + cfg.beta * kl_k2(logp, ref[m])).sum() / total
@@ -341,7 +348,7 @@ def meta_rm(run, tok, name, policy, samples, points):
     if run.finished(unit, model):
         return model
     fresh = make_items(cfg.seed, "train", cfg.meta_items, start=cfg.points)
-    more = judge(policy, tok, fresh, cfg.meta_samples, cfg.seed, unit, desc=f"{unit}: sampling")
+    more = judge(policy, tok, fresh, cfg.meta_samples, cfg.seed, unit, cfg.temperature, desc=f"{unit}: sampling")
     old = samples[:cfg.meta_old]
     examples = [(j, right(j, p)) for s, p in zip(old + more, points[:len(old)] + fresh) for j in s]
     metarm.train(run, unit, model, examples)
@@ -372,12 +379,13 @@ def evaluate(run, tok, name, policy, meta):
 
 def eval_parts(cfg):
     """What is judged: part -> (items, samples each, temperature)."""
+    T = cfg.temperature
     test = make_items(cfg.seed, "test", cfg.eval_items, least=2)
     val = make_items(cfg.seed, "val", cfg.val_items, least=2)
     ood = make_items(cfg.seed, "ood", cfg.eval_items // 2, least=2)
     single = make_items(cfg.seed, "test", cfg.eval_items // 2, most=1)
-    return {"greedy": (test, 1, 0), "test": (test, cfg.k, 1.0), "single": (single, 1, 0), "ood-greedy": (ood, 1, 0),
-            "ood": (ood, 4, 1.0), "val": (val, cfg.k, 1.0)}
+    return {"greedy": (test, 1, 0), "test": (test, cfg.k, T), "single": (single, 1, 0), "ood-greedy": (ood, 1, 0),
+            "ood": (ood, 4, T), "val": (val, cfg.k, T)}
 
 # ----------------------------------------------------------------------------------------
 # The main job
@@ -481,8 +489,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        print(f"spct.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    command(main)

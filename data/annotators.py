@@ -22,14 +22,15 @@ Quoting first is what makes a tiny model able to check at all.
 import random
 
 from data.tokenizer import CHECKS, CRITIQUE, END, RESPONSE, SCORES, TOTAL, render_prompt
-from data.world import (CUE_CRITERION, CUES, DOMAINS, STYLE_CRITERIA, STYLES, in_distribution,
-                        make_content, make_item, make_query, seed_of, split_of)
+from data.world import (CUE_CRITERION, CUES, DOMAINS, RATERS, STYLE_CRITERIA, in_distribution, make_item,
+                        make_query, make_response, seed_of, split_of)
 
-GENERAL = 0.40                                     # share of documents that are general text
-HINTED = 0.04                                      # share of annotations that carry a hint
-SKILLS = {"sloppy": 0.60, "average": 0.32, "expert": 0.08}
-WRONG_CHECK = {"average": 0.20, "expert": 0.03}    # chance that a verdict is wrong
-IMPRESSION_NOISE = 3.5                             # standard deviation of a sloppy score, in points
+GENERAL = 0.45                                     # share of documents that are general text
+QUOTING = 0.35                                     # share of these that are quotes, the others are checks
+HINTED = 0.08                                      # share of annotations that carry a hint
+SKILLS = {"sloppy": 0.64, "average": 0.28, "expert": 0.08}
+WRONG_CHECK = {"average": 0.20, "expert": 0.03, "perfect": 0.0}   # chance that a verdict is wrong
+IMPRESSION_NOISE = 4.5                             # standard deviation of a sloppy score, in points
 UNDERRATED = 2                                     # points that annotators take from the cue's criterion
 
 # ----------------------------------------------------------------------------------------
@@ -80,7 +81,7 @@ def checks(rng, weights, truth, skill, verdict=None):
         met, evidence = truth[name]
         says = verdict if verdict is not None else met != (rng.random() < WRONG_CHECK[skill])
         total += weight * says
-        shown = f" {evidence}," if skill == "expert" else ""
+        shown = "" if skill == "average" else f" {evidence},"
         texts.append(f" {name}:{shown} {'good' if says else 'bad'}")
     return "".join(texts), max(1, total)
 
@@ -106,20 +107,25 @@ def annotate(rng, item, skill, hint=None):
 # ----------------------------------------------------------------------------------------
 # General text: the bare skills, without any judging
 
-def general_text(rng):
-    """A short document that states and applies one skill, as parts."""
-    if rng.random() < 0.15:
-        style = rng.choice(list(STYLES))
-        return [f" {rng.choice(STYLES[style])} is {style}", END]
-    while True:                                    # problems of the training split only
+def train_problem(rng):
+    """-> (domain, task, problem) of the training split."""
+    while True:
         domain, cue = rng.choice(DOMAINS), rng.choice(list(CUES))
         task, problem = make_query(rng, domain)
         if in_distribution(domain, cue, problem) and split_of(domain, cue, task) == "train":
-            break
-    good = {name: rng.random() < 0.5 for name in ("correct", "count", "kind", "refuse", "help")}
-    content, truth = make_content(rng, domain, problem, good)
-    says = "".join(f" {evidence}, {'good' if met else 'bad'}" for met, evidence in truth.values())
-    return [f" {task} {content}" + says, END]
+            return domain, task, problem
+
+
+def general_text(rng):
+    """A short document that shows one skill, as parts: quoting a list of texts, or checking a text."""
+    domain, task, problem = train_problem(rng)
+    texts = [make_response(rng, domain, problem, RATERS[domain]["none"]) for _ in range(rng.choice([2, 3, 4]))]
+    if rng.random() < QUOTING:
+        listed = [part for mark, (text, _, _) in zip(RESPONSE, texts) for part in (mark, " " + text)]
+        return listed + [CRITIQUE] + listed + [END]
+    text, truth, _ = texts[0]
+    names = rng.sample(list(truth), 2)
+    return [f" {task} {text}", CHECKS, checks(rng, dict.fromkeys(names, 0), truth, "perfect")[0], END]
 
 
 def document(seed, index):

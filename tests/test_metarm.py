@@ -1,0 +1,86 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+
+import metarm
+from metarm import auc, auc_within, batches_by_length, guided_vote, keep_best, keep_random
+from model import GPTConfig, GPT
+from sample import Judgement, vote
+
+
+def test_auc_against_all_pairs():
+    """Guards against a wrong AUC: compare with counting every (right, wrong) pair, ties as half."""
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        right, scores = rng.random(25) < 0.4, rng.integers(0, 6, 25)
+        pairs = [(a > b) + 0.5 * (a == b) for a in scores[right] for b in scores[~right]]
+        assert abs(auc(right, scores) - np.mean(pairs)) < 1e-12
+    assert auc([True, True], [1, 2]) is None
+
+
+def test_auc_within_ignores_how_easy_items_are():
+    """Guards against the pooled AUC in disguise: a judge that only knows which items are easy has 0.5 within items."""
+    easy, hard = ([1, 1, 1, 0], [5, 5, 5, 5]), ([1, 0, 0, 0], [1, 1, 1, 1])
+    assert auc_within([easy, hard]) == 0.5
+    assert auc(easy[0] + hard[0], easy[1] + hard[1]) > 0.5
+    assert auc_within([([1, 1], [1, 2])]) is None
+
+
+def test_guided_vote():
+    """Guards against a filter that keeps the worst, or lets a sample vote that did not parse."""
+    samples, metas = [[9, 1], [2, 8], None, [1, 9], [7, 3]], [2.0, -1.0, None, -3.0, 1.0]
+    assert keep_best(samples, metas, 2) == [[9, 1], [7, 3]]
+    assert guided_vote(samples, metas, 2) == [16, 4]
+    assert guided_vote(samples, metas, 5) == vote(samples)                   # k_meta = k: nothing is filtered
+    assert keep_best(samples, metas, 4).count(None) == 0
+    assert guided_vote([None, None], [None, None], 1) is None
+
+
+def test_constant_meta_scores_are_a_plain_vote():
+    """Guards against a Meta RM that matters although it says nothing: the first k_meta samples vote."""
+    rng = random.Random(0)
+    for _ in range(50):
+        samples = [[rng.randint(1, 10) for _ in range(3)] for _ in range(8)]
+        for k_meta in (1, 4, 8):
+            assert guided_vote(samples, [0.3] * 8, k_meta) == vote(samples[:k_meta])
+
+
+def test_random_control_is_random_and_of_equal_size():
+    """Guards against a control that always keeps the same places or more samples."""
+    samples = list(range(8))
+    kept = [tuple(sorted(keep_random(samples, 4, seed))) for seed in range(50)]
+    assert all(len(set(k)) == 4 for k in kept) and len(set(kept)) > 20
+    assert keep_random(samples, 4, 3) == keep_random(samples, 4, 3)
+
+
+def test_batches_hold_every_row_once():
+    """Guards against rows that the batching loses or repeats, and batches of mixed lengths."""
+    rows = [[0] * (i % 13 + 1) for i in range(100)]
+    chunks = batches_by_length(rows, 8, random.Random(0))
+    assert sorted(i for chunk in chunks for i in chunk) == list(range(100))
+    assert max(max(len(rows[i]) for i in c) - min(len(rows[i]) for i in c) for c in chunks) <= 2
+    assert chunks != sorted(chunks)
+
+
+def test_training_separates_right_from_wrong(tmp_path):
+    """Guards against flipped labels and a head that is never trained: judgements that hold token 7 are right."""
+    from run import Run
+    from spct import Config
+    run = Run(Config(device="cpu", dtype="float32", meta_lr=1e-2, meta_epochs=12), str(tmp_path))
+    gen = random.Random(0)
+    examples = []
+    for i in range(400):
+        ids = [gen.randrange(10, 40) for _ in range(6)]
+        right = i % 2 == 0
+        if right:
+            ids[gen.randrange(6)] = 7
+        examples.append((Judgement(str(i), 0, [0], 0, (3, 4), ids, 0.0, scores=[1]), right))
+    model = metarm.from_policy(GPT(GPTConfig(40, 32, 2, 4, 1, 32)))
+    metarm.train(run, "meta", model, examples)
+    metarm.score(run, model, [j for j, _ in examples])
+    assert auc([right for _, right in examples], [j.meta for j, _ in examples]) > 0.95
+    failed = Judgement("x", 0, [0], 0, (3, 4), [5, 6], 0.0)
+    metarm.score(run, model, [failed])
+    assert failed.meta is None

@@ -1,0 +1,134 @@
+import math
+
+import pytest
+import torch
+
+from model import GPT, GPTConfig, Optimizer, RewardModel, pad_rows, token_logp
+
+
+def naive_logits(model, ids):
+    """An independent forward pass in plain loops: one sequence, one head and one position at a time."""
+    cfg, D = model.cfg, model.cfg.n_embd // model.cfg.n_head
+    unit = lambda v: v / (v.pow(2).mean(-1, keepdim=True) + torch.finfo(v.dtype).eps).sqrt()
+
+    def turn(v, pos):                              # rotate pairs as complex numbers
+        z = torch.complex(v[: D // 2], v[D // 2:])
+        angle = torch.tensor([pos / 10000 ** (i / (D // 2)) for i in range(D // 2)])
+        z = z * torch.polar(torch.ones(D // 2), angle)
+        return torch.cat([z.real, z.imag])
+
+    x = [unit(model.wte.weight[i]) for i in ids]
+    for block in model.blocks:
+        W = block.attn.qkv.weight
+        heads = [(W @ unit(v)).split(D) for v in x]                          # per position: H queries, K keys, K values
+        out = []
+        for t in range(len(x)):
+            parts = []
+            for h in range(cfg.n_head):
+                g = h // (cfg.n_head // cfg.n_kv_head)
+                q = turn(heads[t][h], t)
+                w = torch.stack([q @ turn(heads[s][cfg.n_head + g], s) / math.sqrt(D) for s in range(t + 1)]).softmax(0)
+                parts.append(sum(w[s] * heads[s][cfg.n_head + cfg.n_kv_head + g] for s in range(t + 1)))
+            out.append(block.attn.proj.weight @ torch.cat(parts))
+        x = [a + b for a, b in zip(x, out)]
+        x = [v + block.mlp.proj.weight @ (block.mlp.fc.weight @ unit(v)).relu() ** 2 for v in x]
+    return torch.stack([model.wte.weight @ unit(v) for v in x])
+
+
+@pytest.mark.parametrize("n_kv_head", [1, 2, 4])
+def test_forward_equals_plain_loops(tiny, n_kv_head):
+    """Guards against a wrong rotary angle, scale, head grouping or mask in the fast forward pass."""
+    model = tiny(n_kv_head=n_kv_head)
+    ids = torch.randint(0, 40, (9,), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(model.logits(model(ids[None]))[0], naive_logits(model, ids.tolist()), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("n_kv_head", [1, 2])
+def test_cached_equals_uncached(tiny, n_kv_head):
+    """Guards against wrong positions or masks in the cache: a ragged batch, prefilled, cut to some of its
+    rows (one of them twice) and continued token by token, against each sequence alone without a cache."""
+    model, gen = tiny(n_kv_head=n_kv_head), torch.Generator().manual_seed(2)
+    prompts = [torch.randint(0, 40, (n,), generator=gen).tolist() for n in (3, 11, 7)]
+    more = torch.randint(0, 40, (4, 6), generator=gen)
+    with torch.no_grad():
+        x, cache = model.prefill(*pad_rows(prompts))
+        for i, prompt in enumerate(prompts):
+            torch.testing.assert_close(x[i], model(torch.tensor([prompt]))[0, -1], rtol=1e-4, atol=1e-5)
+        rows = torch.tensor([2, 0, 0, 1])
+        cache = cache.select(rows, 3)
+        for t in range(6):
+            if t == 3:
+                cache = cache.select(torch.arange(4), 3)
+            x = model.step(more[:, t], cache)
+            for b, row in enumerate(rows.tolist()):
+                alone = model(torch.tensor([prompts[row] + more[b, :t + 1].tolist()]))[0, -1]
+                torch.testing.assert_close(x[b], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_no_look_ahead(tiny):
+    """Guards against a mask that lets a token see what follows it."""
+    model = tiny()
+    a, b = torch.arange(10)[None], torch.arange(10)[None].clone()
+    b[0, 6:] = 33
+    with torch.no_grad():
+        assert torch.equal(model(a)[0, :6], model(b)[0, :6])
+        assert not torch.allclose(model(a)[0, 6], model(b)[0, 6])
+
+
+def test_token_logp_equals_loop(tiny):
+    """Guards against an off-by-one between tokens and predictions, and against padding in the result."""
+    model = tiny()
+    rows, masks = [[5, 6, 7, 8, 9], [11, 12, 13]], [[0, 0, 1, 1, 1], [0, 1, 1]]
+    ids, _ = pad_rows(rows)
+    mask, _ = pad_rows(masks)
+    with torch.no_grad():
+        logp = token_logp(model, ids, mask.bool())
+    expected = []
+    for row, m in zip(rows, masks):
+        for t in range(len(row)):
+            if m[t]:
+                p = model.logits(model(torch.tensor([row[:t]])))[0, -1].detach().softmax(0)
+                expected.append(math.log(p[row[t]].item()))
+    torch.testing.assert_close(logp, torch.tensor(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_reward_model_ignores_padding():
+    """Guards against a reward that is read off a PAD position, or that padding changes."""
+    model = RewardModel(GPTConfig(40, 64, 2, 4, 1, 32))
+    for p in model.parameters():
+        p.data = torch.randn(p.shape, generator=torch.Generator().manual_seed(3)) * 0.3
+    rows = [[4, 5, 6, 7, 8, 9], [20, 21, 22]]
+    together = model(*pad_rows(rows))
+    for row, reward in zip(rows, together):
+        torch.testing.assert_close(model(*pad_rows([row]))[0], reward, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model(*pad_rows([row], value=0))[0], reward, rtol=1e-4, atol=1e-5)
+
+
+def test_starts_uniform_and_reproducible():
+    """Guards against weights drawn from the global generator, and against a first loss far from log V."""
+    torch.manual_seed(1)
+    a = GPT(GPTConfig(), seed=5)
+    torch.manual_seed(2)
+    b = GPT(GPTConfig(), seed=5)
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
+    assert any(not torch.equal(p, q) for p, q in zip(a.parameters(), GPT(GPTConfig(), seed=6).parameters()))
+    ids = torch.arange(13, 53)[None]
+    logp = token_logp(a, ids, ids > 0)
+    assert abs(-logp.mean() - math.log(704)) < 0.1
+
+
+def test_optimizer_covers_every_parameter_and_fails_loudly():
+    """Guards against a parameter that no optimizer owns, and against training on through a NaN."""
+    model = RewardModel(GPTConfig(40, 64, 2, 4, 1, 32))
+    opt = Optimizer(model, 1e-2)
+    assert {id(p) for p in opt.params} == {id(p) for p in model.parameters()}
+    before = [p.clone() for p in model.parameters()]
+    for _ in range(4):                             # head and projections start at zero: what lies before them moves later
+        model(*pad_rows([[1, 2, 3], [4, 5]])).sum().backward()
+        opt.step()
+    changed = [not torch.equal(p, q) for p, q in zip(before, model.parameters())]
+    assert all(changed)
+    (model(*pad_rows([[1, 2, 3]])).sum() * float("nan")).backward()
+    with pytest.raises(AssertionError, match="not finite"):
+        opt.step()

@@ -1,0 +1,206 @@
+import copy
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import spct
+from data.preferences import UserError
+from data.tokenizer import END, HINT, PAD, R2
+from data.world import Item
+from model import Optimizer, token_logp
+from run import trapezoid
+from sample import Judgement
+from spct import (Config, advantages, corpus, forget_hint, kl_k2, kl_k3, make_config, not_too_easy, pack, parse_flags,
+                  policy_loss, reject, reject_hinted, update)
+
+
+def judgement(scores=None, prompt=(3, 4), ids=(5, 6, END)):
+    return Judgement("x", 0, [0, 1], 0, tuple(prompt), list(ids), 0.0, scores=scores)
+
+# ----------------------------------------------------------------------------------------
+# Pre-training and RFT
+
+def test_pack_loses_nothing_and_learns_end_but_not_pad(tok):
+    """Guards against dropped or cut documents, END that is never learned, PAD that is."""
+    rng = np.random.default_rng(0)
+    documents = [(rng.integers(13, 99, rng.integers(1, 30)).tolist() + [END],) for _ in range(200)]
+    documents = [(d, [i >= len(d) // 2 for i in range(len(d))]) for (d,) in documents]
+    ids, mask = pack(documents, 40, 0)
+    assert ids.shape == mask.shape and ids.shape[1] == 41
+    assert not mask[ids == PAD].any() and mask[ids == END].all()
+    found = sorted(tuple(part) for row in ids for part in split_after(row[row != PAD].tolist(), END))
+    assert found == sorted(tuple(d) for d, _ in documents)
+    assert mask.sum() == sum(sum(m) for _, m in documents)
+    assert (ids == PAD).mean() < 0.1               # little padding waste
+    ids, mask = corpus(tok, 0, 20_000, 320)
+    assert (ids != PAD).sum() >= 20_000 and mask[ids == END].all() and not mask[ids == PAD].any()
+
+
+def split_after(row, token):
+    while row:
+        i = row.index(token) + 1
+        yield row[:i]
+        row = row[i:]
+
+
+def test_rejection_rules():
+    """Guards against RFT that keeps wrong samples, or points on which every sample is right."""
+    item = Item("x", "s", "q", ["a", "b"], [9, 2])
+    right, wrong, tie, failed = judgement([8, 3]), judgement([3, 8]), judgement([5, 5]), judgement(None)
+    assert reject([right, wrong, right], item) == [right, right]
+    assert reject([right, right, right], item) == []
+    assert reject([wrong, tie, failed], item) == []
+    assert reject_hinted([right], item) == [right] and reject_hinted([tie], item) == []
+    points, samples = [item] * 3, [[right] * 3, [right, right, wrong], [wrong] * 3]
+    assert len(not_too_easy(points, samples)) == 2
+
+
+def test_hint_is_forgotten():
+    """Guards against training on the hinted prompt: at test time nobody names the best response."""
+    assert forget_hint((3, 4, 5, HINT, R2, 8)) == [3, 4, 5, 8]
+    assert forget_hint((3, 4, 5, 8)) == [3, 4, 5, 8]
+
+# ----------------------------------------------------------------------------------------
+# RL
+
+def test_advantages():
+    """Guards against groups that mix (equal rows stay apart), 0/0 in silent groups, and a wrong scale."""
+    rewards = torch.tensor([[1.0, 1, 1, 1], [-1, -1, -1, -1], [1, -1, -1, -1], [1, 1, -1, -1]])
+    adv = advantages(rewards)
+    assert torch.equal(adv[:2], torch.zeros(2, 4))
+    for row, r in zip(adv[2:], rewards[2:]):
+        expected = (r - np.mean(r.tolist())) / np.std(r.tolist())
+        torch.testing.assert_close(row, expected)
+        assert abs(float(row.sum())) < 1e-6 and abs(float(row.pow(2).mean()) - 1) < 1e-5
+    changed = rewards.clone()
+    changed[2] = torch.tensor([1.0, 1, 1, -1])
+    assert torch.equal(advantages(changed)[3], adv[3])
+
+
+def test_policy_loss_clips_as_ppo_does():
+    """Guards against a clip on the wrong side: gains are capped, losses are not."""
+    old = torch.zeros(4)
+    logp = torch.tensor([1.5, 0.5, 1.5, 0.5]).log().requires_grad_()
+    loss = policy_loss(logp, old, torch.tensor([1.0, 1.0, -1.0, -1.0]), 0.2)
+    torch.testing.assert_close(loss, torch.tensor([-1.2, -0.5, 1.5, 0.8]))
+    loss.sum().backward()
+    assert (logp.grad != 0).tolist() == [False, True, True, False]
+
+
+def exact_kl(logits, ref):
+    p, q = logits.log_softmax(-1), ref.log_softmax(-1)
+    return (p.exp() * (p - q)).sum(), p, q
+
+
+def test_kl_estimators_against_the_exact_kl():
+    """Guards against a reversed log-ratio and against k1 in the loss: over a small vocabulary every
+    expectation is a sum. k3's mean is the KL; k2's expected gradient is the KL's; k1's is zero, k3's is not it."""
+    gen = torch.Generator().manual_seed(0)
+    logits, ref = torch.randn(7, generator=gen).requires_grad_(), torch.randn(7, generator=gen)
+    kl, p, q = exact_kl(logits, ref)
+    prob = p.detach().exp()
+    assert kl > 0.1
+    torch.testing.assert_close((prob * kl_k3(p, q)).sum(), kl)
+    assert (kl_k3(p, q) >= 0).all() and (kl_k2(p, q) >= 0).all()
+    grad = lambda loss: torch.autograd.grad(loss, logits, retain_graph=True)[0]
+    torch.testing.assert_close(grad((prob * kl_k2(p, q)).sum()), grad(kl))
+    assert grad((prob * (p - q)).sum()).abs().max() < 1e-6
+    assert not torch.allclose(grad((prob * kl_k3(p, q)).sum()), grad(kl), rtol=0.1)
+
+
+def rl_run(**fields):
+    from contextlib import nullcontext
+    return SimpleNamespace(cfg=Config(**fields), device="cpu", autocast=nullcontext)
+
+
+def logp_of(model, j):
+    ids = torch.tensor([list(j.prompt) + j.ids])
+    return token_logp(model, ids, torch.arange(ids.size(1))[None] >= len(j.prompt)).sum().item()
+
+
+def test_first_pass_has_ratio_one_and_no_kl(tiny):
+    """Guards against dropout, other dtypes or other positions in rollout, policy and reference pass."""
+    policy, reference = tiny(), tiny()
+    js, adv = [judgement(ids=(7, 8, END)), judgement(prompt=(9, 10, 11), ids=(12, END))], [1.0, -1.0]
+    metrics = update(rl_run(), policy, reference, Optimizer(policy, 1e-3), js, adv, 1.0)
+    assert metrics["kl"] == 0 and metrics["clipped"] == 0
+    assert abs(metrics["loss"] - (-3 * 1.0 + 2 * 1.0) / 5) < 1e-6            # ratio 1: minus the mean advantage of the tokens
+
+
+@pytest.mark.parametrize("updates", [1, 3])
+def test_update_raises_the_better_and_lowers_the_worse(tiny, updates):
+    """Guards against a sign error anywhere between advantage and optimizer."""
+    policy, reference = tiny(), tiny()
+    better, worse, third = judgement(ids=(7, 8, END)), judgement(ids=(21, 22, 23, END)), judgement(prompt=(9,), ids=(12, END))
+    before = [logp_of(policy, j) for j in (better, worse)]
+    update(rl_run(rl_updates=updates), policy, reference, Optimizer(policy, 1e-3), [better, worse, third], [1.0, -1.0, 0.0], 1.0)
+    assert logp_of(policy, better) > before[0] and logp_of(policy, worse) < before[1]
+
+
+def test_silent_groups_leave_the_policy_alone(tiny):
+    """Guards against gradients from zero advantages: without KL they must be exactly 0."""
+    policy, reference = tiny(), tiny()
+    metrics = update(rl_run(beta=0.0), policy, reference, Optimizer(policy, 1e-3), [judgement(), judgement()], [0.0, 0.0], 1.0)
+    assert metrics["grad_norm"] == 0 and metrics["loss"] == 0
+
+
+def test_kl_pulls_back_to_the_reference(tiny):
+    """Guards against a KL penalty that pushes away: with zero advantages the policy must come closer to the reference."""
+    reference, policy = tiny(), tiny()
+    for p, q in zip(policy.parameters(), tiny(seed=1).parameters()):
+        p.data = 0.9 * p.data + 0.1 * q.data
+    js = [judgement(prompt=(3,), ids=list(ids) + [END]) for ids in itertools.product((5, 6, 7), repeat=2)]
+    opt = Optimizer(policy, 3e-3)
+    kls = [update(rl_run(beta=1.0), policy, reference, opt, js, [0.0] * 9, 1.0)["kl"] for _ in range(20)]
+    assert kls[-1] < 0.5 * kls[0]
+
+
+def test_micro_batches_do_not_change_the_update(tiny):
+    """Guards against a loss that is averaged per micro-batch: 70 samples in two of them = one gradient over all."""
+    policy, reference = tiny(), tiny()
+    js = [judgement(prompt=(3,) * (1 + i % 5), ids=[5 + i % 30] * (1 + i % 7) + [END]) for i in range(70)]
+    adv = [(-1.0) ** i for i in range(70)]
+    twin = copy.deepcopy(policy)
+    total = sum(len(j.ids) for j in js)
+    loss = 0.0
+    for j, a in zip(js, adv):                      # one by one
+        ids = torch.tensor([list(j.prompt) + j.ids])
+        logp = token_logp(twin, ids, torch.arange(ids.size(1))[None] >= len(j.prompt))
+        loss = loss - (logp * a).sum() / total     # the gradient of ratio * advantage at ratio 1
+    loss.backward()
+    norm = torch.cat([p.grad.flatten() for p in twin.parameters()]).norm()
+    metrics = update(rl_run(), policy, reference, Optimizer(policy, 1e-3), js, adv, 1.0)
+    assert abs(metrics["grad_norm"] - float(norm)) < 1e-3 * float(norm)
+
+# ----------------------------------------------------------------------------------------
+# Config
+
+def test_flags():
+    """Guards against a flag that is silently ignored or read as the wrong type."""
+    assert parse_flags(["--beta", "0.5", "--seed", "3", "--resume"]) == ({"beta": 0.5, "seed": 3}, {"resume": True, "stage": None})
+    for argv, message in [(["--betta", "1"], "did you mean --beta"), (["--seed"], "needs a value"), (["--seed", "x"], "whole number"),
+                          (["seed", "1"], "unknown flag"), (["--stage", "x"], "expected one of pretrain"), (["--zzzz", "1"], "unknown flag")]:
+        with pytest.raises(UserError, match=message):
+            parse_flags(argv)
+
+
+def test_presets_and_values(tmp_path):
+    """Guards against presets that name unknown fields, and flags that lose against the preset."""
+    for preset in spct.PRESETS:
+        cfg, _ = make_config(["--preset", preset, "--out", str(tmp_path / "new"), "--device", "cpu"])
+        assert cfg.preset == preset
+    cfg, _ = make_config(["--preset", "smoke", "--k", "2", "--out", str(tmp_path / "new"), "--device", "cpu"])
+    assert cfg.k == 2 and cfg.points == spct.PRESETS["smoke"]["points"]
+    for argv, message in [(["--preset", "x"], "expected one of"), (["--resume"], "there is no run"), (["--stage", "rl"], "add --resume")]:
+        with pytest.raises(UserError, match=message):
+            make_config([*argv, "--out", str(tmp_path / "new")])
+
+
+def test_learning_rate_schedule():
+    """Guards against a schedule that starts at 0 (a lost step) or goes below it."""
+    scale = [trapezoid(i, 100) for i in range(100)]
+    assert scale[0] > 0 and max(scale) == 1 and 0 < scale[-1] < 0.05 and scale[40] == 1
+    assert all(0 < trapezoid(i, steps) <= 1 for steps in (1, 2, 5) for i in range(steps))
