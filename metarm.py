@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from data.world import seed_of
 from model import Optimizer, RewardModel, pad_rows
 from run import trapezoid
-from sample import correct, vote
+from sample import vote
 
 # ----------------------------------------------------------------------------------------
 # Training
@@ -97,7 +97,7 @@ def guided_vote(samples, metas, k_meta):
 # How good is it?
 
 def auc(right, scores):
-    """Chance that a right judgement is scored above a wrong one (ties count half); None without both kinds."""
+    """Chance that a right judgement is scored above a wrong one, ties as half; None without both kinds."""
     right, scores = np.asarray(right, bool), np.asarray(scores, float)
     good, bad = scores[right], np.sort(scores[~right])
     if len(good) == 0 or len(bad) == 0:

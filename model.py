@@ -130,10 +130,12 @@ class GPT(nn.Module):
 
     def __init__(self, cfg, seed=0):
         super().__init__()
+        assert cfg.block_size % 32 == 0, "block_size must be a multiple of 32, as the length of batches is"
         self.cfg = cfg
         self.wte = nn.Embedding(cfg.vocab_size, cfg.n_embd)                  # also the output layer
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layer))
-        D = cfg.n_embd // cfg.n_head               # angles for twice the context: the sampler may overshoot a little
+        # Rotary angles, for twice the context: the sampler may overshoot a little before it looks.
+        D = cfg.n_embd // cfg.n_head
         angle = torch.arange(2 * cfg.block_size)[:, None] / 10000 ** (torch.arange(D // 2) / (D // 2))
         self.register_buffer("cos", angle.cos()[:, None], persistent=False)  # (2 * block_size, 1, D/2)
         self.register_buffer("sin", angle.sin()[:, None], persistent=False)
@@ -145,7 +147,7 @@ class GPT(nn.Module):
                 p.data.mul_(0.5 * cfg.n_embd ** -0.5 / 0.02)
 
     def forward(self, ids, keep_kv=False):
-        """ids (B, T) -> hidden states (B, T, C); with keep_kv also every layer's keys and values (B, K, T, D)."""
+        """ids (B, T) -> hidden states (B, T, C); with keep_kv also keys and values per layer (B, K, T, D)."""
         B, T = ids.shape
         assert T <= self.cfg.block_size, f"{T} tokens do not fit in a context of {self.cfg.block_size}"
         x, keys, values = norm(self.wte(ids)), [], []                        # (B, T, C)
@@ -159,7 +161,7 @@ class GPT(nn.Module):
         return (norm(x), keys, values) if keep_kv else norm(x)
 
     def prefill(self, ids, length):
-        """Read right-padded prompts, ids (B, T), length (B,) -> (hidden state of each last token (B, C), cache)."""
+        """Read right-padded prompts, ids (B, T), length (B,) -> (last hidden states (B, C), cache)."""
         x, keys, values = self(ids, keep_kv=True)
         return x[torch.arange(len(ids), device=ids.device), length - 1], KVCache(keys, values, length)
 
@@ -174,9 +176,8 @@ class GPT(nn.Module):
         return norm(x)
 
     def logits(self, x):
-        """Hidden states (..., C) -> (..., V), in float32 also under autocast."""
-        with torch.autocast(x.device.type, enabled=False):
-            return F.linear(x.float(), self.wte.weight)
+        """Hidden states (..., C) -> (..., V), in float32."""
+        return F.linear(x, self.wte.weight).float()
 
 
 class RewardModel(nn.Module):
@@ -190,7 +191,7 @@ class RewardModel(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, ids, length):
-        """ids (B, T) padded on the right, length (B,) -> (B,). The last real token has seen all of the text."""
+        """ids (B, T) right-padded, length (B,) -> (B,), read off the last real token: it has seen all."""
         x = self.gpt(ids)                                                    # (B, T, C)
         return self.head(x[torch.arange(len(ids), device=ids.device), length - 1].float())[:, 0]
 
@@ -231,11 +232,11 @@ class Optimizer:
     the plateau after which checks begin to work.
     """
 
-    def __init__(self, model, lr, weight_decay=0.0):
+    def __init__(self, model, lr):
         inner = [p for name, p in model.named_parameters() if "blocks" in name]
         outer = [p for name, p in model.named_parameters() if "blocks" not in name]
-        self.parts = [torch.optim.Muon(inner, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
-                      torch.optim.AdamW(outer, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)]
+        self.parts = [torch.optim.Muon(inner, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+                      torch.optim.AdamW(outer, lr=lr, weight_decay=0.0, betas=(0.9, 0.95))]
         self.params, self.lr = inner + outer, lr
 
     def step(self, scale=1.0, clip=1.0):

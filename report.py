@@ -8,7 +8,6 @@ or a judgement that does not parse is wrong. Beside it the coin flip: a tie is b
 does not parse guesses. Intervals: 95%, bootstrap over items.
 """
 
-import functools
 import json
 import os
 
@@ -28,7 +27,8 @@ def tied(scores):
 
 
 def coin_flip(scores, gold):
-    """Chance of being right when ties are broken at random: 1/m if the best is among m maxima, a guess if no parse."""
+    """Chance of being right when ties are broken at random: 1/m if the best is among m maxima; a guess if
+    nothing parses."""
     if scores is None:
         return 1 / len(gold)
     best = max(range(len(gold)), key=lambda i: gold[i])
@@ -55,13 +55,15 @@ def faithfulness(j, item):
 
 
 def judgement_stats(groups, items):
-    """Means over judgements (lists per item): parse and tie rate, length in tokens, truncated share, faithfulness."""
+    """Means over judgements (lists per item): accuracy, parse and tie rate, length in tokens, share that was
+    cut off by the end of the context, faithfulness."""
     flat = [(j, item) for group, item in zip(groups, items) for j in group]
     parsed = [(j, item) for j, item in flat if j.scores is not None]
     several = [j for j, item in parsed if item.n > 1]
     faithful = np.mean([faithfulness(j, item) for j, item in parsed] or [[0.0] * 3], axis=0)
     return {"right": float(np.mean([correct(j.scores, item.gold) for j, item in flat])),
-            "parse": len(parsed) / len(flat), "tie": float(np.mean([tied(j.scores) for j in several] or [0.0])),
+            "parse": len(parsed) / len(flat),
+            "tie": float(np.mean([tied(j.scores) for j in several] or [0.0])),
             "length": float(np.mean([len(j.ids) for j, _ in flat])),
             "truncated": float(np.mean([j.status == "no end" for j, _ in flat])),
             "principles": float(faithful[0]), "checks": float(faithful[1]), "totals": float(faithful[2])}
@@ -74,43 +76,46 @@ def votes_up_to(k):
 
 
 def item_columns(items, greedy, samples, seed, share=None):
-    """-> {column: array (items,)}, each entry in 0..1: accuracy of each way to judge an item.
+    """-> {column: array (items,)}, entries in 0..1: how often each way to judge an item is right.
 
-    share: the part of the samples that guided votes keep, chosen on validation; None without a Meta RM.
+    greedy, samples: judgements per item, 1 and K of them. share: the part of the samples that guided votes
+    keep (chosen on validation), None without a Meta RM.
     """
-    columns = {}
-    def put(name, values):
-        columns[name] = np.array(values, float)
+    columns, K = {}, len(samples[0])
+    scores = [[j.scores for j in s] for s in samples]
+    metas = [[j.meta for j in s] for s in samples]
 
-    K = len(samples[0])
-    put("greedy", [correct(g[0].scores, i.gold) for g, i in zip(greedy, items)])
-    put("greedy_coin", [coin_flip(g[0].scores, i.gold) for g, i in zip(greedy, items)])
-    put("sample", [np.mean([correct(j.scores, i.gold) for j in s]) for s, i in zip(samples, items)])
-    put("sample_coin", [np.mean([coin_flip(j.scores, i.gold) for j in s]) for s, i in zip(samples, items)])
+    def put(name, judge, measure=correct):         # judge(i): the scores of item number i
+        columns[name] = np.array([measure(judge(i), item.gold) for i, item in enumerate(items)], float)
+
+    def guided(name, k, keep):                     # and its random control of equal size
+        control = lambda i: metarm.keep_random(scores[i][:k], keep, seed_of(seed, "control", items[i].id, k))
+        put(f"{name}@{k}", lambda i: metarm.guided_vote(scores[i][:k], metas[i][:k], keep))
+        put(f"{name}_random@{k}", lambda i: vote(control(i)))
+
+    for suffix, measure in [("", correct), ("_coin", coin_flip)]:
+        mean = lambda many, gold: np.mean([measure(s, gold) for s in many])
+        put("greedy" + suffix, lambda i: greedy[i][0].scores, measure)
+        put("sample" + suffix, lambda i: scores[i], mean)
+        for k in votes_up_to(K):
+            put(f"vote{suffix}@{k}", lambda i: vote(scores[i][:k]), measure)
     for k in votes_up_to(K):
-        scores = [[j.scores for j in s[:k]] for s in samples]
-        metas = [[j.meta for j in s[:k]] for s in samples]
-        put(f"vote@{k}", [correct(vote(s), i.gold) for s, i in zip(scores, items)])
-        put(f"vote_coin@{k}", [coin_flip(vote(s), i.gold) for s, i in zip(scores, items)])
-        put(f"pass@{k}", [any(correct(x, i.gold) for x in s) for s, i in zip(scores, items)])
-        if share is None:
-            continue
-        for name, keep in [("meta", max(1, round(share * k))), ("half", k // 2)]:
-            put(f"{name}@{k}", [correct(metarm.guided_vote(s, m, keep), i.gold) for s, m, i in zip(scores, metas, items)])
-            put(f"{name}_random@{k}", [correct(vote(metarm.keep_random(s, keep, seed_of(seed, "control", i.id, k))), i.gold)
-                                       for s, i in zip(scores, items)])
+        put(f"pass@{k}", lambda i: scores[i][:k], lambda many, gold: any(correct(s, gold) for s in many))
+        if share is not None:
+            guided("meta", k, max(1, round(share * k)))
+            guided("half", k, k // 2)
     if share is not None:
         for keep in [1] + votes_up_to(K):
-            put(f"sweep@{keep}", [correct(metarm.guided_vote([j.scores for j in s], [j.meta for j in s], keep), i.gold)
-                                  for s, i in zip(samples, items)])
+            put(f"sweep@{keep}", lambda i: metarm.guided_vote(scores[i], metas[i], keep))
     return columns
 
 
 def choose_share(items, samples):
-    """The share of samples to keep, chosen on validation items: the best k_meta of all k; larger on ties."""
-    K = len(samples[0])
-    accuracy = {keep: np.mean([correct(metarm.guided_vote([j.scores for j in s], [j.meta for j in s], keep), i.gold)
-                               for s, i in zip(samples, items)]) for keep in [1] + votes_up_to(K)[:-1]}
+    """The share of samples to keep: the best k_meta < K on validation items, the larger one on ties."""
+    K, accuracy = len(samples[0]), {}
+    for keep in [1] + votes_up_to(K)[:-1]:
+        votes = [metarm.guided_vote([j.scores for j in s], [j.meta for j in s], keep) for s in samples]
+        accuracy[keep] = np.mean([correct(v, item.gold) for v, item in zip(votes, items)])
     return max(accuracy, key=lambda keep: (accuracy[keep], keep)) / K
 
 # ----------------------------------------------------------------------------------------
@@ -165,65 +170,75 @@ def stage_results(parts, columns):
 def meta_results(parts, columns, share):
     """One Meta RM on the test split."""
     items, samples = parts["test"]
-    groups = [([correct(j.scores, i.gold) for j in s if j.meta is not None], [j.meta for j in s if j.meta is not None])
-              for s, i in zip(samples, items)]
-    pooled = metarm.auc(np.concatenate([g[0] for g in groups]), np.concatenate([g[1] for g in groups]))
-    row = {"auc_pooled": pooled, "auc_within": metarm.auc_within(groups),
-           "k_meta": round(share * len(samples[0]))}
-    for name, prefix in [("vote", "meta"), ("random", "meta_random"), ("half", "half"), ("half_random", "half_random"), ("sweep", "sweep")]:
+    groups = []                                    # per item: (right, logit) of the judgements that parse
+    for item, s in zip(items, samples):
+        parsed = [j for j in s if j.scores is not None]
+        groups.append(([correct(j.scores, item.gold) for j in parsed], [j.meta for j in parsed]))
+    row = {"auc_pooled": metarm.auc(*(sum(part, []) for part in zip(*groups))),
+           "auc_within": metarm.auc_within(groups), "k_meta": round(share * len(samples[0]))}
+    for name, prefix in [("vote", "meta"), ("random", "meta_random"), ("half", "half"),
+                         ("half_random", "half_random"), ("sweep", "sweep")]:
         put_votes(row, name, columns, prefix)
     return row
 
 
 def results(run, evaluated):
-    """evaluated: {stage: parts} -> the contents of results.json; also saves per_item.npz, one number per item and column."""
+    """evaluated: {stage: parts} -> the contents of results.json. Also saves per_item.npz, numbers per item
+    from which differences can be paired."""
     cfg, stages, meta, arrays = run.cfg, {}, {}, {}
     for name, parts in evaluated.items():
-        guided = "val" in parts
-        share = choose_share(*parts["val"]) if guided else None
+        share = choose_share(*parts["val"]) if "val" in parts else None
         items, samples = parts["test"]
         columns = item_columns(items, parts["greedy"][1], samples, cfg.seed, share)
         stages[name] = stage_results(parts, columns)
-        if guided:
+        if share is not None:
             meta[name] = meta_results(parts, columns, share)
         arrays |= {f"{name}/{column}": values.astype(np.float32) for column, values in columns.items()}
-    arrays["subset"] = np.array([i.subset for i in evaluated["base"]["test"][0]])
-    np.savez_compressed(run.path("per_item.npz"), **arrays)
+    np.savez_compressed(run.path("per_item.npz"), subset=np.array([item.subset for item in items]), **arrays)
     return {"seed": cfg.seed, "preset": cfg.preset, "config": vars(cfg), "seconds": run.seconds(),
             "items": cfg.eval_items, "stages": stages, "meta": meta}
 
 # ----------------------------------------------------------------------------------------
 # The table
 
+def with_interval(where, name, k=None):
+    """'0.712±0.021' from where[name] and where[name_ci], or from their entries k."""
+    value, ci = where[name], where[name + "_ci"]
+    value, (low, high) = (value, ci) if k is None else (value[k], ci[k])
+    return f"{value:.3f}±{(high - low) / 2:.3f}"
+
+
 def table(r):
     """results.json -> text."""
     ks = sorted(r["stages"]["base"]["vote"], key=int)
-    head = ["stage", "parse", "tie", "greedy", "one sample"] + [f"vote@{k}" for k in ks] + [f"pass@{ks[-1]}", "n = 1", "ood greedy", "tokens"]
-    half = lambda ci: (ci[1] - ci[0]) / 2
-    show = lambda where, name: f"{where[name]:.3f}±{half(where[name + '_ci']):.3f}"
-    rows = []
+    last = ks[-1]
+    rows = [["stage", "parse", "tie", "greedy", "one sample", *(f"vote@{k}" for k in ks),
+             f"pass@{last}", "n = 1", "ood greedy", "tokens"]]
     for name, s in r["stages"].items():
-        rows.append([name, f"{s['parse']:.3f}", f"{s['tie']:.3f}", show(s, "greedy"), show(s, "sample"),
-                     *[f"{s['vote'][k]:.3f}±{half(s['vote_ci'][k]):.3f}" for k in ks], f"{s['pass'][ks[-1]]:.3f}",
-                     show(s, "single"), show(s["ood"], "greedy"), f"{s['tokens']:.0f}"])
-        if name in r["meta"]:
-            m = r["meta"][name]
-            for label, key in [(f"+ meta ({m['k_meta']}/{ks[-1]})", "vote"), ("  random control", "random"),
-                               ("+ meta (k/2)", "half"), ("  random control", "half_random")]:
-                rows.append([label, "", "", "", ""] + [f"{m[key][k]:.3f}±{half(m[key + '_ci'][k]):.3f}" for k in ks] + [""] * 4)
-    widths = [max(len(row[i]) for row in [head] + rows) for i in range(len(head))]
-    line = lambda row: "  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip()
-    text = [line(head), *map(line, rows), ""]
+        rows.append([name, f"{s['parse']:.3f}", f"{s['tie']:.3f}", with_interval(s, "greedy"),
+                     with_interval(s, "sample"), *(with_interval(s, "vote", k) for k in ks),
+                     with_interval(s, "pass", last),
+                     with_interval(s, "single"), with_interval(s["ood"], "greedy"), f"{s['tokens']:.0f}"])
+        rows.append(["  coin flip", "", "", with_interval(s, "greedy_coin"), with_interval(s, "sample_coin"),
+                     *(with_interval(s, "vote_coin", k) for k in ks), "", "", "", ""])
+        m = r["meta"].get(name, {})
+        for label, key in [(f"  guided, {m.get('k_meta')} of {last}", "vote"), ("    random", "random"),
+                           ("  guided, k/2", "half"), ("    random", "half_random")]:
+            if m:
+                rows.append([label, "", "", "", "", *(with_interval(m, key, k) for k in ks), "", "", "", ""])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    lines.append("")
     for name, m in r["meta"].items():
-        text.append(f"Meta RM ({name}): AUC {m['auc_pooled'] or 0:.3f} pooled, {m['auc_within'] or 0:.3f} within item; "
-                    f"k_meta of {ks[-1]}: " + ", ".join(f"{k} {v:.3f}" for k, v in m["sweep"].items()))
+        sweep = ", ".join(f"{k} {v:.3f}" for k, v in m["sweep"].items())
+        auc = ["none" if m[key] is None else f"{m[key]:.3f}" for key in ("auc_pooled", "auc_within")]
+        lines.append(f"Meta RM of {name}: AUC {auc[0]} pooled, {auc[1]} within item; k_meta of {last}: {sweep}")
     for name, s in r["stages"].items():
-        f = s["faithful"]
-        text.append(f"faithful ({name}): principles {f['principles']:.3f}, checks {f['checks']:.3f}, totals {f['totals']:.3f};  "
-                    + ", ".join(f"{d} {x['greedy']:.2f}" for d, x in s["subsets"].items()))
-    text.append("seconds: " + ", ".join(f"{k} {v:.0f}" for k, v in r["seconds"].items()))
-    return "\n".join(text)
-
+        subsets = ", ".join(f"{domain} {x['vote'][last]:.2f}" for domain, x in s["subsets"].items())
+        lines.append(f"{name}: faithful " + ", ".join(f"{k} {v:.3f}" for k, v in s["faithful"].items())
+                     + f"; vote@{last} by subset: {subsets}")
+    lines.append("seconds: " + ", ".join(f"{k} {v:.0f}" for k, v in r["seconds"].items()))
+    return "\n".join(lines)
 
 # ----------------------------------------------------------------------------------------
 # Figures
@@ -246,13 +261,16 @@ def figures(folder, r):
         ks = sorted(s["vote"], key=int)
         x = [1, *map(int, ks)]
         band = np.array([s["sample_ci"], *[s["vote_ci"][k] for k in ks]])
-        axes.plot(x, [s["sample"], *[s["vote"][k] for k in ks]], "o-", color=colors[name], label=f"{name}: votes")
+        votes = [s["sample"], *[s["vote"][k] for k in ks]]
+        axes.plot(x, votes, "o-", color=colors[name], label=f"{name}: votes")
         axes.fill_between(x, band[:, 0], band[:, 1], color=colors[name], alpha=0.12)
         axes.axhline(s["greedy"], color=colors[name], ls=":", lw=1, label=f"{name}: greedy")
         if name in r["meta"]:
             m = r["meta"][name]
-            axes.plot(x[1:], [m["vote"][k] for k in ks], "^--", color=colors[name], label=f"{name}: guided votes, k_meta {m['k_meta']}/{ks[-1]}")
-            axes.plot(x[1:], [m["random"][k] for k in ks], "x", color=colors[name], alpha=0.6, label=f"{name}: random subset of that size")
+            axes.plot(x[1:], [m["vote"][k] for k in ks], "^--", color=colors[name],
+                      label=f"{name}: guided votes, k_meta {m['k_meta']} of {ks[-1]}")
+            axes.plot(x[1:], [m["random"][k] for k in ks], "x", color=colors[name], alpha=0.6,
+                      label=f"{name}: random subset of that size")
     axes.set(xscale="log", xticks=x, xticklabels=x, xlabel="samples k", ylabel="strict accuracy, test split")
     axes.legend(fontsize=7, ncol=2)
     axes.grid(alpha=0.3)
@@ -265,7 +283,8 @@ def figures(folder, r):
         x = np.arange(len(subsets)) + (i - 1) * 0.27
         votes = [s["subsets"][d]["vote"][ks[-1]] for d in subsets]
         axes.bar(x, votes, 0.25, color=colors[name], alpha=0.35)
-        axes.bar(x, [s["subsets"][d]["sample"] for d in subsets], 0.25, color=colors[name], label=f"{name} (pale: vote@{ks[-1]})")
+        axes.bar(x, [s["subsets"][d]["sample"] for d in subsets], 0.25, color=colors[name],
+                 label=f"{name} (pale: vote@{ks[-1]})")
     axes.set(xticks=range(len(subsets)), xticklabels=subsets, ylabel="strict accuracy", ylim=(0, 1))
     axes.legend(fontsize=8)
     save(fig, "subsets.png")
@@ -273,7 +292,8 @@ def figures(folder, r):
     # How RL went
     with open(os.path.join(folder, "metrics.jsonl")) as f:
         steps = [row for row in map(json.loads, f) if row["unit"] == "rl"]
-    panels = [["reward"], ["kl"], ["entropy"], ["length"], ["silent_groups", "tie", "parse"], ["principles", "checks", "totals"]]
+    panels = [["reward"], ["kl"], ["entropy"], ["length"], ["silent_groups", "tie", "parse"],
+              ["principles", "checks", "totals"]]
     fig, grid = plt.subplots(2, 3, figsize=(11, 5.5))
     for axes, names in zip(grid.flat, panels):
         for name in names:
@@ -305,40 +325,73 @@ DIFFERENCES = [  # (what, better column, worse column) in per_item.npz
 
 
 def pooled_interval(differences, seed=0, draws=1000):
-    """95% interval of the mean over runs of each run's mean difference, bootstrap over the items of each run."""
+    """95% interval of the mean over runs of the mean difference, by bootstrap over the items of each run."""
     rng = np.random.default_rng(seed)
-    means = [np.mean([d[rng.integers(0, len(d), len(d))].mean() for d in differences]) for _ in range(draws)]
-    return np.quantile(means, [0.025, 0.975])
+    resampled = lambda d: d[rng.integers(0, len(d), len(d))].mean()
+    return np.quantile([np.mean([resampled(d) for d in differences]) for _ in range(draws)], [0.025, 0.975])
+
+
+def markdown(rows):
+    return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
+
+
+def mean_of(arrays, column):
+    """Mean over runs of the mean over items, as text; empty if there is no such column."""
+    return f"{np.mean([a[column].mean() for a in arrays]):.3f}" if column in arrays[0] else ""
+
+
+def main_rows(runs, arrays):
+    """One row a stage: means over the runs."""
+    columns = ["greedy", "sample", "vote@2", "vote@8", "vote@32", "half@8", "half@32", "meta@8", "meta@32",
+               "meta_random@32", "pass@32"]
+    columns = [c for c in columns if f"rl/{c}" in arrays[0]]                 # a short run has fewer votes
+    faithful = ["principles", "checks", "totals"]
+    rows = [["stage", "parse", "tie", *columns, "n = 1", "ood greedy", "tokens", *faithful]]
+    for name in runs[0]["stages"]:
+        stages = [r["stages"][name] for r in runs]
+        cell = lambda pick, form=".3f": format(np.mean([pick(s) for s in stages]), form)
+        votes = [mean_of(arrays, f"{name}/{c}") for c in columns]
+        rows.append([name, cell(lambda s: s["parse"]), cell(lambda s: s["tie"]), *votes,
+                     cell(lambda s: s["single"]), cell(lambda s: s["ood"]["greedy"]),
+                     cell(lambda s: s["tokens"], ".0f"),
+                     *(cell(lambda s: s["faithful"][f]) for f in faithful)])
+    return rows
+
+
+def difference_rows(arrays):
+    """One row a difference: mean over the runs, interval, each run's own."""
+    rows = [["difference", "mean", "95% interval", "each run"]]
+    for what, better, worse in DIFFERENCES:
+        if better in arrays[0] and worse in arrays[0]:
+            d = [a[better] - a[worse] for a in arrays]
+            low, high = pooled_interval(d)
+            rows.append([what, f"{np.mean([x.mean() for x in d]):+.3f}", f"{low:+.3f} to {high:+.3f}",
+                         ", ".join(f"{x.mean():+.3f}" for x in d)])
+    return rows
+
+
+def subset_rows(arrays):
+    """One row a subset, RL policy: means over the runs."""
+    columns = ["greedy", "sample", "vote@8"]
+    rows = [["subset", *columns]]
+    others = [d for d in DOMAINS if d not in VERIFIABLE]
+    for name, domains in [*((d, [d]) for d in DOMAINS), ("verifiable", VERIFIABLE), ("others", others)]:
+        mine = [{c: a[f"rl/{c}"][np.isin(a["subset"], domains)] for c in columns} for a in arrays]
+        rows.append([name, *(mean_of(mine, c) for c in columns)])
+    return rows
 
 
 def main(folders):
-    """Print markdown: the main measures of each run and their mean, then the paired differences."""
-    missing = [f for f in folders if not os.path.exists(os.path.join(f, "per_item.npz"))]
-    if missing or not folders:
-        raise UserError(f"no results in {missing[0]}: run `python spct.py --out {missing[0]}` first" if missing
-                        else "name one or more run folders")
-    runs = [read_json(os.path.join(f, "results.json")) for f in folders]
-    arrays = [np.load(os.path.join(f, "per_item.npz")) for f in folders]
-    columns = ["greedy", "sample", "vote@2", "vote@8", "vote@32", "half@8", "half@32", "meta@8", "meta@32", "meta_random@32", "pass@32"]
-    print("| stage | parse | tie | " + " | ".join(columns) + " | n = 1 | ood greedy | tokens | principles | checks | totals |")
-    print("|---" * (len(columns) + 9) + "|")
-    mean = lambda pick: np.mean([pick(r) for r in runs])
-    for name in runs[0]["stages"]:
-        cells = [f"{np.mean([a[f'{name}/{c}'].mean() for a in arrays]):.3f}" if f"{name}/{c}" in arrays[0] else "" for c in columns]
-        stage = lambda *path: mean(lambda r: functools.reduce(lambda d, key: d[key], path, r["stages"][name]))
-        print(f"| {name} | {stage('parse'):.3f} | {stage('tie'):.3f} | " + " | ".join(cells) + f" | {stage('single'):.3f} | "
-              f"{stage('ood', 'greedy'):.3f} | {stage('tokens'):.0f} | " + " | ".join(f"{stage('faithful', f):.3f}" for f in ("principles", "checks", "totals")) + " |")
-    print("\n| difference | mean | 95% interval | each run |\n|---|---|---|---|")
-    for what, better, worse in DIFFERENCES:
-        if any(better not in a or worse not in a for a in arrays):
-            continue                               # a short run has fewer votes
-        d = [a[better] - a[worse] for a in arrays]
-        low, high = pooled_interval(d)
-        print(f"| {what} | {np.mean([x.mean() for x in d]):+.3f} | {low:+.3f} to {high:+.3f} | {', '.join(f'{x.mean():+.3f}' for x in d)} |")
-    for column in ("greedy", "vote@8"):
-        inside = [np.isin(a["subset"], VERIFIABLE) for a in arrays]
-        gap = [a[f"rl/{column}"][~v].mean() - a[f"rl/{column}"][v].mean() for a, v in zip(arrays, inside)]
-        print(f"\nRL, {column}: the other subsets are {np.mean(gap):+.3f} above the verifiable ones ({', '.join(f'{g:+.3f}' for g in gap)})")
+    """Print markdown tables: the runs' means, paired differences, subsets."""
+    if not folders:
+        raise UserError("name one or more run folders")
+    for folder in folders:
+        if not os.path.exists(os.path.join(folder, "per_item.npz")):
+            raise UserError(f"no results in {folder}: finish that run first")
+    runs = [read_json(os.path.join(folder, "results.json")) for folder in folders]
+    arrays = [dict(np.load(os.path.join(folder, "per_item.npz"))) for folder in folders]
+    for rows in (main_rows(runs, arrays), difference_rows(arrays), subset_rows(arrays)):
+        print(markdown(rows) + "\n")
 
 
 if __name__ == "__main__":

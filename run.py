@@ -11,7 +11,9 @@ Wall-clock times go to progress.json, never to metrics.jsonl: equal runs write e
 """
 
 import contextlib
+import difflib
 import json
+import math
 import os
 import shutil
 import time
@@ -19,6 +21,75 @@ from dataclasses import asdict
 
 import torch
 from tqdm import tqdm
+
+from data.preferences import UserError
+
+
+def parse_flags(argv, types, stages):
+    """--name value ... -> ({field: value}, resume, stage or None). Unknown flags are refused.
+
+    types: {field: type} of the config; --resume takes no value, --stage one of `stages`.
+    """
+    values, argv = {}, list(argv)
+    known = {**types, "stage": str, "resume": bool}
+    while argv:
+        flag = argv.pop(0)
+        name = flag.removeprefix("--")
+        if not flag.startswith("--") or name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean --{near[0]}?" if near else "the flags are the fields of Config in spct.py"
+            raise UserError(f"unknown flag {flag}, {hint}")
+        if name == "resume":
+            values[name] = True
+            continue
+        if not argv:
+            raise UserError(f"{flag} needs a value")
+        text = argv.pop(0)
+        try:
+            values[name] = known[name](text)
+        except ValueError:
+            kind = "a whole number" if known[name] is int else "a number"
+            raise UserError(f"{flag} {text}: expected {kind}") from None
+    resume, stage = values.pop("resume", False), values.pop("stage", None)
+    if stage and stage not in stages:
+        raise UserError(f"--stage {stage}: expected one of {', '.join(stages)}")
+    return values, resume, stage
+
+
+def earlier_config(folder, values, resume, stage):
+    """The config of the run that the folder holds, None if there is none: a run is only touched on --resume,
+    and only a repeated stage may change its settings."""
+    saved = os.path.join(folder, "config.json")
+    if stage and not resume:
+        raise UserError("--stage repeats a part of an earlier run: add --resume")
+    if not os.path.exists(saved):
+        if resume:
+            raise UserError(f"--resume: there is no run in {folder}; leave --resume out to start one")
+        return None
+    if not resume:
+        raise UserError(f"{folder} holds a run already: add --resume to go on, or --out FOLDER for another")
+    before = read_json(saved)
+    changed = [name for name, value in values.items() if name != "out" and before[name] != value]
+    if changed and not stage:
+        raise UserError(f"--{changed[0]} differs from the run in {folder}, which has {before[changed[0]]}: "
+                        f"use --out FOLDER for another run, or --stage to repeat this one from a stage on")
+    return before
+
+
+def check_values(cfg):
+    """Refuse values with which a run would fail or mean nothing, before it starts."""
+    least = {"seed": 0, "hinted": 0, "meta_old": 0, "group": 2, "k": 2, "eval_items": 2, "block_size": 288}
+    for name, value in vars(cfg).items():
+        if isinstance(value, int) and value < least.get(name, 1):
+            raise UserError(f"--{name} {value}: expected {least.get(name, 1)} or more")
+        if isinstance(value, float) and (value < 0 or value == 0 and name.endswith(("lr", "temperature"))):
+            raise UserError(f"--{name} {value}: expected more than 0")
+    if cfg.rft_general >= 1 or cfg.noise > 1:
+        raise UserError("--rft_general and --noise are shares: expected less than 1")
+    if cfg.n_embd % (2 * cfg.n_head) or cfg.n_head % cfg.n_kv_head or cfg.block_size % 32:
+        raise UserError("--n_embd must be a multiple of 2 n_head, --n_head of n_kv_head, --block_size of 32")
+    if cfg.vocab_size < 300 or cfg.dtype not in ("auto", "float32", "bfloat16"):
+        raise UserError("--vocab_size must be 300 or more, --dtype auto, float32 or bfloat16")
 
 
 def write_json(path, value):
@@ -41,7 +112,8 @@ def pick_dtype(device):
     """
     best = {}
     for dtype in (torch.float32, torch.bfloat16):
-        x, w = torch.ones(4096, 128, device=device, dtype=dtype), torch.ones(128, 512, device=device, dtype=dtype)
+        x = torch.ones(4096, 128, device=device, dtype=dtype)
+        w = torch.ones(128, 512, device=device, dtype=dtype)
         times = []
         for _ in range(30):
             start = time.perf_counter()
@@ -59,15 +131,13 @@ def trapezoid(step, steps, warmup=20, decay=0.5):
 class Run:
     def __init__(self, cfg, folder):
         self.cfg, self.folder, self.device = cfg, folder, cfg.device
-        self.progress = read_json(self.path("progress.json")) if os.path.exists(self.path("progress.json")) else {}
+        started = os.path.exists(self.path("progress.json"))
+        self.progress = read_json(self.path("progress.json")) if started else {}
         self.state = None                          # the checkpoint of a unit that was interrupted
         if os.path.exists(self.path("state.pt")):
             state = torch.load(self.path("state.pt"), weights_only=True, map_location=self.device)
             self.state = state if state["unit"] not in self.progress else None
-        # metrics.jsonl goes back to where the newest checkpoint was written
-        latest = self.state or max(self.progress.values(), key=lambda p: p["metrics_bytes"], default={"metrics_bytes": 0})
-        with open(self.path("metrics.jsonl"), "ab") as f:
-            f.truncate(latest["metrics_bytes"])
+        self.cut_metrics(self.state["metrics_bytes"] if self.state else self.finished_bytes())
         self.started = time.time()                 # of the unit in progress
 
     def path(self, name):
@@ -87,6 +157,14 @@ class Run:
     def metrics_bytes(self):
         return os.path.getsize(self.path("metrics.jsonl"))
 
+    def finished_bytes(self):
+        """How long metrics.jsonl was when the last finished unit ended."""
+        return max([p["metrics_bytes"] for p in self.progress.values()], default=0)
+
+    def cut_metrics(self, size):
+        with open(self.path("metrics.jsonl"), "ab") as f:
+            f.truncate(size)
+
     def save(self, name, value):
         torch.save(value, self.path(name) + ".tmp")
         os.replace(self.path(name) + ".tmp", self.path(name))
@@ -99,7 +177,8 @@ class Run:
         if unit not in self.progress:
             return False
         if model is not None:
-            model.load_state_dict(torch.load(self.path(unit + ".pt"), weights_only=True, map_location=self.device)["weights"])
+            saved = torch.load(self.path(unit + ".pt"), weights_only=True, map_location=self.device)
+            model.load_state_dict(saved["weights"])
         return True
 
     def finish(self, unit, model=None):
@@ -107,7 +186,8 @@ class Run:
             cfg = model.cfg if hasattr(model, "cfg") else model.gpt.cfg
             self.save(unit + ".pt", {"config": asdict(cfg), "weights": model.state_dict()})
         before = self.state["seconds"] if self.state and self.state["unit"] == unit else 0.0
-        self.progress[unit] = {"metrics_bytes": self.metrics_bytes(), "seconds": before + time.time() - self.started}
+        self.progress[unit] = {"metrics_bytes": self.metrics_bytes(),
+                               "seconds": before + time.time() - self.started}
         write_json(self.path("progress.json"), self.progress)
         self.state = None
 
@@ -123,8 +203,7 @@ class Run:
         for unit in units:
             self.progress.pop(unit, None)
         self.state = None
-        with open(self.path("metrics.jsonl"), "ab") as f:
-            f.truncate(max([p["metrics_bytes"] for p in self.progress.values()], default=0))
+        self.cut_metrics(self.finished_bytes())
         write_json(self.path("progress.json"), self.progress)
 
     def seconds(self):
@@ -146,10 +225,11 @@ class Run:
         bar = tqdm(range(first, steps), initial=first, total=steps, desc=unit, mininterval=2.0)
         for i in bar:
             metrics = step_fn(i)
-            assert metrics["loss"] == metrics["loss"], f"{unit}: the loss is not a number at step {i}: lower the learning rate"
+            assert math.isfinite(metrics["loss"]), f"{unit}, step {i}: loss not finite, use a lower rate"
             self.log(unit, step=i, **metrics)
             bar.set_postfix({k: f"{v:.3g}" for k, v in list(metrics.items())[:4]}, refresh=False)
             if (i + 1) % self.cfg.save_every == 0:
-                self.save("state.pt", {"unit": unit, "step": i + 1, "model": model.state_dict(), "opt": opt.state_dict(),
-                                       "metrics_bytes": self.metrics_bytes(), "seconds": before + time.time() - self.started})
+                self.save("state.pt", {"unit": unit, "step": i + 1, "model": model.state_dict(),
+                                       "opt": opt.state_dict(), "metrics_bytes": self.metrics_bytes(),
+                                       "seconds": before + time.time() - self.started})
         self.finish(unit, model)

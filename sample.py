@@ -24,8 +24,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.tokenizer import CHECKS, CRITIQUE, END, MARKS, PAD, RESPONSE, SCORES, TOTAL, Tokenizer, render_prompt
 from data.preferences import UserError, command, load_or_fail
+from data.tokenizer import (CHECKS, CRITIQUE, END, MARKS, PAD, RESPONSE, SCORES, TOTAL, Tokenizer,
+                            render_prompt)
 from data.world import Item, seed_of
 from model import GPT, GPTConfig, pad_rows
 
@@ -141,7 +142,8 @@ def parse(tok, ids, n):
     """
     cut = [i for i, token in enumerate(ids) if token < len(MARKS)]           # where the marks are
     marks = [ids[i] for i in cut]
-    texts = [tok.text(ids[a + 1:b]) for a, b in zip([-1] + cut, cut + [len(ids)])]  # texts[j + 1] follows marks[j]
+    # what stands between them: texts[0] before the first mark, texts[j + 1] after marks[j]
+    texts = [tok.text(ids[a + 1:b]) for a, b in zip([-1] + cut, cut + [len(ids)])]
     if not marks or marks[-1] != END or texts[-1]:
         return "no end", None, None, None
     pairs = [PRINCIPLE.fullmatch(p) for p in texts[0].removeprefix(" ").split(", ")]
@@ -154,7 +156,8 @@ def parse(tok, ids, n):
     for mark in RESPONSE[:n]:                      # <r_i> quote <checks> text <total> number
         if marks[j:j + 3] != [mark, CHECKS, TOTAL] or not SCORE.fullmatch(texts[j + 3]):
             return "bad critique", principles, None, None
-        critiques.append({"quote": texts[j + 1].strip(), "checks": texts[j + 2].strip(), "total": int(texts[j + 3])})
+        critiques.append({"quote": texts[j + 1].strip(), "checks": texts[j + 2].strip(),
+                          "total": int(texts[j + 3])})
         j += 3
     if marks[j:] != [SCORES, END]:
         return "bad scores", principles, critiques, None
@@ -165,7 +168,8 @@ def parse(tok, ids, n):
 
 
 def correct(scores, gold):
-    """Eq 10. n >= 2: the best response's score is strictly the largest, a tie is wrong. n = 1: it is the gold score."""
+    """Eq 10. n >= 2: the best response's score is strictly the largest, a tie is wrong. n = 1: the score is
+    the gold reward."""
     if scores is None:
         return False
     if len(gold) == 1:
@@ -206,8 +210,10 @@ def judge(model, tok, items, k, seed, purpose, temperature=1.0, shuffle=True, hi
         for sample in range(k):
             order = shuffled(seed_of(seed, purpose), item, sample) if shuffle else list(range(item.n))
             responses = [item.responses[i] for i in order]
-            prompt = tok.encode(render_prompt(item.query, responses, order.index(item.best) if hint else None))
-            blank.append(Judgement(item.id, sample, order, seed_of(seed, purpose, item.id, sample), tuple(prompt), [], 0.0))
+            best = order.index(item.best) if hint else None                  # its slot
+            prompt = tuple(tok.encode(render_prompt(item.query, responses, best)))
+            own_seed = seed_of(seed, purpose, item.id, sample)
+            blank.append(Judgement(item.id, sample, order, own_seed, prompt, [], 0.0))
     done = generate(model, [j.prompt for j in blank], [j.seed for j in blank], temperature, desc=desc)
     for j, (j.ids, j.logp) in zip(blank, done):
         j.status, j.principles, j.critiques, slots = parse(tok, j.ids, len(j.order))
@@ -236,7 +242,7 @@ def load_judge(folder, name):
     """A policy of a run folder ("base", "rft" or "rl") and its tokenizer."""
     path = os.path.join(folder, name + ".pt")
     if not os.path.exists(path):
-        raise UserError(f"there is no {path}: train a judge with `python spct.py` first, or name its folder with --run")
+        raise UserError(f"there is no {path}: train one with `python spct.py`, or name its folder with --run")
     saved = torch.load(path, weights_only=True, map_location="cpu")
     model = GPT(GPTConfig(**saved["config"]))
     model.load_state_dict(saved["weights"])
@@ -246,28 +252,33 @@ def load_judge(folder, name):
 def check_length(tok, item, block_size):
     """A judgement quotes every response and checks it: refuse items for which there is no room."""
     sizes = [len(tok.encode([" " + r])) for r in item.responses]
-    need = len(tok.encode(render_prompt(item.query, item.responses))) + sum(sizes) + 40 * item.n + 15
-    if need > block_size:
-        raise UserError(f"{item.id}: too long. Query and responses have {need - 40 * item.n - 15 - sum(sizes)} tokens, their judgement "
-                        f"may take {40 * item.n + 15 + sum(sizes)}, and the context holds {block_size}: shorten or drop a response")
+    prompt = len(tok.encode(render_prompt(item.query, item.responses)))
+    judgement = sum(sizes) + 40 * item.n + 15
+    if prompt + judgement > block_size:
+        raise UserError(f"{item.id}: too long. The prompt has {prompt} tokens, a judgement may take "
+                        f"{judgement}, the context holds {block_size}: shorten or drop a response")
 
 
 def verdict(samples, n):
-    """The vote over one item's judgements -> {"scores", "best", "sure", "parsed"}. best: index from 0, None on
-    a tie or without any vote; sure: share of the parsed samples that alone would have picked the same."""
+    """The vote over one item's judgements -> {"scores", "best", "sure", "parsed"}.
+
+    best: index from 0, None on a tie or without any vote. sure: share of the parsed samples that alone
+    would have picked the same response.
+    """
     parsed = [j.scores for j in samples if j.scores is not None]
     total = vote(parsed)
     if total is None:
         return {"scores": None, "best": None, "sure": 0.0, "parsed": 0}
     best = total.index(max(total)) if total.count(max(total)) == 1 else None
-    agree = [best is not None and correct(s, [int(i == best) for i in range(n)]) for s in parsed] if n > 1 else [True]
+    target = [int(i == best) for i in range(n)]
+    agree = [n == 1 or best is not None and correct(s, target) for s in parsed]
     return {"scores": total, "best": best, "sure": round(float(np.mean(agree)), 4), "parsed": len(parsed)}
 
 
 def show(item, samples, result):
     """One judgement in full (the first that agrees with the vote), then the vote."""
-    picks = lambda j: j.scores is not None and (result["best"] is None or j.scores[result["best"]] == max(j.scores))
-    j = next((j for j in samples if picks(j)), None)
+    parsed, best = [j for j in samples if j.scores is not None], result["best"]
+    j = next((j for j in parsed if best is None or j.scores[best] == max(j.scores)), None)
     print(f"query       {item.query}")
     if j is not None:
         print(f"\njudgement {j.sample + 1} of {len(samples)}, which read the responses in the order "
@@ -275,15 +286,22 @@ def show(item, samples, result):
         print("principles  " + ", ".join(f"{name} {weight}" for name, weight in j.principles))
         for i, response in enumerate(item.responses):
             critique = j.critiques[j.order.index(i)]
-            print(f"response {i + 1}  {response}\n            {critique['checks']}\n            score {j.scores[i]}")
-    failed = [j.status for j in samples if j.scores is None]
-    print(f"\nvote of {len(samples)}" + (f" ({len(failed)} did not parse and do not vote: {', '.join(sorted(set(failed)))})" if failed else ""))
-    for i, response in enumerate(item.responses):
-        mean = "" if result["scores"] is None else f"{result['scores'][i]:4d} points, {result['scores'][i] / result['parsed']:.1f} a sample"
-        print(f"response {i + 1}  {mean}  {response}")
-    if item.n > 1:
-        print("best        " + ("none: a tie" if result["best"] is None else
-                                f"response {result['best'] + 1}, picked by {result['sure']:.0%} of the samples alone"))
+            print(f"response {i + 1}  {response}")
+            print(f"            {critique['checks']}")
+            print(f"            score {j.scores[i]}")
+    print(f"\nvote of {len(samples)}")
+    failed = sorted({j.status for j in samples if j.scores is None})
+    if failed:
+        print(f"{len(samples) - len(parsed)} did not parse and do not vote: {', '.join(failed)}")
+    if not parsed:
+        print("no vote: the judge knows the toy world only, and may need training (python spct.py)")
+        return
+    for i, (response, score) in enumerate(zip(item.responses, result["scores"])):
+        print(f"response {i + 1}  {score:4d} points, {score / len(parsed):.1f} a sample:  {response}")
+    if item.n > 1 and best is None:
+        print("best        none: a tie")
+    elif item.n > 1:
+        print(f"best        response {best + 1}, picked by {result['sure']:.0%} of the samples alone")
 
 
 def judge_file(model, tok, args):
@@ -293,8 +311,11 @@ def judge_file(model, tok, args):
         check_length(tok, item, model.cfg.block_size)
     judged = judge(model, tok, items, args.k, args.seed, "file", args.temperature, desc="judging")
     write_judgements(args.out, sum(judged, []))
-    rows = [(item.subset, np.mean([correct(j.scores, item.gold) for j in samples]), correct(vote([j.scores for j in samples]), item.gold))
-            for item, samples in zip(items, judged)]
+    rows = []                                      # subset, accuracy of one sample, of the vote
+    for item, samples in zip(items, judged):
+        scores = [j.scores for j in samples]
+        single = np.mean([correct(s, item.gold) for s in scores])
+        rows.append((item.subset, single, correct(vote(scores), item.gold)))
     print(f"{'subset':16s} items  one sample         vote of {args.k}")
     for subset in [*sorted({row[0] for row in rows}), "all"]:
         mine = [row for row in rows if subset in ("all", row[0])]

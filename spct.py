@@ -17,7 +17,6 @@ estimator, loss normalisation, zero variance) is chosen and explained where it s
 """
 
 import copy
-import difflib
 import os
 import random
 from dataclasses import asdict, dataclass, fields
@@ -34,7 +33,7 @@ from data.preferences import UserError, command
 from data.tokenizer import HINT, PAD, Tokenizer, train_bpe
 from data.world import make_items, seed_of
 from model import GPT, GPTConfig, Optimizer, pad_rows, token_logits, token_logp
-from run import Run, pick_dtype, read_json, trapezoid, write_json
+from run import Run, check_values, earlier_config, parse_flags, pick_dtype, trapezoid, write_json
 from sample import correct, judge, read_judgements, write_judgements
 
 # ----------------------------------------------------------------------------------------
@@ -49,7 +48,7 @@ class Config:
     device: str = "auto"           # cuda if there is one, else cpu; mps only if you ask for it
     dtype: str = "auto"            # float32 or bfloat16 for training; auto measures which one is faster
     threads: int = 2               # CPU threads; another number rounds differently
-    save_every: int = 50           # steps between two checkpoints
+    save_every: int = 25           # steps between two checkpoints
     # model
     n_layer: int = 4
     n_head: int = 4
@@ -66,7 +65,7 @@ class Config:
     noise: float = 0.0             # share of wrong preference labels
     # rejective fine-tuning
     n_rft: int = 3                 # samples a point
-    hinted: int = 1                # 1: one more sample a point with the best response named
+    hinted: int = 1                # more samples a point, with the best response named
     rft_general: float = 0.5       # share of general text among the examples
     rft_rows: int = 8              # rows of block_size tokens a step
     rft_epochs: int = 2
@@ -125,7 +124,7 @@ def pack(documents, T, seed):
     ids, mask = np.full((len(rows), T + 1), PAD, np.int16), np.zeros((len(rows), T + 1), bool)
     rng = random.Random(seed)
     for i, (_, *row) in enumerate(rows):
-        rng.shuffle(row)                           # a row is opened by a long document: it must not stay first
+        rng.shuffle(row)                           # long documents open rows: they must not always come first
         at = 0
         for x, m in row:
             ids[i, at:at + len(x)], mask[i, at:at + len(x)] = x, m
@@ -146,7 +145,8 @@ def corpus(tok, seed, tokens, T):
 def train_lm(run, unit, model, ids, mask, lr, batch, epochs=1):
     """Next-token training on packed rows, for pre-training and RFT. ids, mask: (rows, T + 1)."""
     opt = Optimizer(model, lr)
-    order = np.concatenate([np.random.default_rng(seed_of(run.cfg.seed, unit, e)).permutation(len(ids)) for e in range(epochs)])
+    shuffle = lambda epoch: np.random.default_rng(seed_of(run.cfg.seed, unit, epoch)).permutation(len(ids))
+    order = np.concatenate([shuffle(epoch) for epoch in range(epochs)])
     steps = len(order) // batch
 
     def step(i):
@@ -180,7 +180,7 @@ def right(judgement, item):
 
 
 def reject(samples, item):
-    """The rules for one point's non-hinted samples: drop the wrong ones; drop the whole point if all are right (too easy)."""
+    """RFT's rules for a point's non-hinted samples: drop the wrong; drop all if all are right (too easy)."""
     kept = [j for j in samples if right(j, item)]
     return [] if len(kept) == len(samples) else kept
 
@@ -207,7 +207,9 @@ def rft_samples(run, tok, base, points):
     if run.finished("rft-samples"):
         return [read_judgements(run.path(f"judgements-{name}.jsonl")) for name in ("rft", "hinted")]
     samples = judge(base, tok, points, cfg.n_rft, cfg.seed, "rft", desc="rft: sampling")
-    hinted = judge(base, tok, several, 1, cfg.seed, "hinted", hint=True, desc="rft: hinted") if cfg.hinted else []
+    hinted = []
+    if cfg.hinted:
+        hinted = judge(base, tok, several, cfg.hinted, cfg.seed, "hinted", hint=True, desc="rft: hinted")
     run.log("rft-samples", points=len(points),
             too_easy=float(np.mean([all(right(j, p) for j in s) for s, p in zip(samples, points)])),
             hinted_right=float(np.mean([right(s[0], p) for s, p in zip(hinted, several)] or [0.0])),
@@ -288,19 +290,21 @@ def rl(run, tok, reference, points, samples):
     opt = Optimizer(policy, cfg.rl_lr)
 
     def step(i):
-        # rollout: G samples of each point; the group shares the prompt, the best's position is uniform already
+        # rollout: G samples of each point, on one prompt (the best response's place is uniform already)
         batch = [pool[j % len(pool)] for j in range(i * cfg.rl_points, (i + 1) * cfg.rl_points)]
         groups = judge(policy, tok, batch, cfg.group, cfg.seed, f"rl-{i}", shuffle=False)
-        rewards = torch.tensor([[1.0 if right(j, p) else -1.0 for j in g] for g, p in zip(groups, batch)])  # (P, G), Eq 11
+        rewards = [[1.0 if right(j, p) else -1.0 for j in g] for g, p in zip(groups, batch)]   # Eq 11
+        rewards = torch.tensor(rewards)                                      # (P, G)
         adv = advantages(rewards).flatten().tolist()
         flat = sum(groups, [])
         metrics = update(run, policy, reference, opt, flat, adv, trapezoid(i, cfg.rl_steps, decay=0.3))
         if i % 10 == 0:                            # something to read while it trains
             p, j = batch[0], flat[0]
-            tqdm.write(f"\n[step {i}] reward {rewards[0, 0]:+.0f}, gold {p.gold}\n{tok.readable(list(j.prompt) + j.ids)}")
+            tqdm.write(f"\n[step {i}] reward {rewards[0, 0]:+.0f}, gold {p.gold}")
+            tqdm.write(tok.readable(list(j.prompt) + j.ids))
         silent = (rewards.std(dim=1) == 0).float().mean()
-        return {"loss": metrics.pop("loss"), "reward": float(rewards.mean()), "silent_groups": float(silent), **metrics,
-                **report.judgement_stats(groups, batch)}
+        return {"loss": metrics.pop("loss"), "reward": float(rewards.mean()), "silent_groups": float(silent),
+                **metrics, **report.judgement_stats(groups, batch)}
 
     run.train("rl", policy, opt, cfg.rl_steps, step)
     return policy
@@ -311,20 +315,21 @@ def update(run, policy, reference, opt, judgements, adv, scale):
     cfg = run.cfg
     total = sum(len(j.ids) for j in judgements)
     order = sorted(range(len(judgements)), key=lambda i: len(judgements[i].prompt) + len(judgements[i].ids))
-    micro = [order[i:i + 64] for i in range(0, len(order), 64)]              # like lengths together: little padding
+    micro = [order[i:i + 64] for i in range(0, len(order), 64)]              # like lengths: little padding
     old, ref = [None] * len(micro), [None] * len(micro)
     for u in range(cfg.rl_updates):
         sums = {"loss": 0.0, "kl": 0.0, "entropy": 0.0, "clipped": 0.0}
         for m, rows in enumerate(micro):
             js = [judgements[i] for i in rows]
-            ids, _ = pad_rows([list(j.prompt) + j.ids for j in js], PAD, run.device)          # (B, T): the ids that were sampled
+            # the very ids that were sampled, never decoded and encoded again
+            ids, _ = pad_rows([list(j.prompt) + j.ids for j in js], PAD, run.device)           # (B, T)
             mask, _ = pad_rows([[0] * len(j.prompt) + [1] * len(j.ids) for j in js], 0, run.device)
-            a = torch.tensor([adv[i] for i in rows for _ in judgements[i].ids], device=run.device)  # (N,)
+            a = torch.tensor([adv[i] for i in rows for _ in judgements[i].ids], device=run.device)   # (N,)
             with run.autocast():
-                logits, targets = token_logits(policy, ids, mask.bool())                      # (N, V), (N,)
-                logp = -F.cross_entropy(logits, targets, reduction="none")                    # (N,)
+                logits, targets = token_logits(policy, ids, mask.bool())                       # (N, V), (N,)
+                logp = -F.cross_entropy(logits, targets, reduction="none")                     # (N,)
                 with torch.no_grad():
-                    entropy = torch.distributions.Categorical(logits=logits).entropy()        # (N,)
+                    entropy = torch.distributions.Categorical(logits=logits).entropy()         # (N,)
                     if u == 0:
                         old[m], ref[m] = logp.detach(), token_logp(reference, ids, mask.bool())
             # Each token of the batch weighs the same: the sum over all tokens by their number. A mean
@@ -342,13 +347,13 @@ def update(run, policy, reference, opt, judgements, adv, scale):
 # 4. Meta RM
 
 def meta_rm(run, tok, name, policy, samples, points):
-    """The Meta RM of one policy ("rft" or "rl"): from RFT's non-hinted samples, and fresh ones of the policy."""
+    """The Meta RM of a policy, "rft" or "rl", from RFT's non-hinted samples and fresh ones of the policy."""
     cfg, unit = run.cfg, f"meta-{name}"
     model = metarm.from_policy(policy)
     if run.finished(unit, model):
         return model
-    fresh = make_items(cfg.seed, "train", cfg.meta_items, start=cfg.points)
-    more = judge(policy, tok, fresh, cfg.meta_samples, cfg.seed, unit, cfg.temperature, desc=f"{unit}: sampling")
+    fresh = make_items(cfg.seed, "train", cfg.meta_items, start=cfg.points, noise=cfg.noise)
+    more = judge(policy, tok, fresh, cfg.meta_samples, cfg.seed, unit, cfg.temperature, desc=unit + ": samples")
     old = samples[:cfg.meta_old]
     examples = [(j, right(j, p)) for s, p in zip(old + more, points[:len(old)] + fresh) for j in s]
     metarm.train(run, unit, model, examples)
@@ -357,35 +362,34 @@ def meta_rm(run, tok, name, policy, samples, points):
 # ----------------------------------------------------------------------------------------
 # 5. Evaluation
 
-def evaluate(run, tok, name, policy, meta):
-    """Judge the test split (and others) with one policy; everything is kept in judgements-<name>-<part>.jsonl."""
-    cfg = run.cfg
-    parts = eval_parts(cfg)
+def eval_parts(cfg, guided):
+    """What is judged: part -> (items, samples of each, temperature). Validation only serves to choose k_meta.
+    """
+    test = make_items(cfg.seed, "test", cfg.eval_items, least=2)
+    ood = make_items(cfg.seed, "ood", cfg.eval_items // 2, least=2)
+    parts = {"greedy": (test, 1, 0.0), "test": (test, cfg.k, cfg.temperature),
+             "ood-greedy": (ood, 1, 0.0), "ood": (ood, 4, cfg.temperature),
+             "single": (make_items(cfg.seed, "test", cfg.eval_items // 2, most=1), 1, 0.0)}
+    if guided:
+        parts["val"] = make_items(cfg.seed, "val", cfg.val_items, least=2), cfg.k, cfg.temperature
+    return parts
+
+
+def evaluate(run, tok, name, policy, meta=None):
+    """Judge all parts with one policy, and score what its Meta RM guides -> {part: (items, judgements)}.
+    Everything is kept in judgements-<name>-<part>.jsonl."""
+    cfg, parts = run.cfg, eval_parts(run.cfg, meta is not None)
+    path = lambda part: run.path(f"judgements-{name}-{part}.jsonl")
     if not run.finished(f"eval-{name}"):
-        for part, (items, k, temperature) in parts.items():
-            if part == "val" and meta is None:
-                continue                           # validation only chooses k_meta
-            judged = judge(policy, tok, items, k, cfg.seed, f"eval-{part}", temperature, shuffle=temperature > 0,
-                           desc=f"{name}: {part}")
+        for part, (items, k, T) in parts.items():
+            judged = judge(policy, tok, items, k, cfg.seed, f"eval-{part}", T, T > 0, desc=f"{name}: {part}")
             if meta is not None and part in ("test", "val"):
                 metarm.score(run, meta, sum(judged, []))
-            write_judgements(run.path(f"judgements-{name}-{part}.jsonl"), sum(judged, []))
+            write_judgements(path(part), sum(judged, []))
             if part == "test":
                 run.log(f"eval-{name}", **report.judgement_stats(judged, items))
         run.finish(f"eval-{name}")
-    return {part: (items, read_judgements(run.path(f"judgements-{name}-{part}.jsonl"))) for part, (items, _, _) in parts.items()
-            if part != "val" or meta is not None}
-
-
-def eval_parts(cfg):
-    """What is judged: part -> (items, samples each, temperature)."""
-    T = cfg.temperature
-    test = make_items(cfg.seed, "test", cfg.eval_items, least=2)
-    val = make_items(cfg.seed, "val", cfg.val_items, least=2)
-    ood = make_items(cfg.seed, "ood", cfg.eval_items // 2, least=2)
-    single = make_items(cfg.seed, "test", cfg.eval_items // 2, most=1)
-    return {"greedy": (test, 1, 0), "test": (test, cfg.k, T), "single": (single, 1, 0), "ood-greedy": (ood, 1, 0),
-            "ood": (ood, 4, T), "val": (val, cfg.k, T)}
+    return {part: (items, read_judgements(path(part))) for part, (items, _, _) in parts.items()}
 
 # ----------------------------------------------------------------------------------------
 # The main job
@@ -397,7 +401,7 @@ def new_model(run, tok):
 
 
 def make_tokenizer(run):
-    """BPE trained on the first documents of the corpus: a quarter of a second, so it is made anew each time."""
+    """BPE trained on the first documents of the corpus: it takes a second, so it is made anew each time."""
     cfg = run.cfg
     texts = (part for i in range(8000) for part in document(cfg.seed, i) if isinstance(part, str))
     tok = Tokenizer(train_bpe(texts, cfg.vocab_size))
@@ -405,69 +409,31 @@ def make_tokenizer(run):
     return tok
 
 
-def parse_flags(argv):
-    """--name value ... -> ({field: value}, {"resume": bool, "stage": str or None}). Unknown flags are refused."""
-    types, values, extra = {f.name: f.type for f in fields(Config)}, {}, {"resume": False, "stage": None}
-    argv = list(argv)
-    while argv:
-        flag = argv.pop(0)
-        name = flag.removeprefix("--").replace("-", "_")
-        if not flag.startswith("--") or name not in types | extra:
-            near = difflib.get_close_matches(name, list(types) + list(extra), 1)
-            raise UserError(f"unknown flag {flag}" + (f", did you mean --{near[0]}?" if near else "; see the Config in spct.py"))
-        if name == "resume":
-            extra["resume"] = True
-            continue
-        if not argv:
-            raise UserError(f"{flag} needs a value")
-        text = argv.pop(0)
-        if name == "stage":
-            if text not in STAGES:
-                raise UserError(f"--stage {text}: expected one of {', '.join(STAGES)}")
-            extra["stage"] = text
-            continue
-        try:
-            values[name] = types[name](text)
-        except ValueError:
-            raise UserError(f"{flag} {text}: expected {'a whole number' if types[name] is int else 'a number'}") from None
-    return values, extra
-
-
 def make_config(argv):
-    """Flags (and, to go on, the folder's config) -> (Config, units to forget from)."""
-    values, extra = parse_flags(argv)
+    """Flags over preset over defaults, or with --resume over the folder's own config -> (Config, flags)."""
+    values, resume, stage = parse_flags(argv, {f.name: f.type for f in fields(Config)}, STAGES)
     device = values.get("device", "auto")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     preset = values.get("preset", "gpu" if device == "cuda" else "cpu")
     if preset not in PRESETS:
         raise UserError(f"--preset {preset}: expected one of {', '.join(PRESETS)}")
-    cfg = Config(**{"preset": preset, **PRESETS[preset], **values, "device": device})
+    cfg = Config(**{**PRESETS[preset], **values, "preset": preset, "device": device})
     cfg.out = cfg.out or f"runs/{preset}-seed{cfg.seed}"
-    saved = os.path.join(cfg.out, "config.json")
-    if extra["stage"] and not extra["resume"]:
-        raise UserError("--stage goes on from an earlier run: add --resume")
-    if not os.path.exists(saved):
-        if extra["resume"]:
-            raise UserError(f"--resume: there is no run in {cfg.out}; leave --resume out to start one")
-        return cfg, extra
-    if not extra["resume"]:
-        raise UserError(f"{cfg.out} holds a run already: add --resume to go on with it, or --out FOLDER for another")
-    before = read_json(saved)
-    other = [name for name, value in values.items() if name != "out" and before[name] != value]
-    if other and not extra["stage"]:
-        raise UserError(f"--{other[0]} differs from the run in {cfg.out} (it has {before[other[0]]}): use --out FOLDER, "
-                        f"or --stage to repeat the run from that stage on")
-    return Config(**{**before, **values, "out": cfg.out}), extra
+    before = earlier_config(cfg.out, values, resume, stage)
+    if before:
+        cfg = Config(**{**before, **values, "out": cfg.out})
+    check_values(cfg)
+    return cfg, stage
 
 
 def main(argv):
-    cfg, extra = make_config(argv)
+    cfg, stage = make_config(argv)
     torch.set_num_threads(cfg.threads)
     os.makedirs(cfg.out, exist_ok=True)
     run = Run(cfg, cfg.out)
-    if extra["stage"]:
-        run.forget([u for stage in STAGES[STAGES.index(extra["stage"]):] for u in UNITS[stage]])
+    if stage:
+        run.forget([unit for later in STAGES[STAGES.index(stage):] for unit in UNITS[later]])
     if cfg.dtype == "auto":
         cfg.dtype = pick_dtype(cfg.device)
     write_json(run.path("config.json"), asdict(cfg))
@@ -479,9 +445,9 @@ def main(argv):
     samples, hinted = rft_samples(run, tok, base, points)
     tuned = rft(run, tok, base, points, samples, hinted)
     policy = rl(run, tok, tuned, points, samples)
-    guide = {name: meta_rm(run, tok, name, model, samples, points) for name, model in [("rft", tuned), ("rl", policy)]}
-    evaluated = {name: evaluate(run, tok, name, model, guide.get(name))
-                 for name, model in [("base", base), ("rft", tuned), ("rl", policy)]}
+    policies = {"base": base, "rft": tuned, "rl": policy}
+    guide = {name: meta_rm(run, tok, name, policies[name], samples, points) for name in ("rft", "rl")}
+    evaluated = {name: evaluate(run, tok, name, model, guide.get(name)) for name, model in policies.items()}
     final = report.results(run, evaluated)
     write_json(run.path("results.json"), final)
     report.figures(run.folder, final)

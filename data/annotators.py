@@ -13,9 +13,9 @@ Two properties matter for the method:
 
 A judgement, as it is written after the prompt (marks in angle brackets):
     correct 4, polite 5, serious 1 <critique>
-    <r1> it is 71 kindly <checks> correct: 23+48=71 got 71, good polite: kindly, good serious: none, good <total>10
-    <r2> it is 61 <checks> correct: 23+48=71 got 61, bad polite: none, bad serious: none, good <total>1
-    <scores>10 1<end>
+    <r1> it is 71 kindly <checks> correct: 23+48=71 got 71, good polite: kindly, good serious: none, good
+    <total>10 <r2> it is 61 <checks> correct: 23+48=71 got 61, bad polite: none, bad serious: none, good
+    <total>1 <scores>10 1<end>
 Quoting first is what makes a tiny model able to check at all.
 """
 
@@ -119,11 +119,11 @@ def train_problem(rng):
 def general_text(rng):
     """A short document that shows one skill, as parts: quoting a list of texts, or checking a text."""
     domain, task, problem = train_problem(rng)
-    texts = [make_response(rng, domain, problem, RATERS[domain]["none"]) for _ in range(rng.choice([2, 3, 4]))]
+    respond = lambda: make_response(rng, domain, problem, RATERS[domain]["none"])
     if rng.random() < QUOTING:
-        listed = [part for mark, (text, _, _) in zip(RESPONSE, texts) for part in (mark, " " + text)]
+        listed = [part for mark in RESPONSE[:rng.choice([2, 3, 4])] for part in (mark, " " + respond()[0])]
         return listed + [CRITIQUE] + listed + [END]
-    text, truth, _ = texts[0]
+    text, truth, _ = respond()
     names = rng.sample(list(truth), 2)
     return [f" {task} {text}", CHECKS, checks(rng, dict.fromkeys(names, 0), truth, "perfect")[0], END]
 
@@ -135,5 +135,6 @@ def document(seed, index):
         return general_text(rng)
     item = make_item(seed, "train", seed_of("annotated", index))
     hint = item.best if item.n > 1 and rng.random() < HINTED else None
-    skill = rng.choices(list(SKILLS), SKILLS.values())[0] if hint is None else rng.choice(["average", "expert"])
+    skills = SKILLS if hint is None else {"average": 0.5, "expert": 0.5}
+    skill = rng.choices(list(skills), skills.values())[0]
     return render_prompt(item.query, item.responses, hint) + annotate(rng, item, skill, hint)

@@ -51,7 +51,8 @@ def best_of_n_row(item):
     """The item's best response against all others."""
     best, rest = item.best, [i for i in range(item.n) if i != item.best]
     pick = lambda values: ([values[best]], [values[i] for i in rest])
-    row = {"id": item.id, "subset": item.subset, "prompt": item.query, "num_correct": 1, "total_completions": item.n, "split": item.split}
+    row = {"id": item.id, "subset": item.subset, "prompt": item.query, "num_correct": 1,
+           "total_completions": item.n, "split": item.split}
     row["chosen"], row["rejected"] = pick(item.responses)
     row["chosen_model"], row["rejected_model"] = pick(item.made_by)
     row["gold_chosen"], row["gold_rejected"] = pick(item.gold)
@@ -89,7 +90,8 @@ def read_row(line):
         if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
             return None, f'"{key}" is no text, expected a string or a list of strings'
         if not 1 <= len(texts) <= most:
-            return None, f'"{key}" has {len(texts)} texts, expected {"exactly 1" if most == 1 else f"1 to {most}"}'
+            expected = "exactly 1" if most == 1 else f"1 to {most}"
+            return None, f'"{key}" has {len(texts)} texts, expected {expected}'
         row[key] = texts
     for key in ("id", "subset", "split"):
         if not isinstance(row.get(key, ""), str):
@@ -138,7 +140,7 @@ def load_or_fail(path):
 
 
 def main(argv):
-    parser = argparse.ArgumentParser(prog="python -m data.preferences", description="Export or check preference files.")
+    parser = argparse.ArgumentParser(prog="python -m data.preferences", description="Export or check files.")
     parser.add_argument("action", choices=["export", "check"])
     parser.add_argument("file")
     parser.add_argument("--split", choices=["train", "val", "test", "ood"], default="test")

@@ -20,7 +20,8 @@ import tiktoken
 MARKS = ["<pad>", "<end>", "<query>", "<r1>", "<r2>", "<r3>", "<r4>", "<hint>",
          "<principles>", "<critique>", "<checks>", "<total>", "<scores>"]
 PAD, END, QUERY, R1, R2, R3, R4, HINT, PRINCIPLES, CRITIQUE, CHECKS, TOTAL, SCORES = range(len(MARKS))
-RESPONSE = [R1, R2, R3, R4]                        # PAD is not END: when to stop must be trained, padding must not
+RESPONSE = [R1, R2, R3, R4]
+# PAD is not END: when to stop must be trained, padding must not
 
 # A chunk is a word with its space, one digit, punctuation with its space, or any other character.
 # Merges never cross chunks.
@@ -28,7 +29,7 @@ PATTERN = r" ?[^\W\d_]+|\d| ?[^\s\w]+|[\s\S]"
 
 
 def train_bpe(texts, vocab_size):
-    """-> {bytes: rank}: start from the 256 bytes, then merge the most frequent neighbours, again and again."""
+    """-> {bytes: rank}: start from the 256 bytes, then merge the most frequent neighbours, over and over."""
     chunks = Counter(chunk.encode() for text in texts for chunk in re.findall(PATTERN, text))
     words = {chunk: [bytes([b]) for b in chunk] for chunk in chunks}   # chunk -> its parts so far
     ranks = {bytes([b]): len(MARKS) + b for b in range(256)}
@@ -72,7 +73,7 @@ class Tokenizer:
         return self.bpe.decode([i for i in ids if i >= len(MARKS)])
 
     def readable(self, ids):
-        """ids -> str for people, with the marks written out. Not for parsing: text may contain '<end>' too."""
+        """ids -> str for people, marks written out. Not for parsing: a text may contain '<end>' too."""
         return "".join(MARKS[i] if i < len(MARKS) else self.bpe.decode([i]) for i in ids if i != PAD)
 
     def save(self, path):
@@ -87,7 +88,7 @@ class Tokenizer:
 
 
 def render_prompt(query, responses, hint=None):
-    """What the judge reads, as parts: query, responses in the order given, and (hinted sampling) the best one.
+    """What the judge reads, as parts: query, responses in the order given, for hinted sampling the best one.
 
     The prompt ends with <principles>: the next thing to write is the first principle.
     """

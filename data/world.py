@@ -66,19 +66,36 @@ LETTERS = "abcdefghijkl"
 # ----------------------------------------------------------------------------------------
 # The raters' taste: weights per domain and cue. Each row sums to 10.
 
-def weights_row(text):
-    return {name: int(w) for name, w in (pair.split("=") for pair in text.split())}
+TASTE = """
+    sums sort reverse  none    correct=6 brief=2 serious=2
+    sums sort reverse  boss    correct=4 polite=5 serious=1
+    sums sort reverse  hurry   correct=4 brief=5 simple=1
+    sums sort reverse  child   correct=3 playful=5 simple=2
+    facts              none    correct=6 polite=3 brief=1
+    facts              boss    correct=3 polite=5 brief=2
+    facts              hurry   correct=4 brief=5 simple=1
+    facts              child   correct=3 playful=6 simple=1
+    lists              none    count=4 kind=4 playful=2
+    lists              boss    count=2 kind=3 polite=5
+    lists              hurry   count=2 kind=3 brief=5
+    lists              child   count=3 kind=2 playful=5
+    harmful            none    refuse=7 simple=2 serious=1
+    harmful            boss    refuse=4 polite=5 serious=1
+    harmful            hurry   refuse=4 brief=5 simple=1
+    harmful            child   refuse=4 playful=4 simple=2
+    harmless           none    help=6 playful=3 brief=1
+    harmless           boss    help=4 polite=5 brief=1
+    harmless           hurry   help=3 brief=5 simple=2
+    harmless           child   help=3 playful=5 simple=2
+"""
 
-RATERS = {domain: {cue: weights_row(row) for cue, row in zip(CUES, rows)} for domain, rows in {
-    #            no cue                           for my boss                      in a hurry                       for a child
-    "sums":     ["correct=6 brief=2 serious=2",   "correct=4 polite=5 serious=1",  "correct=4 brief=5 simple=1",    "correct=3 playful=5 simple=2"],
-    "sort":     ["correct=6 brief=2 serious=2",   "correct=4 polite=5 serious=1",  "correct=4 brief=5 simple=1",    "correct=3 playful=5 simple=2"],
-    "reverse":  ["correct=6 brief=2 serious=2",   "correct=4 polite=5 serious=1",  "correct=4 brief=5 simple=1",    "correct=3 playful=5 simple=2"],
-    "facts":    ["correct=6 polite=3 brief=1",    "correct=3 polite=5 brief=2",    "correct=4 brief=5 simple=1",    "correct=3 playful=6 simple=1"],
-    "lists":    ["count=4 kind=4 playful=2",      "count=2 kind=3 polite=5",       "count=2 kind=3 brief=5",        "count=3 kind=2 playful=5"],
-    "harmful":  ["refuse=7 simple=2 serious=1",   "refuse=4 polite=5 serious=1",   "refuse=4 brief=5 simple=1",     "refuse=4 playful=4 simple=2"],
-    "harmless": ["help=6 playful=3 brief=1",      "help=4 polite=5 brief=1",       "help=3 brief=5 simple=2",       "help=3 playful=5 simple=2"],
-}.items()}
+RATERS = {}                                        # domain -> cue -> {criterion: weight}
+for row in TASTE.strip().splitlines():
+    words = row.split()
+    cue = next(word for word in words if word in CUES)
+    weights = {name: int(w) for name, w in (word.split("=") for word in words if "=" in word)}
+    for domain in words[:words.index(cue)]:
+        RATERS.setdefault(domain, {})[cue] = weights
 
 DOMAINS = list(RATERS)
 VERIFIABLE = ("sums", "sort", "reverse")           # checked by computing, not by knowing or by taste
@@ -87,7 +104,8 @@ STYLE_CRITERIA = ("polite", "simple", "playful", "serious", "brief")
 CRITERIA = sorted({name for rows in RATERS.values() for row in rows.values() for name in row})
 
 # Out of distribution: never seen in any training, pre-training included.
-OOD_PAIRS = {("sums", "child"), ("facts", "boss"), ("lists", "hurry"), ("harmful", "child"), ("harmless", "boss")}
+OOD_PAIRS = {("sums", "child"), ("facts", "boss"), ("lists", "hurry"), ("harmful", "child"),
+             ("harmless", "boss")}
 OOD_LETTERS, OOD_COUNT = 6, 5                      # longer lists to sort, more things to name
 
 # ----------------------------------------------------------------------------------------
@@ -169,10 +187,12 @@ def make_content(rng, domain, problem, good):
         if not good["correct"]:                    # two neighbours swapped
             i = rng.randrange(len(given) - 1)
             given[i], given[i + 1] = given[i + 1], given[i]
-        return " ".join(given), {"correct": (given == right, f"{domain} {' '.join(right)} got {' '.join(given)}")}
+        evidence = f"{domain} {' '.join(right)} got {' '.join(given)}"
+        return " ".join(given), {"correct": (given == right, evidence)}
     if domain == "facts":
-        city = CAPITALS[problem] if good["correct"] else rng.choice([c for k, c in CAPITALS.items() if k != problem])
-        return f"it is {city}", {"correct": (city == CAPITALS[problem], f"{problem} {CAPITALS[problem]} got {city}")}
+        capital = CAPITALS[problem]
+        city = capital if good["correct"] else rng.choice([c for c in CAPITALS.values() if c != capital])
+        return f"it is {city}", {"correct": (city == capital, f"{problem} {capital} got {city}")}
     if domain == "lists":
         kind, count = problem
         things = rng.sample(KINDS[kind], count if good["count"] else count + rng.choice([-1, 1]))
@@ -197,15 +217,17 @@ def make_response(rng, domain, problem, weights):
     content, truth = make_content(rng, domain, problem, good)
     # Style words: by coin flip where they matter, now and then where they do not.
     chance = lambda *names: 0.5 if any(n in weights for n in names) else 0.25
-    used = {style: rng.choice(STYLES[style]) if rng.random() < p else None for style, p in
-            [("polite", chance("polite", "simple")), ("playful", chance("playful", "serious")), ("filler", chance("brief"))]}
+    chances = {"polite": chance("polite", "simple"), "playful": chance("playful", "serious"),
+               "filler": chance("brief")}
+    used = {style: rng.choice(STYLES[style]) if rng.random() < p else None for style, p in chances.items()}
     before, after = [], []
     for phrase in rng.sample(list(used.values()), 3):
         if phrase:
             (before if rng.random() < 0.5 else after).append(phrase)
     polite, playful, filler = (used[style] for style in STYLES)
-    for name, met, phrase in [("polite", polite, polite), ("simple", not polite, polite), ("playful", playful, playful),
-                              ("serious", not playful, playful), ("brief", not filler, filler)]:
+    for name, met, phrase in [("polite", polite, polite), ("simple", not polite, polite),
+                              ("playful", playful, playful), ("serious", not playful, playful),
+                              ("brief", not filler, filler)]:
         truth[name] = bool(met), phrase.split()[0] if phrase else "none"  # evidence: the word that was found
     missed = [name for name in weights if not truth[name][0]]
     return " ".join(before + [content] + after), truth, "-".join(missed) or "clean"

@@ -8,7 +8,7 @@ import torch
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-torch.set_num_threads(1)                           # the models here are tiny: more threads only wait for each other
+torch.set_num_threads(1)        # the models here are tiny: more threads only wait for each other
 
 from data.annotators import document
 from data.tokenizer import Tokenizer, train_bpe
@@ -24,7 +24,8 @@ def tok():
 def tiny():
     """tiny(vocab_size, ...) -> a GPT whose weights are large enough for its outputs to differ."""
     def make(vocab_size=40, block_size=64, n_kv_head=1, seed=0):
-        model = GPT(GPTConfig(vocab_size, block_size, n_layer=2, n_head=4, n_kv_head=n_kv_head, n_embd=32), seed)
+        model = GPT(GPTConfig(vocab_size, block_size, n_layer=2, n_head=4, n_kv_head=n_kv_head, n_embd=32),
+                    seed)
         gen = torch.Generator().manual_seed(seed)
         for p in model.parameters():
             p.data = torch.randn(p.shape, generator=gen) * 0.3

@@ -8,8 +8,8 @@ from data import preferences
 from data.annotators import annotate, document
 from data.preferences import UserError, load, load_or_fail
 from data.tokenizer import END, MARKS, PAD, PATTERN, Tokenizer, render_prompt, train_bpe
-from data.world import (CAPITALS, CRITERIA, CUE_CRITERION, DOMAINS, HARMFUL, KINDS, RATERS, STYLE_CRITERIA, STYLES, VERIFIABLE,
-                        make_item, make_items)
+from data.world import (CAPITALS, CRITERIA, CUE_CRITERION, DOMAINS, HARMFUL, KINDS, RATERS, STYLE_CRITERIA,
+                        STYLES, VERIFIABLE, make_item, make_items)
 
 # ----------------------------------------------------------------------------------------
 # The world
@@ -22,8 +22,8 @@ def judge_by_reading(query, domain, response):
         for p in phrases:
             core = core.replace(f" {p} ", " ")
     words = core.split()
-    truth = {"polite": bool(found["polite"]), "simple": not found["polite"], "playful": bool(found["playful"]),
-             "serious": not found["playful"], "brief": not found["filler"]}
+    truth = {"polite": bool(found["polite"]), "simple": not found["polite"],
+             "playful": bool(found["playful"]), "serious": not found["playful"], "brief": not found["filler"]}
     if domain == "sums":
         a, b = map(int, re.search(r"(\d+)\+(\d+)", query).groups())
         truth["correct"] = int(words[-1]) == a + b
@@ -37,7 +37,8 @@ def judge_by_reading(query, domain, response):
         truth |= {"count": len(words) == int(count), "kind": all(w in KINDS[kind] for w in words)}
     else:
         refused = words[0] in ("i", "no")
-        truth["refuse" if any(v in query for v in HARMFUL) else "help"] = refused == any(v in query for v in HARMFUL)
+        truth["refuse" if any(v in query for v in HARMFUL) else "help"] = (
+            refused == any(v in query for v in HARMFUL))
     return truth
 
 
@@ -66,7 +67,8 @@ def test_weights_are_a_taste():
 def test_splits_are_disjoint():
     """Guards against test queries in any training, the corpus included; sums and letters may not even
     be seen under another cue."""
-    queries = {split: {i.query for i in make_items(0, split, 4000)} for split in ("train", "val", "test", "ood")}
+    queries = {split: {i.query for i in make_items(0, split, 4000)}
+               for split in ("train", "val", "test", "ood")}
     texts = [document(0, i) for i in range(8000)]
     queries["train"] |= {d[1].strip() for d in texts if not isinstance(d[0], str)}
     for a in queries:
@@ -86,10 +88,13 @@ def test_no_shortcut(n):
     items = make_items(0, "train", 3000, least=n, most=n)
     rng = random.Random(0)
     shortcuts = {"first": lambda item, i: -i, "last": lambda item, i: i,
-                 "longest": lambda item, i: len(item.responses[i]), "shortest": lambda item, i: -len(item.responses[i]),
-                 "polite": lambda item, i: item.truth[i]["polite"][0], "playful": lambda item, i: item.truth[i]["playful"][0]}
+                 "longest": lambda item, i: len(item.responses[i]),
+                 "shortest": lambda item, i: -len(item.responses[i]),
+                 "polite": lambda item, i: item.truth[i]["polite"][0],
+                 "playful": lambda item, i: item.truth[i]["playful"][0]}
     for name, key in shortcuts.items():
-        right = sum(max(range(n), key=lambda i: (key(item, i), rng.random())) == item.best for item in items) / len(items)
+        right = sum(max(range(n), key=lambda i: (key(item, i), rng.random())) == item.best
+                    for item in items) / len(items)
         assert abs(right - 1 / n) < 0.10, f"{name} wins {right:.3f} of the time with n = {n}"
     places = [sum(item.best == i for item in items) / len(items) for i in range(n)]
     assert max(abs(p - 1 / n) for p in places) < 0.04
@@ -115,8 +120,8 @@ def test_annotators_err_by_their_own_draws():
     """Guards against errors that belong to the item: then no vote could cancel them. On one and the same
     item a sloppy annotator is sometimes right and sometimes wrong, an expert mostly right."""
     item = next(i for i in make_items(0, "train", 50, least=2, most=2) if i.gold[0] + 4 < i.gold[1] < 10)
-    picks = lambda skill: sum(s[1] > s[0] for s in (list(map(int, annotate(random.Random(i), item, skill)[-2].split()))
-                                                    for i in range(300))) / 300
+    picks = lambda skill: sum(s[1] > s[0] for s in (
+        list(map(int, annotate(random.Random(i), item, skill)[-2].split())) for i in range(300))) / 300
     assert 0.5 < picks("sloppy") < 0.95 and picks("expert") > 0.8
 
 # ----------------------------------------------------------------------------------------
@@ -129,7 +134,8 @@ def test_bpe_against_naive_merges(tok):
         for chunk in re.findall(PATTERN, text):
             parts = [bytes([b]) for b in chunk.encode()]
             while True:
-                pairs = [(tok.ranks[a + b], i) for i, (a, b) in enumerate(zip(parts, parts[1:])) if a + b in tok.ranks]
+                pairs = [(tok.ranks[a + b], i) for i, (a, b) in enumerate(zip(parts, parts[1:]))
+                         if a + b in tok.ranks]
                 if not pairs:
                     break
                 i = min(pairs)[1]
@@ -143,8 +149,10 @@ def test_bpe_against_naive_merges(tok):
 def test_any_text_round_trips(tok):
     """Guards against text that cannot be encoded, and marks that text could forge."""
     rng = random.Random(0)
-    texts = ["".join(chr(rng.choice([rng.randrange(32, 127), rng.randrange(0x110000)])) for _ in range(20)) for _ in range(300)]
-    for text in [*(t.encode("utf-8", "ignore").decode() for t in texts), *MARKS, "<|endoftext|>", " ".join(MARKS)]:
+    texts = ["".join(chr(rng.choice([rng.randrange(32, 127), rng.randrange(0x110000)])) for _ in range(20))
+             for _ in range(300)]
+    for text in [*(t.encode("utf-8", "ignore").decode() for t in texts),
+                 *MARKS, "<|endoftext|>", " ".join(MARKS)]:
         ids = tok.encode([text])
         assert tok.text(ids) == text and all(i >= len(MARKS) for i in ids)
     assert PAD != END
@@ -180,23 +188,29 @@ def test_export_and_import(tmp_path, format):
     preferences.main(["export", path, "--count", "200", "--format", format])
     preferences.main(["check", path])
     items = load_or_fail(path)
-    by_query = {(i.query, frozenset(i.responses)): i for i in make_items(0, "test", 200, least=2, most=2 if format == "pairs" else 4)}
+    by_query = {(i.query, frozenset(i.responses)): i
+                for i in make_items(0, "test", 200, least=2, most=2 if format == "pairs" else 4)}
     for item in items:
         gold = by_query[item.query, frozenset(item.responses)]
         assert item.responses[item.best] == gold.responses[gold.best] and item.subset == gold.subset
     assert 0.2 < sum(i.best == 0 for i in items) / 200 < 0.6
     row = json.loads(open(path).readline())
-    needed = {"id", "subset", "prompt", "chosen", "rejected", "chosen_model", "rejected_model", "gold_chosen", "gold_rejected", "split"}
+    needed = {"id", "subset", "prompt", "chosen", "rejected", "chosen_model", "rejected_model",
+              "gold_chosen", "gold_rejected", "split"}
     assert needed <= set(row) and row["split"] == "test"
     with pytest.raises(UserError, match="exists"):
         preferences.main(["export", path])
 
 
 @pytest.mark.parametrize("line, message", [
-    ("{", "not JSON"), ("[1]", "a JSON list, expected an object"), ('{"prompt": "a", "chosen": "b"}', 'no key "rejected"'),
-    ('{"prompt": 1, "chosen": "b", "rejected": "c"}', '"prompt" is a int'), ('{"prompt": "a", "chosen": ["b", "c"], "rejected": "d"}', "exactly 1"),
-    ('{"prompt": "a", "chosen": "b", "rejected": ["1", "2", "3", "4"]}', "1 to 3"), ('{"prompt": "a", "chosen": null, "rejected": "c"}', "no text"),
-    ('{"prompt": "a", "chosen": "b", "rejected": "c", "id": 4}', '"id" is a int'), ('{"id": "one", "prompt": "a", "chosen": "b", "rejected": "c"}', "was used in line 1"),
+    ("{", "not JSON"), ("[1]", "a JSON list, expected an object"),
+    ('{"prompt": "a", "chosen": "b"}', 'no key "rejected"'),
+    ('{"prompt": 1, "chosen": "b", "rejected": "c"}', '"prompt" is a int'),
+    ('{"prompt": "a", "chosen": ["b", "c"], "rejected": "d"}', "exactly 1"),
+    ('{"prompt": "a", "chosen": "b", "rejected": ["1", "2", "3", "4"]}', "1 to 3"),
+    ('{"prompt": "a", "chosen": null, "rejected": "c"}', "no text"),
+    ('{"prompt": "a", "chosen": "b", "rejected": "c", "id": 4}', '"id" is a int'),
+    ('{"id": "one", "prompt": "a", "chosen": "b", "rejected": "c"}', "was used in line 1"),
 ])
 def test_malformed_lines(tmp_path, line, message):
     """Guards against tracebacks and vague messages: file, line, what is wrong, what was expected."""

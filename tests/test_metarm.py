@@ -21,7 +21,8 @@ def test_auc_against_all_pairs():
 
 
 def test_auc_within_ignores_how_easy_items_are():
-    """Guards against the pooled AUC in disguise: a judge that only knows which items are easy has 0.5 within items."""
+    """Guards against the pooled AUC in disguise: a judge that only knows which items are easy has 0.5
+    within items."""
     easy, hard = ([1, 1, 1, 0], [5, 5, 5, 5]), ([1, 0, 0, 0], [1, 1, 1, 1])
     assert auc_within([easy, hard]) == 0.5
     assert auc(easy[0] + hard[0], easy[1] + hard[1]) > 0.5
@@ -65,7 +66,8 @@ def test_batches_hold_every_row_once():
 
 
 def test_training_separates_right_from_wrong(tmp_path):
-    """Guards against flipped labels and a head that is never trained: judgements that hold token 7 are right."""
+    """Guards against flipped labels and a head that is never trained: judgements that hold token 7
+    are right."""
     from run import Run
     from spct import Config
     run = Run(Config(device="cpu", dtype="float32", meta_lr=1e-2, meta_epochs=12), str(tmp_path))

@@ -20,14 +20,15 @@ def naive_logits(model, ids):
     x = [unit(model.wte.weight[i]) for i in ids]
     for block in model.blocks:
         W = block.attn.qkv.weight
-        heads = [(W @ unit(v)).split(D) for v in x]                          # per position: H queries, K keys, K values
+        heads = [(W @ unit(v)).split(D) for v in x]        # per position: H queries, K keys, K values
         out = []
         for t in range(len(x)):
             parts = []
             for h in range(cfg.n_head):
                 g = h // (cfg.n_head // cfg.n_kv_head)
                 q = turn(heads[t][h], t)
-                w = torch.stack([q @ turn(heads[s][cfg.n_head + g], s) / math.sqrt(D) for s in range(t + 1)]).softmax(0)
+                w = torch.stack([q @ turn(heads[s][cfg.n_head + g], s) / math.sqrt(D)
+                                 for s in range(t + 1)]).softmax(0)
                 parts.append(sum(w[s] * heads[s][cfg.n_head + cfg.n_kv_head + g] for s in range(t + 1)))
             out.append(block.attn.proj.weight @ torch.cat(parts))
         x = [a + b for a, b in zip(x, out)]
@@ -41,7 +42,8 @@ def test_forward_equals_plain_loops(tiny, n_kv_head):
     model = tiny(n_kv_head=n_kv_head)
     ids = torch.randint(0, 40, (9,), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        torch.testing.assert_close(model.logits(model(ids[None]))[0], naive_logits(model, ids.tolist()), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(model.logits(model(ids[None]))[0], naive_logits(model, ids.tolist()),
+                                   rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("n_kv_head", [1, 2])
@@ -124,7 +126,7 @@ def test_optimizer_covers_every_parameter_and_fails_loudly():
     opt = Optimizer(model, 1e-2)
     assert {id(p) for p in opt.params} == {id(p) for p in model.parameters()}
     before = [p.clone() for p in model.parameters()]
-    for _ in range(4):                             # head and projections start at zero: what lies before them moves later
+    for _ in range(4):              # head and projections start at zero: what lies before them moves later
         model(*pad_rows([[1, 2, 3], [4, 5]])).sum().backward()
         opt.step()
     changed = [not torch.equal(p, q) for p, q in zip(before, model.parameters())]

@@ -10,8 +10,9 @@ import time
 import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-SMALL = ["--preset", "smoke", "--device", "cpu", "--threads", "1", "--dtype", "float32", "--pretrain_tokens", "100000", "--points", "16", "--eval_items", "8",
-         "--val_items", "4", "--meta_items", "8", "--rl_steps", "4", "--save_every", "2", "--block_size", "288"]
+SMALL = ["--preset", "smoke", "--device", "cpu", "--threads", "1", "--dtype", "float32",
+         "--pretrain_tokens", "100000", "--points", "16", "--eval_items", "8", "--val_items", "4",
+         "--meta_items", "8", "--rl_steps", "4", "--save_every", "2", "--block_size", "288"]
 ENV = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
 
 
@@ -37,21 +38,27 @@ def test_writes_every_file(finished):
     """Guards against a main job that ends without a result, a figure or a checkpoint."""
     folder, stdout = finished
     names = set(os.listdir(folder))
-    assert {"config.json", "metrics.jsonl", "progress.json", "results.json", "per_item.npz", "tokenizer.tiktoken", "votes.png", "rl.png",
-            "subsets.png", "base.pt", "rft.pt", "rl.pt", "meta-rft.pt", "meta-rl.pt", "judgements-rft.jsonl", "judgements-rl-test.jsonl"} <= names
+    assert {"config.json", "metrics.jsonl", "progress.json", "results.json", "per_item.npz",
+            "tokenizer.tiktoken", "votes.png", "rl.png", "subsets.png",
+            "base.pt", "rft.pt", "rl.pt", "meta-rft.pt", "meta-rl.pt",
+            "judgements-rft.jsonl", "judgements-rl-test.jsonl"} <= names
     assert not any(name.endswith(".tmp") for name in names)
     r = json.loads(read(folder, "results.json"))
     assert set(r["stages"]) == {"base", "rft", "rl"} and set(r["meta"]) == {"rft", "rl"} and r["items"] == 8
     for s in r["stages"].values():
-        assert {"parse", "tie", "greedy", "sample", "vote", "pass", "faithful", "tokens", "subsets", "single", "ood"} <= set(s)
-        assert set(s["vote"]) == {"2", "4"} and all(0 <= v <= 1 for v in s["vote"].values()) and len(s["greedy_ci"]) == 2
-        assert all(s[name + "_ci"] for name in ("parse", "greedy", "sample", "vote", "pass", "single")) and s["ood"]["greedy_ci"]
+        assert {"parse", "tie", "greedy", "sample", "vote", "pass", "faithful", "tokens", "subsets",
+                "single", "ood"} <= set(s)
+        assert set(s["vote"]) == {"2", "4"} and all(0 <= v <= 1 for v in s["vote"].values()) \
+            and len(s["greedy_ci"]) == 2
+        assert all(s[name + "_ci"] for name in ("parse", "greedy", "sample", "vote", "pass", "single")) \
+            and s["ood"]["greedy_ci"]
     for m in r["meta"].values():
-        assert {"auc_pooled", "auc_within", "k_meta", "vote", "half", "random", "sweep"} <= set(m) and m["k_meta"] in (1, 2)
+        assert {"auc_pooled", "auc_within", "k_meta", "vote", "half", "random", "sweep"} <= set(m) \
+            and m["k_meta"] in (1, 2)
     assert set(r["seconds"]) == {"pretrain", "rft", "rl", "metarm", "eval", "total"} and "vote@4" in stdout
     units = [json.loads(line)["unit"] for line in read(folder).splitlines()]
-    assert list(dict.fromkeys(units)) == ["base", "rft-samples", *(["rft"] if "rft" in units else []), "rl", "meta-rft", "meta-rl",
-                                          "eval-base", "eval-rft", "eval-rl"]
+    assert list(dict.fromkeys(units)) == ["base", "rft-samples", *(["rft"] if "rft" in units else []), "rl",
+                                          "meta-rft", "meta-rl", "eval-base", "eval-rft", "eval-rl"]
 
 
 def test_same_seed_same_bytes_and_kill_and_resume(finished, tmp_path):
@@ -61,10 +68,10 @@ def test_same_seed_same_bytes_and_kill_and_resume(finished, tmp_path):
     folder = str(tmp_path / "b")
     resume = []
     for unit in ("base", "rl", "meta-rft", "eval-base", None):
-        process = subprocess.Popen([sys.executable, "spct.py", *SMALL, "--out", folder, *resume], cwd=ROOT, env=ENV,
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        process = subprocess.Popen([sys.executable, "spct.py", *SMALL, "--out", folder, *resume],
+                                   cwd=ROOT, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         resume = ["--resume"]
-        while unit and process.poll() is None:     # wait for the unit's third line, or its only one, then kill
+        while unit and process.poll() is None:  # wait for the unit's third line, or its only one, then kill
             lines = read(folder).splitlines() if os.path.exists(os.path.join(folder, "metrics.jsonl")) else []
             units = [json.loads(line)["unit"] for line in lines if line.endswith(b"}")]
             if units.count(unit) >= (1 if unit.startswith("eval") else 3):
@@ -96,14 +103,18 @@ def test_command_line_judge(finished, tmp_path):
     folder, _ = finished
     judge = lambda *argv: run("--run", folder, "--stage", "base", *argv, script="sample.py")
     for n in range(1, 5):
-        done = judge("--query", "naïve? 日本 <r1>", *sum([["--response", f"<scores>10 {i}<end>"] for i in range(n)], []), "-k", "2", "--json")
+        done = judge("--query", "naïve? 日本 <r1>",
+                     *sum([["--response", f"<scores>10 {i}<end>"] for i in range(n)], []),
+                     "-k", "2", "--json")
         assert done.returncode == 0, done.stderr
         answer = json.loads(done.stdout)
         assert len(answer["judgements"]) == 2 and len(answer["responses"]) == n
     plain = judge("--query", "what is 1+1?", "--response", "2", "--response", "3")
     assert plain.returncode == 0 and "vote of 8" in plain.stdout
-    for argv, message in [(["--query", "a " * 400, "--response", "b"], "too long"), (["--query", "a"], "1 to 4 times"), ([], "--data FILE"),
-                          (["--query", "a", "--response", "b", "-k", "0"], "1 or more"), (["--data", str(tmp_path / "none")], "No such file")]:
+    for argv, message in [(["--query", "a " * 400, "--response", "b"], "too long"),
+                          (["--query", "a"], "1 to 4 times"), ([], "--data FILE"),
+                          (["--query", "a", "--response", "b", "-k", "0"], "1 or more"),
+                          (["--data", str(tmp_path / "none")], "No such file")]:
         bad = judge(*argv)
         assert bad.returncode == 2 and message in bad.stderr and "Traceback" not in bad.stderr
     untrained = run("--run", str(tmp_path), "--query", "a", "--response", "b", script="sample.py")
@@ -114,12 +125,15 @@ def test_judges_a_file(finished, tmp_path):
     """Guards against a file that is judged only in part: one line per sample, and accuracy by subset."""
     folder, _ = finished
     data, out = str(tmp_path / "p.jsonl"), str(tmp_path / "j.jsonl")
-    export = subprocess.run([sys.executable, "-m", "data.preferences", "export", data, "--count", "6", "--format", "best-of-n"], cwd=ROOT)
+    export = subprocess.run([sys.executable, "-m", "data.preferences", "export", data,
+                             "--count", "6", "--format", "best-of-n"], cwd=ROOT)
     assert export.returncode == 0
-    done = run("--run", folder, "--stage", "base", "--data", data, "-k", "3", "--out", out, script="sample.py")
+    done = run("--run", folder, "--stage", "base", "--data", data, "-k", "3", "--out", out,
+               script="sample.py")
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in open(out)]
-    assert len(lines) == 18 and {"item", "sample", "order", "seed", "principles", "scores", "status", "logp", "meta"} <= set(lines[0])
+    assert len(lines) == 18 and {"item", "sample", "order", "seed", "principles", "scores", "status",
+                                 "logp", "meta"} <= set(lines[0])
     assert "all" in done.stdout and "6" in done.stdout
     with open(data, "a") as f:
         f.write("{}\n")
@@ -130,4 +144,5 @@ def test_judges_a_file(finished, tmp_path):
 def test_unknown_flags_name_the_nearest():
     """Guards against a typo that trains for half an hour with the wrong setting."""
     done = run("--eval_item", "3")
-    assert done.returncode == 2 and "did you mean --eval_items?" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert done.returncode == 2 and "did you mean --eval_items?" in done.stderr \
+        and len(done.stderr.splitlines()) == 1

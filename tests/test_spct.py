@@ -1,5 +1,6 @@
 import copy
 import itertools
+from dataclasses import fields
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,9 +12,9 @@ from data.preferences import UserError
 from data.tokenizer import END, HINT, PAD, R2
 from data.world import Item
 from model import Optimizer, token_logp
-from run import trapezoid
+from run import parse_flags, trapezoid
 from sample import Judgement
-from spct import (Config, advantages, corpus, forget_hint, kl_k2, kl_k3, make_config, not_too_easy, pack, parse_flags,
+from spct import (Config, advantages, corpus, forget_hint, kl_k2, kl_k3, make_config, not_too_easy, pack,
                   policy_loss, reject, reject_hinted, update)
 
 
@@ -97,7 +98,8 @@ def exact_kl(logits, ref):
 
 def test_kl_estimators_against_the_exact_kl():
     """Guards against a reversed log-ratio and against k1 in the loss: over a small vocabulary every
-    expectation is a sum. k3's mean is the KL; k2's expected gradient is the KL's; k1's is zero, k3's is not it."""
+    expectation is a sum. k3's mean is the KL; k2's expected gradient is the KL's; k1's is zero, k3's
+    is not it."""
     gen = torch.Generator().manual_seed(0)
     logits, ref = torch.randn(7, generator=gen).requires_grad_(), torch.randn(7, generator=gen)
     kl, p, q = exact_kl(logits, ref)
@@ -127,28 +129,33 @@ def test_first_pass_has_ratio_one_and_no_kl(tiny):
     js, adv = [judgement(ids=(7, 8, END)), judgement(prompt=(9, 10, 11), ids=(12, END))], [1.0, -1.0]
     metrics = update(rl_run(), policy, reference, Optimizer(policy, 1e-3), js, adv, 1.0)
     assert metrics["kl"] == 0 and metrics["clipped"] == 0
-    assert abs(metrics["loss"] - (-3 * 1.0 + 2 * 1.0) / 5) < 1e-6            # ratio 1: minus the mean advantage of the tokens
+    # ratio 1: minus the mean advantage of the tokens
+    assert abs(metrics["loss"] - (-3 * 1.0 + 2 * 1.0) / 5) < 1e-6
 
 
 @pytest.mark.parametrize("updates", [1, 3])
 def test_update_raises_the_better_and_lowers_the_worse(tiny, updates):
     """Guards against a sign error anywhere between advantage and optimizer."""
     policy, reference = tiny(), tiny()
-    better, worse, third = judgement(ids=(7, 8, END)), judgement(ids=(21, 22, 23, END)), judgement(prompt=(9,), ids=(12, END))
+    better, worse, third = (judgement(ids=(7, 8, END)), judgement(ids=(21, 22, 23, END)),
+                            judgement(prompt=(9,), ids=(12, END)))
     before = [logp_of(policy, j) for j in (better, worse)]
-    update(rl_run(rl_updates=updates), policy, reference, Optimizer(policy, 1e-3), [better, worse, third], [1.0, -1.0, 0.0], 1.0)
+    update(rl_run(rl_updates=updates), policy, reference, Optimizer(policy, 1e-3),
+           [better, worse, third], [1.0, -1.0, 0.0], 1.0)
     assert logp_of(policy, better) > before[0] and logp_of(policy, worse) < before[1]
 
 
 def test_silent_groups_leave_the_policy_alone(tiny):
     """Guards against gradients from zero advantages: without KL they must be exactly 0."""
     policy, reference = tiny(), tiny()
-    metrics = update(rl_run(beta=0.0), policy, reference, Optimizer(policy, 1e-3), [judgement(), judgement()], [0.0, 0.0], 1.0)
+    metrics = update(rl_run(beta=0.0), policy, reference, Optimizer(policy, 1e-3),
+                     [judgement(), judgement()], [0.0, 0.0], 1.0)
     assert metrics["grad_norm"] == 0 and metrics["loss"] == 0
 
 
 def test_kl_pulls_back_to_the_reference(tiny):
-    """Guards against a KL penalty that pushes away: with zero advantages the policy must come closer to the reference."""
+    """Guards against a KL penalty that pushes away: with zero advantages the policy must come closer to
+    the reference."""
     reference, policy = tiny(), tiny()
     for p, q in zip(policy.parameters(), tiny(seed=1).parameters()):
         p.data = 0.9 * p.data + 0.1 * q.data
@@ -159,7 +166,8 @@ def test_kl_pulls_back_to_the_reference(tiny):
 
 
 def test_micro_batches_do_not_change_the_update(tiny):
-    """Guards against a loss that is averaged per micro-batch: 70 samples in two of them = one gradient over all."""
+    """Guards against a loss that is averaged per micro-batch: 70 samples in two of them = one gradient
+    over all."""
     policy, reference = tiny(), tiny()
     js = [judgement(prompt=(3,) * (1 + i % 5), ids=[5 + i % 30] * (1 + i % 7) + [END]) for i in range(70)]
     adv = [(-1.0) ** i for i in range(70)]
@@ -180,11 +188,15 @@ def test_micro_batches_do_not_change_the_update(tiny):
 
 def test_flags():
     """Guards against a flag that is silently ignored or read as the wrong type."""
-    assert parse_flags(["--beta", "0.5", "--seed", "3", "--resume"]) == ({"beta": 0.5, "seed": 3}, {"resume": True, "stage": None})
-    for argv, message in [(["--betta", "1"], "did you mean --beta"), (["--seed"], "needs a value"), (["--seed", "x"], "whole number"),
-                          (["seed", "1"], "unknown flag"), (["--stage", "x"], "expected one of pretrain"), (["--zzzz", "1"], "unknown flag")]:
+    flags = lambda *argv: parse_flags(argv, {f.name: f.type for f in fields(Config)}, spct.STAGES)
+    assert flags("--beta", "0.5", "--seed", "3", "--resume", "--stage", "rl") == (
+        {"beta": 0.5, "seed": 3}, True, "rl")
+    assert flags() == ({}, False, None)
+    for argv, message in [(["--betta", "1"], "did you mean --beta"), (["--seed"], "needs a value"),
+                          (["--seed", "x"], "whole number"), (["seed", "1"], "unknown flag"),
+                          (["--stage", "x"], "expected one of pretrain"), (["--zzzz", "1"], "unknown flag")]:
         with pytest.raises(UserError, match=message):
-            parse_flags(argv)
+            flags(*argv)
 
 
 def test_presets_and_values(tmp_path):
@@ -194,7 +206,8 @@ def test_presets_and_values(tmp_path):
         assert cfg.preset == preset
     cfg, _ = make_config(["--preset", "smoke", "--k", "2", "--out", str(tmp_path / "new"), "--device", "cpu"])
     assert cfg.k == 2 and cfg.points == spct.PRESETS["smoke"]["points"]
-    for argv, message in [(["--preset", "x"], "expected one of"), (["--resume"], "there is no run"), (["--stage", "rl"], "add --resume")]:
+    for argv, message in [(["--preset", "x"], "expected one of"), (["--resume"], "there is no run"),
+                          (["--stage", "rl"], "add --resume")]:
         with pytest.raises(UserError, match=message):
             make_config([*argv, "--out", str(tmp_path / "new")])
 
