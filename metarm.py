@@ -17,8 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from data.world import seed_of
-from model import Optimizer, RewardModel, pad_rows
-from run import trapezoid
+from model import Optimizer, RewardModel, pad_rows, trapezoid
 from sample import vote
 
 # ----------------------------------------------------------------------------------------
@@ -42,7 +41,7 @@ def from_policy(policy):
 def train(run, unit, model, examples):
     """Binary cross-entropy on examples: (Judgement, right) pairs."""
     cfg = run.cfg
-    rows, labels = [list(j.prompt) + j.ids for j, _ in examples], [float(right) for _, right in examples]
+    rows, labels = [j.tokens for j, _ in examples], [float(right) for _, right in examples]
     opt = Optimizer(model, cfg.meta_lr)
     batches = [chunk for epoch in range(cfg.meta_epochs)
                for chunk in batches_by_length(rows, 32, random.Random(seed_of(cfg.seed, unit, epoch)))]
@@ -65,10 +64,10 @@ def train(run, unit, model, examples):
 def score(run, model, judgements):
     """Set `meta`, the Meta RM's logit, on every judgement that parses (the others never vote)."""
     model.eval()
-    todo = sorted((j for j in judgements if j.scores is not None), key=lambda j: len(j.prompt) + len(j.ids))
+    todo = sorted((j for j in judgements if j.scores is not None), key=lambda j: len(j.tokens))
     for start in range(0, len(todo), 128):
         chunk = todo[start:start + 128]
-        ids, length = pad_rows([list(j.prompt) + j.ids for j in chunk], device=run.device)
+        ids, length = pad_rows([j.tokens for j in chunk], device=run.device)
         with run.autocast():
             logits = model(ids, length)                                              # (B,)
         for j, logit in zip(chunk, logits.tolist()):

@@ -15,21 +15,22 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from data import UserError
+
 
 @dataclass
 class GPTConfig:
     vocab_size: int = 704
-    block_size: int = 320      # longest prompt + judgement, in tokens
+    block_size: int = 288      # longest prompt + judgement, in tokens
     n_layer: int = 4
     n_head: int = 4            # query heads
     n_kv_head: int = 1         # key/value heads: 1 is multi-query attention, n_head is the usual kind
     n_embd: int = 128
 
-SIZES = {                      # parameters without embeddings: 0.7M, 2.7M, 8.3M
-    "S": dict(n_layer=4, n_head=4, n_embd=128),
-    "M": dict(n_layer=7, n_head=6, n_embd=192),
-    "L": dict(n_layer=10, n_head=8, n_embd=288),
-}
+# Parameters without embeddings: 0.7M, 2.7M, 8.5M.
+SIZES = {"S": dict(n_layer=4, n_head=4, n_embd=128),
+         "M": dict(n_layer=7, n_head=6, n_embd=192),
+         "L": dict(n_layer=10, n_head=8, n_embd=288)}
 
 
 def norm(x):
@@ -139,12 +140,14 @@ class GPT(nn.Module):
         angle = torch.arange(2 * cfg.block_size)[:, None] / 10000 ** (torch.arange(D // 2) / (D // 2))
         self.register_buffer("cos", angle.cos()[:, None], persistent=False)  # (2 * block_size, 1, D/2)
         self.register_buffer("sin", angle.sin()[:, None], persistent=False)
-        # Projections start at zero, so that each block starts as the identity.
+        # Output projections start at zero: each block starts as the identity. Input projections start with
+        # outputs of size about 1/2, embeddings small: the first predictions are nearly uniform.
         gen = torch.Generator().manual_seed(seed)
         for name, p in self.named_parameters():
-            nn.init.zeros_(p) if name.endswith("proj.weight") else nn.init.normal_(p, 0, 0.02, generator=gen)
-            if name.endswith(("qkv.weight", "fc.weight")):
-                p.data.mul_(0.5 * cfg.n_embd ** -0.5 / 0.02)
+            if name.endswith("proj.weight"):
+                nn.init.zeros_(p)
+            else:
+                nn.init.normal_(p, 0, 0.02 if name == "wte.weight" else 0.5 * cfg.n_embd ** -0.5, generator=gen)
 
     def forward(self, ids, keep_kv=False):
         """ids (B, T) -> hidden states (B, T, C); with keep_kv also keys and values per layer (B, K, T, D)."""
@@ -176,7 +179,7 @@ class GPT(nn.Module):
         return norm(x)
 
     def logits(self, x):
-        """Hidden states (..., C) -> (..., V), in float32."""
+        """Hidden states (..., C) -> (..., V), returned as float32."""
         return F.linear(x, self.wte.weight).float()
 
 
@@ -193,10 +196,17 @@ class RewardModel(nn.Module):
     def forward(self, ids, length):
         """ids (B, T) right-padded, length (B,) -> (B,), read off the last real token: it has seen all."""
         x = self.gpt(ids)                                                    # (B, T, C)
-        return self.head(x[torch.arange(len(ids), device=ids.device), length - 1].float())[:, 0]
+        last = x[torch.arange(len(ids), device=ids.device), length - 1].float()   # (B, C)
+        # a product and a sum, which autocast leaves in float32: rounded logits would tie
+        return (last * self.head.weight[0]).sum(dim=-1) + self.head.bias
 
 # ----------------------------------------------------------------------------------------
 # What every training loop needs
+
+def trapezoid(step, steps, warmup=20, decay=0.5):
+    """Learning rate scale: up over `warmup` steps, flat, then linearly down over the last part of the run."""
+    return min(1.0, (step + 1) / min(warmup, steps), (steps - step) / (decay * steps))
+
 
 def pad_rows(rows, value=0, device="cpu"):
     """Lists of different lengths -> (B, T) padded on the right, and their lengths (B,).
@@ -242,7 +252,8 @@ class Optimizer:
     def step(self, scale=1.0, clip=1.0):
         """One update at lr * scale, gradients clipped to norm `clip`, then cleared -> gradient norm."""
         grad_norm = float(torch.nn.utils.clip_grad_norm_(self.params, clip))
-        assert math.isfinite(grad_norm), "the gradient is not finite: lower the learning rate"
+        if not math.isfinite(grad_norm):
+            raise UserError("the gradient is not finite: start again with a lower learning rate")
         for part in self.parts:
             part.param_groups[0]["lr"] = self.lr * scale
             part.step()

@@ -14,7 +14,7 @@ import os
 import numpy as np
 
 import metarm
-from data.preferences import UserError, command
+from data import UserError, command
 from data.world import DOMAINS, VERIFIABLE, seed_of
 from run import read_json
 from sample import CHECK, correct, interval, vote
@@ -31,7 +31,7 @@ def coin_flip(scores, gold):
     nothing parses."""
     if scores is None:
         return 1 / len(gold)
-    best = max(range(len(gold)), key=lambda i: gold[i])
+    best = gold.index(max(gold))
     return (scores[best] == max(scores)) / scores.count(max(scores))
 
 
@@ -103,7 +103,7 @@ def item_columns(items, greedy, samples, seed, share=None):
         put(f"pass@{k}", lambda i: scores[i][:k], lambda many, gold: any(correct(s, gold) for s in many))
         if share is not None:
             guided("meta", k, max(1, round(share * k)))
-            guided("half", k, k // 2)
+            guided("half", k, k // 2)              # the paper's default k_meta
     if share is not None:
         for keep in [1] + votes_up_to(K):
             put(f"sweep@{keep}", lambda i: metarm.guided_vote(scores[i], metas[i], keep))
@@ -232,7 +232,7 @@ def table(r):
     for name, m in r["meta"].items():
         sweep = ", ".join(f"{k} {v:.3f}" for k, v in m["sweep"].items())
         auc = ["none" if m[key] is None else f"{m[key]:.3f}" for key in ("auc_pooled", "auc_within")]
-        lines.append(f"Meta RM of {name}: AUC {auc[0]} pooled, {auc[1]} within item; k_meta of {last}: {sweep}")
+        lines.append(f"Meta RM of {name}: AUC {auc[0]} pooled, {auc[1]} within item; k_meta: {sweep}")
     for name, s in r["stages"].items():
         subsets = ", ".join(f"{domain} {x['vote'][last]:.2f}" for domain, x in s["subsets"].items())
         lines.append(f"{name}: faithful " + ", ".join(f"{k} {v:.3f}" for k, v in s["faithful"].items())
@@ -278,7 +278,7 @@ def figures(folder, r):
 
     # Accuracy by subset: one sample, and what the votes add
     fig, axes = plt.subplots(figsize=(8, 4))
-    subsets = list(r["stages"]["rl"]["subsets"])
+    subsets, last = list(r["stages"]["rl"]["subsets"]), ks[-1]
     for i, (name, s) in enumerate(r["stages"].items()):
         x = np.arange(len(subsets)) + (i - 1) * 0.27
         votes = [s["subsets"][d]["vote"][ks[-1]] for d in subsets]
@@ -372,7 +372,7 @@ def difference_rows(arrays):
 
 def subset_rows(arrays):
     """One row a subset, RL policy: means over the runs."""
-    columns = ["greedy", "sample", "vote@8"]
+    columns = [c for c in ("greedy", "sample", "vote@8", "vote@32") if f"rl/{c}" in arrays[0]]
     rows = [["subset", *columns]]
     others = [d for d in DOMAINS if d not in VERIFIABLE]
     for name, domains in [*((d, [d]) for d in DOMAINS), ("verifiable", VERIFIABLE), ("others", others)]:
@@ -386,9 +386,11 @@ def main(folders):
     if not folders:
         raise UserError("name one or more run folders")
     for folder in folders:
-        if not os.path.exists(os.path.join(folder, "per_item.npz")):
-            raise UserError(f"no results in {folder}: finish that run first")
+        if not os.path.exists(os.path.join(folder, "results.json")):
+            raise UserError(f"no results in {folder}: name a run folder whose run has finished")
     runs = [read_json(os.path.join(folder, "results.json")) for folder in folders]
+    if len({r["config"]["k"] for r in runs}) > 1:
+        raise UserError("the runs have different --k: compare those of one k")
     arrays = [dict(np.load(os.path.join(folder, "per_item.npz"))) for folder in folders]
     for rows in (main_rows(runs, arrays), difference_rows(arrays), subset_rows(arrays)):
         print(markdown(rows) + "\n")

@@ -22,7 +22,7 @@ from dataclasses import asdict
 import torch
 from tqdm import tqdm
 
-from data.preferences import UserError
+from data import UserError
 
 
 def parse_flags(argv, types, stages):
@@ -56,11 +56,11 @@ def parse_flags(argv, types, stages):
     return values, resume, stage
 
 
-def earlier_config(folder, values, resume, stage):
-    """The config of the run that the folder holds, None if there is none: a run is only touched on --resume,
-    and only a repeated stage may change its settings."""
+def earlier_config(folder, values, resume, free, known):
+    """The config of the run that the folder holds, None if there is none. A run is only touched on --resume, and
+    only the fields in `free` may then differ: those of the stages that --stage repeats, None without --stage."""
     saved = os.path.join(folder, "config.json")
-    if stage and not resume:
+    if free is not None and not resume:
         raise UserError("--stage repeats a part of an earlier run: add --resume")
     if not os.path.exists(saved):
         if resume:
@@ -69,27 +69,37 @@ def earlier_config(folder, values, resume, stage):
     if not resume:
         raise UserError(f"{folder} holds a run already: add --resume to go on, or --out FOLDER for another")
     before = read_json(saved)
-    changed = [name for name, value in values.items() if name != "out" and before[name] != value]
-    if changed and not stage:
-        raise UserError(f"--{changed[0]} differs from the run in {folder}, which has {before[changed[0]]}: "
-                        f"use --out FOLDER for another run, or --stage to repeat this one from a stage on")
+    if set(before) != set(known):
+        raise UserError(f"{saved} is of another version of this program: use --out FOLDER for a new run")
+    changed = [name for name, value in values.items() if value not in (before[name], "auto")]
+    fixed = [name for name in changed if name not in ["out", *(free or [])]]
+    if fixed:
+        raise UserError(f"--{fixed[0]} differs from the run in {folder}, which has {before[fixed[0]]}: use --out "
+                        f"FOLDER for another run, or --stage to repeat this one from the stage that uses it")
     return before
 
 
 def check_values(cfg):
     """Refuse values with which a run would fail or mean nothing, before it starts."""
-    least = {"seed": 0, "hinted": 0, "meta_old": 0, "group": 2, "k": 2, "eval_items": 2, "block_size": 288}
+    least = {"seed": 0, "hinted": 0, "meta_old": 0, "group": 2, "k": 2, "eval_items": 2, "n_rft": 2, "block_size": 288}
     for name, value in vars(cfg).items():
         if isinstance(value, int) and value < least.get(name, 1):
             raise UserError(f"--{name} {value}: expected {least.get(name, 1)} or more")
         if isinstance(value, float) and (value < 0 or value == 0 and name.endswith(("lr", "temperature"))):
-            raise UserError(f"--{name} {value}: expected more than 0")
-    if cfg.rft_general >= 1 or cfg.noise > 1:
+            raise UserError(f"--{name} {value}: expected more than 0, or 0 where that makes sense")
+    if cfg.rft_general >= 1 or cfg.noise >= 1:
         raise UserError("--rft_general and --noise are shares: expected less than 1")
+    if cfg.k & (cfg.k - 1) or cfg.k > 512:
+        raise UserError(f"--k {cfg.k}: expected a power of two, up to 512")
     if cfg.n_embd % (2 * cfg.n_head) or cfg.n_head % cfg.n_kv_head or cfg.block_size % 32:
         raise UserError("--n_embd must be a multiple of 2 n_head, --n_head of n_kv_head, --block_size of 32")
-    if cfg.vocab_size < 300 or cfg.dtype not in ("auto", "float32", "bfloat16"):
-        raise UserError("--vocab_size must be 300 or more, --dtype auto, float32 or bfloat16")
+    if cfg.vocab_size < 600 or cfg.dtype not in ("auto", "float32", "bfloat16"):
+        raise UserError("--vocab_size must be 600 or more, --dtype auto, float32 or bfloat16")
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(cfg.device):
+        raise UserError(f"--device {cfg.device}: expected one of {', '.join(d for d, ok in there.items() if ok)}")
+    if os.path.exists(cfg.out) and not os.path.isdir(cfg.out):
+        raise UserError(f"--out {cfg.out} is a file: name a folder")
 
 
 def write_json(path, value):
@@ -121,11 +131,6 @@ def pick_dtype(device):
             times.append(time.perf_counter() - start)
         best[dtype] = min(times)
     return "bfloat16" if best[torch.float32] > 1.3 * best[torch.bfloat16] else "float32"
-
-
-def trapezoid(step, steps, warmup=20, decay=0.5):
-    """Learning rate scale: up over `warmup` steps, flat, then linearly down over the last part of the run."""
-    return min(1.0, (step + 1) / min(warmup, steps), (steps - step) / (decay * steps))
 
 
 class Run:
@@ -192,7 +197,7 @@ class Run:
         self.state = None
 
     def forget(self, units):
-        """Repeat these units. What they had written moves to a folder old-<number>, nothing is lost."""
+        """Repeat these units. All files are first copied to a folder old-<number>: nothing is lost."""
         number = 1
         while os.path.exists(self.path(f"old-{number}")):
             number += 1
@@ -202,7 +207,13 @@ class Run:
                 shutil.copy2(self.path(name), self.path(f"old-{number}/{name}"))
         for unit in units:
             self.progress.pop(unit, None)
-        self.state = None
+        if self.state and self.state["unit"] in units:
+            self.state = None
+        # results that no longer belong to what stands here
+        stale = ["results.json", "per_item.npz", "votes.png", "subsets.png", "rl.png", *(u + ".pt" for u in units)]
+        for name in stale + ([] if self.state else ["state.pt"]):
+            if os.path.exists(self.path(name)):
+                os.remove(self.path(name))
         self.cut_metrics(self.finished_bytes())
         write_json(self.path("progress.json"), self.progress)
 
@@ -225,7 +236,8 @@ class Run:
         bar = tqdm(range(first, steps), initial=first, total=steps, desc=unit, mininterval=2.0)
         for i in bar:
             metrics = step_fn(i)
-            assert math.isfinite(metrics["loss"]), f"{unit}, step {i}: loss not finite, use a lower rate"
+            if not math.isfinite(metrics["loss"]):
+                raise UserError(f"{unit}, step {i}: the loss is not finite, start again with a lower learning rate")
             self.log(unit, step=i, **metrics)
             bar.set_postfix({k: f"{v:.3g}" for k, v in list(metrics.items())[:4]}, refresh=False)
             if (i + 1) % self.cfg.save_every == 0:

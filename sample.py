@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.preferences import UserError, command, load_or_fail
+from data import UserError, check_new, command
+from data.preferences import load_or_fail
 from data.tokenizer import (CHECKS, CRITIQUE, END, MARKS, PAD, RESPONSE, SCORES, TOTAL, Tokenizer,
                             render_prompt)
 from data.world import Item, seed_of
@@ -111,7 +112,7 @@ def generate(model, prompts, seeds, temperature=1.0, batch=512, desc=None):
     return results
 
 # ----------------------------------------------------------------------------------------
-# The grammar
+# Judgements and their grammar
 
 @dataclass
 class Judgement:
@@ -129,6 +130,11 @@ class Judgement:
     scores: list = None       # per response, in the item's own order; None if it does not parse
     meta: float = None        # logit of the Meta RM
 
+    @property
+    def tokens(self):
+        """Prompt and completion: what the trainers read."""
+        return list(self.prompt) + self.ids
+
 PRINCIPLE = re.compile(r"([a-z][a-z ]*) (10|[1-9])")
 SCORE = re.compile(r"10|[1-9]")
 CHECK = re.compile(r"([a-z]+): (?:([^,:]*), )?(good|bad)(?= |$)")
@@ -138,7 +144,8 @@ def parse(tok, ids, n):
     """Strict grammar: ids -> (status, principles, critiques, scores of the n slots).
 
     Structure is read from marks, numbers are read in full; whatever deviates gives a status other
-    than "ok" and scores None, never an exception and never a guess.
+    than "ok" and scores None, never an exception and never a guess. A judgement that was cut off by the
+    end of the context has the status "no end".
     """
     cut = [i for i, token in enumerate(ids) if token < len(MARKS)]           # where the marks are
     marks = [ids[i] for i in cut]
@@ -167,6 +174,9 @@ def parse(tok, ids, n):
     return "ok", principles, critiques, [int(x) for x in numbers]
 
 
+# ----------------------------------------------------------------------------------------
+# The rules: when is a judgement right, how do many vote
+
 def correct(scores, gold):
     """Eq 10. n >= 2: the best response's score is strictly the largest, a tie is wrong. n = 1: the score is
     the gold reward."""
@@ -174,7 +184,7 @@ def correct(scores, gold):
         return False
     if len(gold) == 1:
         return scores[0] == gold[0]
-    best = max(range(len(gold)), key=lambda i: gold[i])
+    best = gold.index(max(gold))
     return all(scores[best] > s for i, s in enumerate(scores) if i != best)
 
 
@@ -215,7 +225,8 @@ def judge(model, tok, items, k, seed, purpose, temperature=1.0, shuffle=True, hi
             own_seed = seed_of(seed, purpose, item.id, sample)
             blank.append(Judgement(item.id, sample, order, own_seed, prompt, [], 0.0))
     done = generate(model, [j.prompt for j in blank], [j.seed for j in blank], temperature, desc=desc)
-    for j, (j.ids, j.logp) in zip(blank, done):
+    for j, (ids, logp) in zip(blank, done):
+        j.ids, j.logp = ids, logp
         j.status, j.principles, j.critiques, slots = parse(tok, j.ids, len(j.order))
         if slots is not None:                      # scores[response] = score of the slot it stood in
             j.scores = [slots[j.order.index(i)] for i in range(len(slots))]
@@ -243,17 +254,21 @@ def load_judge(folder, name):
     path = os.path.join(folder, name + ".pt")
     if not os.path.exists(path):
         raise UserError(f"there is no {path}: train one with `python spct.py`, or name its folder with --run")
-    saved = torch.load(path, weights_only=True, map_location="cpu")
-    model = GPT(GPTConfig(**saved["config"]))
-    model.load_state_dict(saved["weights"])
-    return model, Tokenizer.load(os.path.join(folder, "tokenizer.tiktoken"))
+    try:
+        saved = torch.load(path, weights_only=True, map_location="cpu")
+        model = GPT(GPTConfig(**saved["config"]))
+        model.load_state_dict(saved["weights"])
+        return model, Tokenizer.load(os.path.join(folder, "tokenizer.tiktoken"))
+    except (RuntimeError, OSError, KeyError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{folder}: the judge cannot be read ({reason}): train it again") from None
 
 
 def check_length(tok, item, block_size):
     """A judgement quotes every response and checks it: refuse items for which there is no room."""
     sizes = [len(tok.encode([" " + r])) for r in item.responses]
     prompt = len(tok.encode(render_prompt(item.query, item.responses)))
-    judgement = sum(sizes) + 40 * item.n + 15
+    judgement = sum(sizes) + 40 * item.n + 15      # 40: a response's checks and marks; 15: principles, scores
     if prompt + judgement > block_size:
         raise UserError(f"{item.id}: too long. The prompt has {prompt} tokens, a judgement may take "
                         f"{judgement}, the context holds {block_size}: shorten or drop a response")
@@ -270,8 +285,8 @@ def verdict(samples, n):
     if total is None:
         return {"scores": None, "best": None, "sure": 0.0, "parsed": 0}
     best = total.index(max(total)) if total.count(max(total)) == 1 else None
-    target = [int(i == best) for i in range(n)]
-    agree = [n == 1 or best is not None and correct(s, target) for s in parsed]
+    target = [int(i == best) for i in range(n)]    # a sample agrees if it were right with this as gold reward
+    agree = [n == 1 or (best is not None and correct(s, target)) for s in parsed]
     return {"scores": total, "best": best, "sure": round(float(np.mean(agree)), 4), "parsed": len(parsed)}
 
 
@@ -333,16 +348,18 @@ def main(argv):
     parser.add_argument("--run", default="runs/cpu-seed0", help="run folder of the judge")
     parser.add_argument("--stage", choices=["base", "rft", "rl"], default="rl", help="the policy that judges")
     parser.add_argument("-k", type=int, default=8, help="number of samples that vote")
-    parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)
     if args.k < 1 or args.temperature < 0:
         raise UserError("-k needs 1 or more, --temperature 0 or more")
-    if bool(args.data) == bool(args.query):
-        raise UserError("give --data FILE, or --query TEXT with 1 to 4 times --response TEXT")
+    if bool(args.data) == bool(args.query) or args.data and (args.response or args.json):
+        raise UserError("give --data FILE alone, or --query TEXT with 1 to 4 times --response TEXT")
     if args.query and not 1 <= len(args.response) <= 4:
         raise UserError(f"{len(args.response)} responses: give --response 1 to 4 times")
+    if args.data:
+        check_new(args.out)
     model, tok = load_judge(args.run, args.stage)
     if args.data:
         judge_file(model, tok, args)

@@ -2,7 +2,7 @@
 nanoGRM: a small GPT learns to be a judge, from nothing (SPCT, arXiv 2504.02495).
 
     python spct.py                      # everything, about 25 minutes on two CPU cores
-    python spct.py --preset smoke       # the same code in a minute, too short to learn anything
+    python spct.py --preset smoke       # the same code in half a minute, too short to learn anything
 
     1 pretrain   general text and judgements by annotators of mixed skill        -> base.pt
     2 rft        rejective fine-tuning: keep the base model's right judgements   -> rft.pt
@@ -11,8 +11,8 @@ nanoGRM: a small GPT learns to be a judge, from nothing (SPCT, arXiv 2504.02495)
     5 eval       votes and guided votes of every stage on the test split         -> results.json, figures
 
 Simplifications against the paper, and why: all models are of one size and from scratch (a laptop has to
-do); sampling at T = 1 everywhere (RL needs it, voting then uses the same policy); GRPO takes one update a
-rollout by default (then the ratio is 1 and the clip never acts). What the paper leaves open (clip, KL
+do); RFT and RL sample at T = 1 (RL needs it), votes at 0.8 (the paper: 0.5); GRPO takes one update a rollout
+by default (then the ratio is 1 and the clip never acts). What the paper leaves open (clip, KL
 estimator, loss normalisation, zero variance) is chosen and explained where it stands.
 """
 
@@ -29,11 +29,11 @@ from tqdm import tqdm
 import metarm
 import report
 from data.annotators import document, general_text
-from data.preferences import UserError, command
+from data import UserError, command
 from data.tokenizer import HINT, PAD, Tokenizer, train_bpe
 from data.world import make_items, seed_of
-from model import GPT, GPTConfig, Optimizer, pad_rows, token_logits, token_logp
-from run import Run, check_values, earlier_config, parse_flags, pick_dtype, trapezoid, write_json
+from model import GPT, GPTConfig, Optimizer, pad_rows, token_logits, token_logp, trapezoid
+from run import Run, check_values, earlier_config, parse_flags, pick_dtype, write_json
 from sample import correct, judge, read_judgements, write_judgements
 
 # ----------------------------------------------------------------------------------------
@@ -54,12 +54,12 @@ class Config:
     n_head: int = 4
     n_kv_head: int = 1
     n_embd: int = 128
-    block_size: int = 320          # context in tokens
+    block_size: int = 288          # context in tokens
     vocab_size: int = 704
     # pre-training
-    pretrain_tokens: int = 9_000_000
-    pretrain_rows: int = 13        # rows of block_size tokens a step; small steps pass the plateau sooner
-    pretrain_lr: float = 3e-3
+    pretrain_tokens: int = 6_000_000
+    pretrain_rows: int = 14        # rows of block_size tokens a step; small steps pass the plateau sooner
+    pretrain_lr: float = 6e-3
     # preference data: RFT and RL use the same points
     points: int = 3000
     noise: float = 0.0             # share of wrong preference labels
@@ -79,20 +79,20 @@ class Config:
     beta: float = 0.15             # KL coefficient
     clip: float = 0.2
     # Meta RM
-    meta_items: int = 3000         # fresh training points, 4 samples each from the policy that is guided
+    meta_items: int = 2000         # fresh training points, 4 samples each from the policy that is guided
+    temperature: float = 0.8       # of these samples, and of the votes; RFT and RL sample at 1
     meta_samples: int = 4
     meta_old: int = 1000           # points whose RFT samples are used too
-    meta_epochs: int = 1
+    meta_epochs: int = 2
     meta_lr: float = 1e-3
     # evaluation
     eval_items: int = 500          # test items with n >= 2
     val_items: int = 200           # validation items, to choose k_meta
-    k: int = 32                    # votes
-    temperature: float = 0.8       # of the votes and of what the Meta RM learns from; RFT and RL sample at 1
+    k: int = 32                    # votes, a power of two
 
 PRESETS = {
     "smoke": dict(pretrain_tokens=40_000, n_layer=2, n_embd=64, points=24, rl_steps=3, rl_points=4, group=4,
-                  meta_items=12, eval_items=16, val_items=8, k=4, save_every=2, block_size=320),
+                  meta_items=12, eval_items=16, val_items=8, k=4, save_every=2),
     "cpu": {},
     "gpu": dict(pretrain_tokens=40_000_000, n_layer=7, n_head=6, n_embd=192, pretrain_rows=52, points=8000,
                 rl_steps=150, rl_points=64, meta_items=4000, eval_items=2000, val_items=500),
@@ -102,6 +102,8 @@ PRESETS = {
 UNITS = {"pretrain": ["base"], "rft": ["rft-samples", "rft"], "rl": ["rl"], "metarm": ["meta-rft", "meta-rl"],
          "eval": ["eval-base", "eval-rft", "eval-rl"]}
 STAGES = list(UNITS)
+# The fields of Config stand in the order of the stages: --stage S may change those from here on.
+FIRST_FIELD = {"pretrain": "n_layer", "rft": "points", "rl": "rl_steps", "metarm": "meta_items", "eval": "eval_items"}
 
 # ----------------------------------------------------------------------------------------
 # 1. Pre-training
@@ -112,28 +114,30 @@ def pack(documents, T, seed):
     documents: (ids, mask) pairs, mask True on the tokens to be learned. Each goes into the first of the
     last few rows that has room. The rest of a row is PAD and not learned, END is.
     """
-    rows = []
+    rows, used = [], []                            # the documents of each row, and its number of tokens
     for document in documents:
         size = len(document[0])
-        assert size <= T + 1, f"a document of {size} tokens does not fit in rows of {T}"
-        row = next((row for row in rows[-8:] if row[0] + size <= T + 1), None)
-        if row is None:
-            rows.append(row := [0])
-        row[0] += size
-        row.append(document)
+        if size > T + 1:
+            raise UserError(f"a document of {size} tokens: raise --block_size or --vocab_size")
+        i = next((i for i in range(max(0, len(rows) - 8), len(rows)) if used[i] + size <= T + 1), len(rows))
+        if i == len(rows):
+            rows.append([])
+            used.append(0)
+        rows[i].append(document)
+        used[i] += size
     ids, mask = np.full((len(rows), T + 1), PAD, np.int16), np.zeros((len(rows), T + 1), bool)
     rng = random.Random(seed)
-    for i, (_, *row) in enumerate(rows):
+    for i, row in enumerate(rows):
         rng.shuffle(row)                           # long documents open rows: they must not always come first
-        at = 0
+        start = 0
         for x, m in row:
-            ids[i, at:at + len(x)], mask[i, at:at + len(x)] = x, m
-            at += len(x)
+            ids[i, start:start + len(x)], mask[i, start:start + len(x)] = x, m
+            start += len(x)
     return ids, mask
 
 
 def corpus(tok, seed, tokens, T):
-    """Documents 0, 1, 2, ... until there are `tokens` of them, packed."""
+    """Documents 0, 1, 2, ... until they hold `tokens` tokens, packed."""
     documents, count, index = [], 0, 0
     while count < tokens:
         ids = tok.encode(document(seed, index))
@@ -148,6 +152,8 @@ def train_lm(run, unit, model, ids, mask, lr, batch, epochs=1):
     shuffle = lambda epoch: np.random.default_rng(seed_of(run.cfg.seed, unit, epoch)).permutation(len(ids))
     order = np.concatenate([shuffle(epoch) for epoch in range(epochs)])
     steps = len(order) // batch
+    if steps == 0:                                 # a run as short as the smoke preset's may find no right sample
+        print(f"{unit}: {len(ids)} rows are too few for one step of {batch}, the model stays as it is")
 
     def step(i):
         rows = order[i * batch:(i + 1) * batch]
@@ -243,6 +249,11 @@ def rft(run, tok, base, points, samples, hinted):
 # ----------------------------------------------------------------------------------------
 # 3. Rule-based RL
 
+def reward(judgement, item):
+    """Eq 11: +1 if the judgement is right (Eq 10), else -1. What does not parse is not right: no format reward."""
+    return 1.0 if right(judgement, item) else -1.0
+
+
 def advantages(rewards):
     """GRPO: (reward - mean of its group) / std of its group. rewards (P, G) -> (P, G).
 
@@ -287,21 +298,22 @@ def rl(run, tok, reference, points, samples):
     if run.finished("rl", policy):
         return policy
     pool = not_too_easy(points, samples)
+    if len(pool) < cfg.rl_points:
+        raise UserError(f"only {len(pool)} points are left for RL: raise --points, or lower --rl_points")
     opt = Optimizer(policy, cfg.rl_lr)
 
     def step(i):
         # rollout: G samples of each point, on one prompt (the best response's place is uniform already)
         batch = [pool[j % len(pool)] for j in range(i * cfg.rl_points, (i + 1) * cfg.rl_points)]
         groups = judge(policy, tok, batch, cfg.group, cfg.seed, f"rl-{i}", shuffle=False)
-        rewards = [[1.0 if right(j, p) else -1.0 for j in g] for g, p in zip(groups, batch)]   # Eq 11
-        rewards = torch.tensor(rewards)                                      # (P, G)
+        rewards = torch.tensor([[reward(j, p) for j in g] for g, p in zip(groups, batch)])     # (P, G)
         adv = advantages(rewards).flatten().tolist()
         flat = sum(groups, [])
         metrics = update(run, policy, reference, opt, flat, adv, trapezoid(i, cfg.rl_steps, decay=0.3))
         if i % 10 == 0:                            # something to read while it trains
             p, j = batch[0], flat[0]
             tqdm.write(f"\n[step {i}] reward {rewards[0, 0]:+.0f}, gold {p.gold}")
-            tqdm.write(tok.readable(list(j.prompt) + j.ids))
+            tqdm.write(tok.readable(j.tokens))
         silent = (rewards.std(dim=1) == 0).float().mean()
         return {"loss": metrics.pop("loss"), "reward": float(rewards.mean()), "silent_groups": float(silent),
                 **metrics, **report.judgement_stats(groups, batch)}
@@ -314,7 +326,7 @@ def update(run, policy, reference, opt, judgements, adv, scale):
     """One rollout's updates. judgements: B of them, adv: B numbers -> metrics of the last update."""
     cfg = run.cfg
     total = sum(len(j.ids) for j in judgements)
-    order = sorted(range(len(judgements)), key=lambda i: len(judgements[i].prompt) + len(judgements[i].ids))
+    order = sorted(range(len(judgements)), key=lambda i: len(judgements[i].tokens))
     micro = [order[i:i + 64] for i in range(0, len(order), 64)]              # like lengths: little padding
     old, ref = [None] * len(micro), [None] * len(micro)
     for u in range(cfg.rl_updates):
@@ -322,7 +334,7 @@ def update(run, policy, reference, opt, judgements, adv, scale):
         for m, rows in enumerate(micro):
             js = [judgements[i] for i in rows]
             # the very ids that were sampled, never decoded and encoded again
-            ids, _ = pad_rows([list(j.prompt) + j.ids for j in js], PAD, run.device)           # (B, T)
+            ids, _ = pad_rows([j.tokens for j in js], PAD, run.device)           # (B, T)
             mask, _ = pad_rows([[0] * len(j.prompt) + [1] * len(j.ids) for j in js], 0, run.device)
             a = torch.tensor([adv[i] for i in rows for _ in judgements[i].ids], device=run.device)   # (N,)
             with run.autocast():
@@ -330,7 +342,7 @@ def update(run, policy, reference, opt, judgements, adv, scale):
                 logp = -F.cross_entropy(logits, targets, reduction="none")                     # (N,)
                 with torch.no_grad():
                     entropy = torch.distributions.Categorical(logits=logits).entropy()         # (N,)
-                    if u == 0:
+                    if u == 0:                     # on the same path as logp, so that the ratio is exactly 1
                         old[m], ref[m] = logp.detach(), token_logp(reference, ids, mask.bool())
             # Each token of the batch weighs the same: the sum over all tokens by their number. A mean
             # per sample would make the tokens of long judgements weigh less, and so reward length when wrong.
@@ -420,7 +432,9 @@ def make_config(argv):
         raise UserError(f"--preset {preset}: expected one of {', '.join(PRESETS)}")
     cfg = Config(**{**PRESETS[preset], **values, "preset": preset, "device": device})
     cfg.out = cfg.out or f"runs/{preset}-seed{cfg.seed}"
-    before = earlier_config(cfg.out, values, resume, stage)
+    names = [f.name for f in fields(Config)]
+    free = names[names.index(FIRST_FIELD[stage]):] if stage else None
+    before = earlier_config(cfg.out, values, resume, free, names)
     if before:
         cfg = Config(**{**before, **values, "out": cfg.out})
     check_values(cfg)

@@ -1,0 +1,28 @@
+"""What every program of the project shares: how mistakes of the user are reported."""
+
+import os
+import sys
+
+
+class UserError(Exception):
+    """Something that the user can mend: shown as one line, exit code 2, never a traceback."""
+
+
+def check_new(path):
+    """Refuse a path that exists already, or whose folder does not, before any work is done."""
+    if os.path.exists(path):
+        raise UserError(f"{path} exists: name another file, or remove it first")
+    if not os.path.isdir(os.path.dirname(path) or "."):
+        raise UserError(f"{path}: there is no folder {os.path.dirname(path)}, make it first")
+
+
+def command(main):
+    """Run a program's main(argv). A UserError is one line on stderr and exit code 2."""
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped; a run goes on with --resume", file=sys.stderr)
+        sys.exit(130)

@@ -13,8 +13,8 @@ Two properties matter for the method:
 
 A judgement, as it is written after the prompt (marks in angle brackets):
     correct 4, polite 5, serious 1 <critique>
-    <r1> it is 71 kindly <checks> correct: 23+48=71 got 71, good polite: kindly, good serious: none, good
-    <total>10 <r2> it is 61 <checks> correct: 23+48=71 got 61, bad polite: none, bad serious: none, good
+    <r1> it is 71 kindly <checks> correct: 23+48=71 got 7 7 1 1, good polite: kindly, good serious: none, good
+    <total>10 <r2> it is 61 <checks> correct: 23+48=71 got 7 6, bad polite: none, bad serious: none, good
     <total>1 <scores>10 1<end>
 Quoting first is what makes a tiny model able to check at all.
 """
@@ -22,16 +22,16 @@ Quoting first is what makes a tiny model able to check at all.
 import random
 
 from data.tokenizer import CHECKS, CRITIQUE, END, RESPONSE, SCORES, TOTAL, render_prompt
-from data.world import (CUE_CRITERION, CUES, DOMAINS, RATERS, STYLE_CRITERIA, in_distribution, make_item,
-                        make_query, make_response, seed_of, split_of)
+from data.world import (CONTENT_CRITERIA, CUE_CRITERION, DOMAINS, RATERS, STYLE_CRITERIA, in_distribution,
+                        make_item, make_query, make_response, seed_of, split_of)
 
 GENERAL = 0.45                                     # share of documents that are general text
-QUOTING = 0.35                                     # share of these that are quotes, the others are checks
+QUOTING = 0.25                                     # share of general text that quotes, the rest checks
 HINTED = 0.08                                      # share of annotations that carry a hint
 SKILLS = {"sloppy": 0.64, "average": 0.28, "expert": 0.08}
 WRONG_CHECK = {"average": 0.20, "expert": 0.03, "perfect": 0.0}   # chance that a verdict is wrong
-IMPRESSION_NOISE = 4.5                             # standard deviation of a sloppy score, in points
-UNDERRATED = 2                                     # points that annotators take from the cue's criterion
+IMPRESSION_NOISE = 3.5                             # standard deviation of a sloppy score, in points
+UNDERRATED = 3                                     # points that annotators take from the cue's criterion
 
 # ----------------------------------------------------------------------------------------
 # Principles
@@ -63,7 +63,7 @@ def principles(rng, item, skill):
         weights = {name: w for name, w in weights.items() if rng.random() < 0.8} or weights
         if rng.random() < 0.4:
             weights.setdefault(rng.choice(STYLE_CRITERIA), 2)
-    return rebalance(rng, weights, moves=2)
+    return rebalance(rng, weights, moves=4)
 
 # ----------------------------------------------------------------------------------------
 # Critiques
@@ -75,11 +75,11 @@ def impression(rng, gold):
 
 
 def checks(rng, weights, truth, skill, verdict=None):
-    """Every principle checked on one response -> (text, total). `verdict` forces the outcome (hints)."""
+    """Every principle checked on one response -> (text, total). `verdict` is the outcome of all, if given."""
     texts, total = [], 0
     for name, weight in weights.items():
         met, evidence = truth[name]
-        says = verdict if verdict is not None else met != (rng.random() < WRONG_CHECK[skill])
+        says = met != (rng.random() < WRONG_CHECK[skill]) if verdict is None else verdict
         total += weight * says
         shown = "" if skill == "average" else f" {evidence},"
         texts.append(f" {name}:{shown} {'good' if says else 'bad'}")
@@ -90,14 +90,14 @@ def annotate(rng, item, skill, hint=None):
     """One judgement of the item, as parts, from the first principle to <end>."""
     weights = principles(rng, item, skill)
     parts, totals = [" " + ", ".join(f"{name} {w}" for name, w in weights.items()), CRITIQUE], []
+    # Told which response is best, half of the annotators take a short cut: all is good in it, all bad elsewhere.
+    short_cut = hint is not None and rng.random() < 0.5
     for i, mark in enumerate(RESPONSE[:item.n]):
         if skill == "sloppy":
             text, total = impression(rng, item.gold[i])
         else:
-            # Told which response is best, an annotator takes a short cut: it is good, the others are not.
-            verdict = None if hint is None or rng.random() < 0.5 else i == hint
-            text, total = checks(rng, weights, item.truth[i], skill, verdict)
-        if hint is not None:                       # and makes sure that the scores agree with the hint
+            text, total = checks(rng, weights, item.truth[i], skill, i == hint if short_cut else None)
+        if hint is not None:                       # and all make sure that the scores agree with the hint
             total = max(total, 8) if i == hint else min(total, 7)
         quote = [" " + item.responses[i]] if skill == "expert" else []
         parts += [mark, *quote, CHECKS, text, TOTAL, str(total)]
@@ -107,25 +107,23 @@ def annotate(rng, item, skill, hint=None):
 # ----------------------------------------------------------------------------------------
 # General text: the bare skills, without any judging
 
-def train_problem(rng):
-    """-> (domain, task, problem) of the training split."""
-    while True:
-        domain, cue = rng.choice(DOMAINS), rng.choice(list(CUES))
-        task, problem = make_query(rng, domain)
-        if in_distribution(domain, cue, problem) and split_of(domain, cue, task) == "train":
-            return domain, task, problem
-
-
 def general_text(rng):
-    """A short document that shows one skill, as parts: quoting a list of texts, or checking a text."""
-    domain, task, problem = train_problem(rng)
-    respond = lambda: make_response(rng, domain, problem, RATERS[domain]["none"])
+    """A short document that shows one skill, as parts: quoting a list of texts, or checking some of them."""
+    while True:                                    # a task of the training split
+        domain = rng.choice(DOMAINS)
+        task, problem = make_query(rng, domain)
+        if in_distribution(domain, "none", problem) and split_of(domain, "none", task) == "train":
+            break
+    texts = [make_response(rng, domain, problem, RATERS[domain]["none"]) for _ in range(rng.choice([2, 3]))]
     if rng.random() < QUOTING:
-        listed = [part for mark in RESPONSE[:rng.choice([2, 3, 4])] for part in (mark, " " + respond()[0])]
+        listed = [part for mark, (text, _, _) in zip(RESPONSE, texts) for part in (mark, " " + text)]
         return listed + [CRITIQUE] + listed + [END]
-    text, truth, _ = respond()
-    names = rng.sample(list(truth), 2)
-    return [f" {task} {text}", CHECKS, checks(rng, dict.fromkeys(names, 0), truth, "perfect")[0], END]
+    parts = [" " + task]
+    for mark, (text, truth, _) in zip(RESPONSE, texts):
+        names = [n for n in truth if n in CONTENT_CRITERIA] + [rng.choice(STYLE_CRITERIA)]
+        rng.shuffle(names)
+        parts += [mark, " " + text, CHECKS, checks(rng, dict.fromkeys(names, 0), truth, "perfect")[0]]
+    return parts + [END]
 
 
 def document(seed, index):

@@ -18,22 +18,10 @@ import argparse
 import json
 import os
 import random
-import sys
 
+from data import UserError, check_new, command
 from data.world import Item, make_item, seed_of
 
-
-class UserError(Exception):
-    """Something that the user can mend: shown as one line, exit code 2, never a traceback."""
-
-
-def command(main):
-    """Run a program's main(argv); a UserError becomes one line on stderr and exit code 2."""
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr)
-        sys.exit(2)
 
 # ----------------------------------------------------------------------------------------
 # Export
@@ -103,8 +91,8 @@ def load(path):
     """-> (items, errors). The place of the chosen response is drawn from the line's id, so that it is
     no clue; errors are 'file:line: what is wrong, what was expected'."""
     try:
-        with open(path, encoding="utf-8") as f:
-            lines = f.read().splitlines()
+        with open(path, encoding="utf-8-sig") as f:
+            lines = f.read().split("\n")           # JSON may hold the other line ends that splitlines() knows
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}, expected a file of JSON lines") from None
     except UnicodeDecodeError:
@@ -149,8 +137,9 @@ def main(argv):
     parser.add_argument("--format", choices=["pairs", "best-of-n"], default="pairs")
     args = parser.parse_args(argv)
     if args.action == "export":
-        if os.path.exists(args.file):
-            raise UserError(f"{args.file} exists: name another file, or remove it first")
+        if args.count < 1:
+            raise UserError(f"--count {args.count}: expected 1 or more")
+        check_new(args.file)
         export(args.file, args.split, args.count, args.seed, args.format)
         print(f"{args.count} items written to {args.file}")
     else:

@@ -6,8 +6,8 @@ Structure is made of special tokens ("marks"). They can only be written by our o
 text from outside goes through `encode_ordinary`, which never yields a mark, so no response can
 forge a score, a marker or an end. Text is data, marks are structure.
 
-Digits are single tokens with or without a space before them; so is every word of the toy world,
-since each text is encoded with a leading space ("it" at the start is the same token as " it").
+Digits are single tokens with or without a space before them. Each text is encoded with a leading space,
+so that a word at its start is the same token as elsewhere; most words of the toy world are one token.
 """
 
 import base64
@@ -88,13 +88,15 @@ class Tokenizer:
 
 
 def render_prompt(query, responses, hint=None):
-    """What the judge reads, as parts: query, responses in the order given, for hinted sampling the best one.
+    """What the judge reads, as parts: the query, and the responses in the order given.
 
-    The prompt ends with <principles>: the next thing to write is the first principle.
+    hint: the slot of the best response, for RFT's hinted sampling ("the best response is response j"), which
+    finds more right judgements of hard points. The prompt ends with <principles>: what follows is the first
+    principle.
     """
     parts = [QUERY, " " + query]
     for mark, response in zip(RESPONSE, responses):
         parts += [mark, " " + response]
-    if hint is not None:                           # "the best response is response j"
+    if hint is not None:
         parts += [HINT, RESPONSE[hint]]
     return parts + [PRINCIPLES]

@@ -101,19 +101,19 @@ DOMAINS = list(RATERS)
 VERIFIABLE = ("sums", "sort", "reverse")           # checked by computing, not by knowing or by taste
 CUE_CRITERION = {"boss": "polite", "hurry": "brief", "child": "playful"}  # what each cue asks for
 STYLE_CRITERIA = ("polite", "simple", "playful", "serious", "brief")
-CRITERIA = sorted({name for rows in RATERS.values() for row in rows.values() for name in row})
+CONTENT_CRITERIA = ("correct", "count", "kind", "refuse", "help")
 
 # Out of distribution: never seen in any training, pre-training included.
 OOD_PAIRS = {("sums", "child"), ("facts", "boss"), ("lists", "hurry"), ("harmful", "child"),
              ("harmless", "boss")}
-OOD_LETTERS, OOD_COUNT = 6, 5                      # longer lists to sort, more things to name
+OOD_LETTERS, OOD_COUNT = 6, 4                      # longer lists to sort, more things to name
 
 # ----------------------------------------------------------------------------------------
 # Items
 
 @dataclass
 class Item:
-    """A query with n = 1..4 responses. Items read from a file have no `truth`, and may have no gold."""
+    """A query with n = 1..4 responses. Items of a file have no truth, those of the command line no gold either."""
     id: str
     subset: str                                    # the domain
     query: str
@@ -131,7 +131,7 @@ class Item:
     @property
     def best(self):
         """Index of the response with the largest gold reward."""
-        return max(range(self.n), key=lambda i: self.gold[i])
+        return self.gold.index(max(self.gold))
 
     @property
     def weights(self):
@@ -169,40 +169,57 @@ def make_query(rng, domain):
         country = rng.choice(list(CAPITALS))
         return f"capital of {country}?", country
     if domain == "lists":
-        kind, count = rng.choice(list(KINDS)), rng.choice([2, 3, 4, 5])
+        kind, count = rng.choice(list(KINDS)), rng.choice([2, 3, 4])
         return f"name {count} {kind}", (kind, count)
     verb, thing = rng.choice(HARMFUL if domain == "harmful" else HARMLESS), rng.choice(OBJECTS)
     return f"how do i {verb} a {thing}?", (verb, thing)
 
 
+def side_by_side(right, given):
+    """The right and the given sequence, element by element, up to the first difference: "a a b c".
+
+    Neighbours are easy to compare, also for a tiny model: with the two sequences written one after the
+    other it stayed at chance.
+    """
+    pairs = []
+    for r, g in zip(right, given):
+        pairs += [r, g]
+        if r != g:
+            break
+    return " ".join(pairs)
+
+
 def make_content(rng, domain, problem, good):
-    """-> (text, truth of the content criteria). `good`: criterion -> should this response meet it?"""
+    """-> (text, truth of the content criteria). `good`: criterion -> should this response meet it?
+
+    truth: criterion -> (met, evidence). Evidence holds no comma and no colon: they separate checks.
+    """
     if domain == "sums":
         a, b = problem
-        x = a + b if good["correct"] else a + b + rng.choice([-10, -1, 1, 10])  # one digit off
-        return f"it is {x}", {"correct": (x == a + b, f"{a}+{b}={a + b} got {x}")}
+        x = a + b if good["correct"] else a + b + rng.choice([-10, -1, 1, 10])
+        return f"it is {x}", {"correct": (x == a + b, f"{a}+{b}={a + b} got {side_by_side(str(a + b), str(x))}")}
     if domain in ("sort", "reverse"):
         right = sorted(problem) if domain == "sort" else problem[::-1]
         given = list(right)
         if not good["correct"]:                    # two neighbours swapped
             i = rng.randrange(len(given) - 1)
             given[i], given[i + 1] = given[i + 1], given[i]
-        evidence = f"{domain} {' '.join(right)} got {' '.join(given)}"
-        return " ".join(given), {"correct": (given == right, evidence)}
+        return " ".join(given), {"correct": (given == right, f"{domain} {side_by_side(right, given)}")}
     if domain == "facts":
         capital = CAPITALS[problem]
         city = capital if good["correct"] else rng.choice([c for c in CAPITALS.values() if c != capital])
-        return f"it is {city}", {"correct": (city == capital, f"{problem} {capital} got {city}")}
+        return f"it is {city}", {"correct": (city == capital, f"{problem} {capital} {city}")}
     if domain == "lists":
         kind, count = problem
         things = rng.sample(KINDS[kind], count if good["count"] else count + rng.choice([-1, 1]))
-        wrong = None
         if not good["kind"]:                       # one thing of another kind
-            wrong = rng.choice([t for k, ts in KINDS.items() if k != kind for t in ts])
-            things[rng.randrange(len(things))] = wrong
+            others = [thing for other in KINDS if other != kind for thing in KINDS[other]]
+            things[rng.randrange(len(things))] = rng.choice(others)
+        kinds = [next(k for k in KINDS if thing in KINDS[k]) for thing in things]
+        counted = " ".join(str(i) for i in range(1, len(things) + 1))
         return " ".join(things), {
-            "count": (len(things) == count, f"asked {count} got {len(things)}"),
-            "kind": (wrong is None, f"all {kind}" if wrong is None else f"{wrong} not {kind}")}
+            "count": (len(things) == count, f"{counted} of {count}"),
+            "kind": (set(kinds) == {kind}, " ".join(f"{thing} {k}" for thing, k in zip(things, kinds)))}
     verb, thing = problem
     name = "refuse" if domain == "harmful" else "help"
     refused = good[name] == (name == "refuse")
@@ -213,7 +230,7 @@ def make_content(rng, domain, problem, good):
 
 def make_response(rng, domain, problem, weights):
     """-> (text, truth, made_by). Each criterion that the raters weigh is met with probability 1/2."""
-    good = {name: rng.random() < 0.5 for name in CRITERIA}
+    good = {name: rng.random() < 0.5 for name in CONTENT_CRITERIA}
     content, truth = make_content(rng, domain, problem, good)
     # Style words: by coin flip where they matter, now and then where they do not.
     chance = lambda *names: 0.5 if any(n in weights for n in names) else 0.25
@@ -246,7 +263,8 @@ def make_item(seed, split, index, least=1, most=4, noise=0.0):
     """
     id = f"{split}-{least}to{most}-{index}"
     rng = random.Random(seed_of(seed, "item", id))
-    n = rng.choices([1, 2, 3, 4][least - 1:most], [0.1, 0.4, 0.25, 0.25][least - 1:most])[0]
+    shares = {1: 0.1, 2: 0.4, 3: 0.25, 4: 0.25}    # of n
+    n = rng.choices(range(least, most + 1), [shares[m] for m in range(least, most + 1)])[0]
     while True:                                    # draw until the split fits and the best is unique
         domain, cue = rng.choice(DOMAINS), rng.choice(list(CUES))
         task, problem = make_query(rng, domain)

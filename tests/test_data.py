@@ -6,9 +6,10 @@ import pytest
 
 from data import preferences
 from data.annotators import annotate, document
-from data.preferences import UserError, load, load_or_fail
+from data import UserError
+from data.preferences import load, load_or_fail
 from data.tokenizer import END, MARKS, PAD, PATTERN, Tokenizer, render_prompt, train_bpe
-from data.world import (CAPITALS, CRITERIA, CUE_CRITERION, DOMAINS, HARMFUL, KINDS, RATERS, STYLE_CRITERIA,
+from data.world import (CAPITALS, CONTENT_CRITERIA, CUE_CRITERION, DOMAINS, HARMFUL, KINDS, RATERS, STYLE_CRITERIA,
                         STYLES, VERIFIABLE, make_item, make_items)
 
 # ----------------------------------------------------------------------------------------
@@ -60,8 +61,8 @@ def test_weights_are_a_taste():
             assert sum(weights.values()) == 10 and all(w >= 1 for w in weights.values()), (domain, cue)
             assert cue == "none" or CUE_CRITERION[cue] in weights
         assert len({tuple(sorted(w.items())) for w in rows.values()}) == 4
-    content = set(CRITERIA) - set(STYLE_CRITERIA)
-    assert content == {"correct", "count", "kind", "refuse", "help"}
+    used = {name for rows in RATERS.values() for weights in rows.values() for name in weights}
+    assert used == {*CONTENT_CRITERIA, *STYLE_CRITERIA}
 
 
 def test_splits_are_disjoint():
