@@ -144,10 +144,8 @@ class GPT(nn.Module):
         # outputs of size about 1/2, embeddings small: the first predictions are nearly uniform.
         gen = torch.Generator().manual_seed(seed)
         for name, p in self.named_parameters():
-            if name.endswith("proj.weight"):
-                nn.init.zeros_(p)
-            else:
-                nn.init.normal_(p, 0, 0.02 if name == "wte.weight" else 0.5 * cfg.n_embd ** -0.5, generator=gen)
+            std = 0.02 if name == "wte.weight" else 0.5 * cfg.n_embd ** -0.5
+            nn.init.normal_(p, 0, 0.0 if name.endswith("proj.weight") else std, generator=gen)
 
     def forward(self, ids, keep_kv=False):
         """ids (B, T) -> hidden states (B, T, C); with keep_kv also keys and values per layer (B, K, T, D)."""

@@ -188,7 +188,7 @@ def results(run, evaluated):
     cfg, stages, meta, arrays = run.cfg, {}, {}, {}
     for name, parts in evaluated.items():
         share = choose_share(*parts["val"]) if "val" in parts else None
-        items, samples = parts["test"]
+        items, samples = parts["test"]             # the same items for each stage
         columns = item_columns(items, parts["greedy"][1], samples, cfg.seed, share)
         stages[name] = stage_results(parts, columns)
         if share is not None:
@@ -383,8 +383,8 @@ def subset_rows(arrays):
 
 def main(folders):
     """Print markdown tables: the runs' means, paired differences, subsets."""
-    if not folders:
-        raise UserError("name one or more run folders")
+    if not folders or folders[0].startswith("-"):
+        raise UserError("name one or more run folders: python report.py runs/a runs/b")
     for folder in folders:
         if not os.path.exists(os.path.join(folder, "results.json")):
             raise UserError(f"no results in {folder}: name a run folder whose run has finished")

@@ -57,8 +57,11 @@ def parse_flags(argv, types, stages):
 
 
 def earlier_config(folder, values, resume, free, known):
-    """The config of the run that the folder holds, None if there is none. A run is only touched on --resume, and
-    only the fields in `free` may then differ: those of the stages that --stage repeats, None without --stage."""
+    """The config of the run that the folder holds, None if there is none.
+
+    A run is only touched on --resume, and only the fields in `free` may then differ: those of the stages that
+    --stage repeats, None without --stage. known: the names of all fields.
+    """
     saved = os.path.join(folder, "config.json")
     if free is not None and not resume:
         raise UserError("--stage repeats a part of an earlier run: add --resume")
@@ -74,14 +77,15 @@ def earlier_config(folder, values, resume, free, known):
     changed = [name for name, value in values.items() if value not in (before[name], "auto")]
     fixed = [name for name in changed if name not in ["out", *(free or [])]]
     if fixed:
-        raise UserError(f"--{fixed[0]} differs from the run in {folder}, which has {before[fixed[0]]}: use --out "
-                        f"FOLDER for another run, or --stage to repeat this one from the stage that uses it")
+        raise UserError(f"--{fixed[0]} differs from the run in {folder}, which has {before[fixed[0]]}: use "
+                        f"--out FOLDER for another run, or --stage to repeat this one from there on")
     return before
 
 
 def check_values(cfg):
     """Refuse values with which a run would fail or mean nothing, before it starts."""
-    least = {"seed": 0, "hinted": 0, "meta_old": 0, "group": 2, "k": 2, "eval_items": 2, "n_rft": 2, "block_size": 288}
+    least = {"seed": 0, "hinted": 0, "meta_old": 0, "group": 2, "k": 2, "eval_items": 2, "n_rft": 2,
+             "block_size": 288}
     for name, value in vars(cfg).items():
         if isinstance(value, int) and value < least.get(name, 1):
             raise UserError(f"--{name} {value}: expected {least.get(name, 1)} or more")
@@ -97,7 +101,7 @@ def check_values(cfg):
         raise UserError("--vocab_size must be 600 or more, --dtype auto, float32 or bfloat16")
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there.get(cfg.device):
-        raise UserError(f"--device {cfg.device}: expected one of {', '.join(d for d, ok in there.items() if ok)}")
+        raise UserError(f"--device {cfg.device}: expected {' or '.join(d for d, ok in there.items() if ok)}")
     if os.path.exists(cfg.out) and not os.path.isdir(cfg.out):
         raise UserError(f"--out {cfg.out} is a file: name a folder")
 
@@ -176,7 +180,7 @@ class Run:
 
     # A unit begins, trains, finishes ------------------------------------------------------
 
-    def finished(self, unit, model=None):
+    def load_if_done(self, unit, model=None):
         """Is this unit done? If so, its weights are loaded into the model. Else its clock starts."""
         self.started = time.time()
         if unit not in self.progress:
@@ -210,8 +214,9 @@ class Run:
         if self.state and self.state["unit"] in units:
             self.state = None
         # results that no longer belong to what stands here
-        stale = ["results.json", "per_item.npz", "votes.png", "subsets.png", "rl.png", *(u + ".pt" for u in units)]
-        for name in stale + ([] if self.state else ["state.pt"]):
+        stale = ["results.json", "per_item.npz", "votes.png", "subsets.png", "rl.png"]
+        stale += [unit + ".pt" for unit in units]
+        for name in stale + (["state.pt"] if self.state is None else []):
             if os.path.exists(self.path(name)):
                 os.remove(self.path(name))
         self.cut_metrics(self.finished_bytes())
@@ -237,7 +242,7 @@ class Run:
         for i in bar:
             metrics = step_fn(i)
             if not math.isfinite(metrics["loss"]):
-                raise UserError(f"{unit}, step {i}: the loss is not finite, start again with a lower learning rate")
+                raise UserError(f"{unit}, step {i}: the loss is not finite, start again with a lower rate")
             self.log(unit, step=i, **metrics)
             bar.set_postfix({k: f"{v:.3g}" for k, v in list(metrics.items())[:4]}, refresh=False)
             if (i + 1) % self.cfg.save_every == 0:

@@ -19,6 +19,7 @@ estimator, loss normalisation, zero variance) is chosen and explained where it s
 import copy
 import os
 import random
+import sys
 from dataclasses import asdict, dataclass, fields
 
 import numpy as np
@@ -28,7 +29,7 @@ from tqdm import tqdm
 
 import metarm
 import report
-from data.annotators import document, general_text
+from data.annotators import corpus, document, general_text, pack
 from data import UserError, command
 from data.tokenizer import HINT, PAD, Tokenizer, train_bpe
 from data.world import make_items, seed_of
@@ -103,48 +104,15 @@ UNITS = {"pretrain": ["base"], "rft": ["rft-samples", "rft"], "rl": ["rl"], "met
          "eval": ["eval-base", "eval-rft", "eval-rl"]}
 STAGES = list(UNITS)
 # The fields of Config stand in the order of the stages: --stage S may change those from here on.
-FIRST_FIELD = {"pretrain": "n_layer", "rft": "points", "rl": "rl_steps", "metarm": "meta_items", "eval": "eval_items"}
+FIRST_FIELD = {"pretrain": "n_layer", "rft": "points", "rl": "rl_steps", "metarm": "meta_items",
+               "eval": "eval_items"}
 
 # ----------------------------------------------------------------------------------------
 # 1. Pre-training
-
-def pack(documents, T, seed):
-    """Whole documents into rows of up to T + 1 tokens -> (ids, mask), each (rows, T + 1).
-
-    documents: (ids, mask) pairs, mask True on the tokens to be learned. Each goes into the first of the
-    last few rows that has room. The rest of a row is PAD and not learned, END is.
-    """
-    rows, used = [], []                            # the documents of each row, and its number of tokens
-    for document in documents:
-        size = len(document[0])
-        if size > T + 1:
-            raise UserError(f"a document of {size} tokens: raise --block_size or --vocab_size")
-        i = next((i for i in range(max(0, len(rows) - 8), len(rows)) if used[i] + size <= T + 1), len(rows))
-        if i == len(rows):
-            rows.append([])
-            used.append(0)
-        rows[i].append(document)
-        used[i] += size
-    ids, mask = np.full((len(rows), T + 1), PAD, np.int16), np.zeros((len(rows), T + 1), bool)
-    rng = random.Random(seed)
-    for i, row in enumerate(rows):
-        rng.shuffle(row)                           # long documents open rows: they must not always come first
-        start = 0
-        for x, m in row:
-            ids[i, start:start + len(x)], mask[i, start:start + len(x)] = x, m
-            start += len(x)
-    return ids, mask
-
-
-def corpus(tok, seed, tokens, T):
-    """Documents 0, 1, 2, ... until they hold `tokens` tokens, packed."""
-    documents, count, index = [], 0, 0
-    while count < tokens:
-        ids = tok.encode(document(seed, index))
-        documents.append((ids, [True] * len(ids)))
-        count, index = count + len(ids), index + 1
-    return pack(documents, T, seed_of(seed, "pack"))
-
+#
+# `run` (run.py) is the run folder. run.load_if_done(unit, model): is this unit of work done? Then its weights
+# are loaded. run.train(unit, model, opt, steps, step) calls step(i) for each i, logs what it returns and
+# saves; after an interruption it goes on from the last checkpoint.
 
 def train_lm(run, unit, model, ids, mask, lr, batch, epochs=1):
     """Next-token training on packed rows, for pre-training and RFT. ids, mask: (rows, T + 1)."""
@@ -152,7 +120,7 @@ def train_lm(run, unit, model, ids, mask, lr, batch, epochs=1):
     shuffle = lambda epoch: np.random.default_rng(seed_of(run.cfg.seed, unit, epoch)).permutation(len(ids))
     order = np.concatenate([shuffle(epoch) for epoch in range(epochs)])
     steps = len(order) // batch
-    if steps == 0:                                 # a run as short as the smoke preset's may find no right sample
+    if steps == 0:                                 # a run as short as the smoke preset may find nothing right
         print(f"{unit}: {len(ids)} rows are too few for one step of {batch}, the model stays as it is")
 
     def step(i):
@@ -173,7 +141,7 @@ def train_lm(run, unit, model, ids, mask, lr, batch, epochs=1):
 def pretrain(run, tok):
     cfg = run.cfg
     model = new_model(run, tok)
-    if not run.finished("base", model):
+    if not run.load_if_done("base", model):
         ids, mask = corpus(tok, cfg.seed, cfg.pretrain_tokens, cfg.block_size)
         train_lm(run, "base", model, ids, mask, cfg.pretrain_lr, cfg.pretrain_rows)
     return model
@@ -210,7 +178,7 @@ def rft_samples(run, tok, base, points):
     Hinted points have n >= 2: naming the best of one response says nothing.
     """
     cfg, several = run.cfg, [p for p in points if p.n > 1]
-    if run.finished("rft-samples"):
+    if run.load_if_done("rft-samples"):
         return [read_judgements(run.path(f"judgements-{name}.jsonl")) for name in ("rft", "hinted")]
     samples = judge(base, tok, points, cfg.n_rft, cfg.seed, "rft", desc="rft: sampling")
     hinted = []
@@ -229,7 +197,7 @@ def rft_samples(run, tok, base, points):
 def rft(run, tok, base, points, samples, hinted):
     """Fine-tune the base model on its own judgements that survive the rules, mixed with general text."""
     cfg, model = run.cfg, copy.deepcopy(base)
-    if run.finished("rft", model):
+    if run.load_if_done("rft", model):
         return model
     by_id = {p.id: p for p in points}
     kept = [j for s in samples for j in reject(s, by_id[s[0].item])]
@@ -250,7 +218,7 @@ def rft(run, tok, base, points, samples, hinted):
 # 3. Rule-based RL
 
 def reward(judgement, item):
-    """Eq 11: +1 if the judgement is right (Eq 10), else -1. What does not parse is not right: no format reward."""
+    """Eq 11: +1 if the judgement is right (Eq 10), else -1, also if it does not parse: no format reward."""
     return 1.0 if right(judgement, item) else -1.0
 
 
@@ -295,7 +263,7 @@ def not_too_easy(points, samples):
 def rl(run, tok, reference, points, samples):
     """GRPO from the RFT model, with a KL penalty to it."""
     cfg, policy = run.cfg, copy.deepcopy(reference)
-    if run.finished("rl", policy):
+    if run.load_if_done("rl", policy):
         return policy
     pool = not_too_easy(points, samples)
     if len(pool) < cfg.rl_points:
@@ -362,10 +330,10 @@ def meta_rm(run, tok, name, policy, samples, points):
     """The Meta RM of a policy, "rft" or "rl", from RFT's non-hinted samples and fresh ones of the policy."""
     cfg, unit = run.cfg, f"meta-{name}"
     model = metarm.from_policy(policy)
-    if run.finished(unit, model):
+    if run.load_if_done(unit, model):
         return model
     fresh = make_items(cfg.seed, "train", cfg.meta_items, start=cfg.points, noise=cfg.noise)
-    more = judge(policy, tok, fresh, cfg.meta_samples, cfg.seed, unit, cfg.temperature, desc=unit + ": samples")
+    more = judge(policy, tok, fresh, cfg.meta_samples, cfg.seed, unit, cfg.temperature, desc=f"{unit} data")
     old = samples[:cfg.meta_old]
     examples = [(j, right(j, p)) for s, p in zip(old + more, points[:len(old)] + fresh) for j in s]
     metarm.train(run, unit, model, examples)
@@ -392,7 +360,7 @@ def evaluate(run, tok, name, policy, meta=None):
     Everything is kept in judgements-<name>-<part>.jsonl."""
     cfg, parts = run.cfg, eval_parts(run.cfg, meta is not None)
     path = lambda part: run.path(f"judgements-{name}-{part}.jsonl")
-    if not run.finished(f"eval-{name}"):
+    if not run.load_if_done(f"eval-{name}"):
         for part, (items, k, T) in parts.items():
             judged = judge(policy, tok, items, k, cfg.seed, f"eval-{part}", T, T > 0, desc=f"{name}: {part}")
             if meta is not None and part in ("test", "val"):
@@ -422,7 +390,10 @@ def make_tokenizer(run):
 
 
 def make_config(argv):
-    """Flags over preset over defaults, or with --resume over the folder's own config -> (Config, flags)."""
+    """Flags over preset over defaults, or with --resume over the folder's own config -> (Config, --stage)."""
+    if "--help" in argv:
+        print(__doc__, *(f"--{f.name} {f.default}" for f in fields(Config)), "--resume", "--stage", sep="\n")
+        sys.exit(0)
     values, resume, stage = parse_flags(argv, {f.name: f.type for f in fields(Config)}, STAGES)
     device = values.get("device", "auto")
     if device == "auto":

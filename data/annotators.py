@@ -21,7 +21,10 @@ Quoting first is what makes a tiny model able to check at all.
 
 import random
 
-from data.tokenizer import CHECKS, CRITIQUE, END, RESPONSE, SCORES, TOTAL, render_prompt
+import numpy as np
+
+from data import UserError
+from data.tokenizer import CHECKS, CRITIQUE, END, PAD, RESPONSE, SCORES, TOTAL, render_prompt
 from data.world import (CONTENT_CRITERIA, CUE_CRITERION, DOMAINS, RATERS, STYLE_CRITERIA, in_distribution,
                         make_item, make_query, make_response, seed_of, split_of)
 
@@ -79,7 +82,8 @@ def checks(rng, weights, truth, skill, verdict=None):
     texts, total = [], 0
     for name, weight in weights.items():
         met, evidence = truth[name]
-        says = met != (rng.random() < WRONG_CHECK[skill]) if verdict is None else verdict
+        slip = rng.random() < WRONG_CHECK[skill]
+        says = verdict if verdict is not None else met != slip
         total += weight * says
         shown = "" if skill == "average" else f" {evidence},"
         texts.append(f" {name}:{shown} {'good' if says else 'bad'}")
@@ -90,7 +94,7 @@ def annotate(rng, item, skill, hint=None):
     """One judgement of the item, as parts, from the first principle to <end>."""
     weights = principles(rng, item, skill)
     parts, totals = [" " + ", ".join(f"{name} {w}" for name, w in weights.items()), CRITIQUE], []
-    # Told which response is best, half of the annotators take a short cut: all is good in it, all bad elsewhere.
+    # Told which response is best, half of the annotators take a short cut: all good there, all bad elsewhere.
     short_cut = hint is not None and rng.random() < 0.5
     for i, mark in enumerate(RESPONSE[:item.n]):
         if skill == "sloppy":
@@ -136,3 +140,43 @@ def document(seed, index):
     skills = SKILLS if hint is None else {"average": 0.5, "expert": 0.5}
     skill = rng.choices(list(skills), skills.values())[0]
     return render_prompt(item.query, item.responses, hint) + annotate(rng, item, skill, hint)
+
+# ----------------------------------------------------------------------------------------
+# Rows of tokens
+
+def pack(documents, T, seed):
+    """Whole documents into rows of up to T + 1 tokens -> (ids, mask), each (rows, T + 1).
+
+    documents: (ids, mask) pairs, mask True on the tokens to be learned. Each goes into the first of the
+    last few rows that has room. The rest of a row is PAD and not learned, END is.
+    """
+    rows, used = [], []                            # the documents of each row, and its number of tokens
+    for document in documents:
+        size = len(document[0])
+        if size > T + 1:
+            raise UserError(f"a document of {size} tokens: raise --block_size or --vocab_size")
+        i = next((i for i in range(max(0, len(rows) - 8), len(rows)) if used[i] + size <= T + 1), len(rows))
+        if i == len(rows):
+            rows.append([])
+            used.append(0)
+        rows[i].append(document)
+        used[i] += size
+    ids, mask = np.full((len(rows), T + 1), PAD, np.int16), np.zeros((len(rows), T + 1), bool)
+    rng = random.Random(seed)
+    for i, row in enumerate(rows):
+        rng.shuffle(row)                           # long documents open rows: they must not always come first
+        start = 0
+        for x, m in row:
+            ids[i, start:start + len(x)], mask[i, start:start + len(x)] = x, m
+            start += len(x)
+    return ids, mask
+
+
+def corpus(tok, seed, tokens, T):
+    """Documents 0, 1, 2, ... until they hold `tokens` tokens, packed."""
+    documents, count, index = [], 0, 0
+    while count < tokens:
+        ids = tok.encode(document(seed, index))
+        documents.append((ids, [True] * len(ids)))
+        count, index = count + len(ids), index + 1
+    return pack(documents, T, seed_of(seed, "pack"))

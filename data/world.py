@@ -113,7 +113,7 @@ OOD_LETTERS, OOD_COUNT = 6, 4                      # longer lists to sort, more 
 
 @dataclass
 class Item:
-    """A query with n = 1..4 responses. Items of a file have no truth, those of the command line no gold either."""
+    """A query with n = 1..4 responses. Those of a file have no truth, those of a command line no gold either."""
     id: str
     subset: str                                    # the domain
     query: str
@@ -197,7 +197,8 @@ def make_content(rng, domain, problem, good):
     if domain == "sums":
         a, b = problem
         x = a + b if good["correct"] else a + b + rng.choice([-10, -1, 1, 10])
-        return f"it is {x}", {"correct": (x == a + b, f"{a}+{b}={a + b} got {side_by_side(str(a + b), str(x))}")}
+        evidence = f"{a}+{b}={a + b} got {side_by_side(str(a + b), str(x))}"
+        return f"it is {x}", {"correct": (x == a + b, evidence)}
     if domain in ("sort", "reverse"):
         right = sorted(problem) if domain == "sort" else problem[::-1]
         given = list(right)

@@ -8,9 +8,10 @@ from data import preferences
 from data.annotators import annotate, document
 from data import UserError
 from data.preferences import load, load_or_fail
-from data.tokenizer import END, MARKS, PAD, PATTERN, Tokenizer, render_prompt, train_bpe
-from data.world import (CAPITALS, CONTENT_CRITERIA, CUE_CRITERION, DOMAINS, HARMFUL, KINDS, RATERS, STYLE_CRITERIA,
-                        STYLES, VERIFIABLE, make_item, make_items)
+from data.tokenizer import MARKS, PAD, PATTERN, QUERY, Tokenizer, train_bpe
+from data.world import (CAPITALS, CONTENT_CRITERIA, CUE_CRITERION, HARMFUL, KINDS, RATERS,
+                        STYLE_CRITERIA, STYLES, make_item, make_items)
+
 
 # ----------------------------------------------------------------------------------------
 # The world
@@ -71,13 +72,14 @@ def test_splits_are_disjoint():
     queries = {split: {i.query for i in make_items(0, split, 4000)}
                for split in ("train", "val", "test", "ood")}
     texts = [document(0, i) for i in range(8000)]
-    queries["train"] |= {d[1].strip() for d in texts if not isinstance(d[0], str)}
+    # annotations start with <query> and the query, general text with the bare task or with a list of texts
+    queries["train"] |= {d[1].strip() for d in texts if d[0] == QUERY}
+    queries["train"] |= {d[0].strip() for d in texts if isinstance(d[0], str)}
     for a in queries:
         for b in queries:
             assert a == b or not queries[a] & queries[b], (a, b)
     bare = lambda q: re.search(r"\d+\+\d+|(sort|reverse) [a-l ]+|$", q)[0]
     computed = {split: {bare(q) for q in queries[split]} - {""} for split in ("train", "val", "test")}
-    computed["train"] |= {bare(d[0]) for d in texts if isinstance(d[0], str) and "+" in d[0]} - {""}
     assert not computed["train"] & computed["test"] and not computed["val"] & computed["test"]
     assert len(computed["test"]) > 300
 

@@ -1,8 +1,6 @@
 import random
 
 import numpy as np
-import pytest
-import torch
 
 import metarm
 from metarm import auc, auc_within, batches_by_length, guided_vote, keep_best, keep_random
