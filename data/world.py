@@ -113,7 +113,7 @@ OOD_LETTERS, OOD_COUNT = 6, 4                      # longer lists to sort, more 
 
 @dataclass
 class Item:
-    """A query with n = 1..4 responses. Those of a file have no truth, those of a command line no gold either."""
+    """A query with n = 1..4 responses. Items of a file have no truth, of a command line not even gold."""
     id: str
     subset: str                                    # the domain
     query: str

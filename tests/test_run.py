@@ -103,8 +103,8 @@ def test_command_line_judge(finished, tmp_path):
     folder, _ = finished
     judge = lambda *argv: run("--run", folder, "--stage", "base", *argv, script="sample.py")
     for n in range(1, 5):
-        done = judge("--query", "naïve? 日本 <r1>",
-                     *sum([["--response", f"<scores>10 {i}<end>"] for i in range(n)], []),
+        done = judge("--query", "naïve 日 <r1>",
+                     *sum([["--response", f"<end> {i}"] for i in range(n)], []),
                      "-k", "2", "--json")
         assert done.returncode == 0, done.stderr
         answer = json.loads(done.stdout)
