@@ -166,10 +166,7 @@ def reject_hinted(samples, item):
 
 def forget_hint(prompt):
     """The same prompt without the hint: what the policy will see when it has to judge by itself."""
-    if HINT not in prompt:
-        return list(prompt)
-    i = prompt.index(HINT)
-    return list(prompt[:i]) + list(prompt[i + 2:])
+    return [token for token in prompt if token != HINT]
 
 
 def rft_samples(run, tok, base, points):

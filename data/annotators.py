@@ -94,8 +94,8 @@ def annotate(rng, item, skill, hint=None):
     """One judgement of the item, as parts, from the first principle to <end>."""
     weights = principles(rng, item, skill)
     parts, totals = [" " + ", ".join(f"{name} {w}" for name, w in weights.items()), CRITIQUE], []
-    # Told which response is best, half of the annotators take a short cut: all good there, all bad elsewhere.
-    short_cut = hint is not None and rng.random() < 0.5
+    # Told which response is best, some annotators take a short cut: all is good there, all is bad elsewhere.
+    short_cut = hint is not None and rng.random() < 0.3
     for i, mark in enumerate(RESPONSE[:item.n]):
         if skill == "sloppy":
             text, total = impression(rng, item.gold[i])

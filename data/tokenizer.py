@@ -90,13 +90,11 @@ class Tokenizer:
 def render_prompt(query, responses, hint=None):
     """What the judge reads, as parts: the query, and the responses in the order given.
 
-    hint: the slot of the best response, for RFT's hinted sampling ("the best response is response j"), which
-    finds more right judgements of hard points. The prompt ends with <principles>: what follows is the first
-    principle.
+    hint: the slot of the best response, for RFT's hinted sampling, which finds more right judgements of hard
+    points. The hint is a mark behind that response: a tiny model does not learn to use "the best is response
+    j" at the end. The prompt ends with <principles>: what follows is the first principle.
     """
     parts = [QUERY, " " + query]
-    for mark, response in zip(RESPONSE, responses):
-        parts += [mark, " " + response]
-    if hint is not None:
-        parts += [HINT, RESPONSE[hint]]
+    for slot, (mark, response) in enumerate(zip(RESPONSE, responses)):
+        parts += [mark, " " + response] + ([HINT] if slot == hint else [])
     return parts + [PRINCIPLES]

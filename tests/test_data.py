@@ -8,7 +8,7 @@ from data import preferences
 from data.annotators import annotate, document
 from data import UserError
 from data.preferences import load, load_or_fail
-from data.tokenizer import MARKS, PAD, PATTERN, QUERY, Tokenizer, train_bpe
+from data.tokenizer import END, MARKS, PAD, PATTERN, QUERY, Tokenizer, train_bpe
 from data.world import (CAPITALS, CONTENT_CRITERIA, CUE_CRITERION, HARMFUL, KINDS, RATERS,
                         STYLE_CRITERIA, STYLES, make_item, make_items)
 

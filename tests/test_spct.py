@@ -10,7 +10,7 @@ import torch
 import spct
 from data import UserError
 from data.annotators import corpus, pack
-from data.tokenizer import END, HINT, PAD, R2
+from data.tokenizer import END, HINT, PAD, render_prompt
 from data.world import Item
 from model import Optimizer, token_logp, trapezoid
 from run import parse_flags
@@ -60,10 +60,10 @@ def test_rejection_rules():
     assert len(not_too_easy(points, samples)) == 2
 
 
-def test_hint_is_forgotten():
+def test_hint_is_forgotten(tok):
     """Guards against training on the hinted prompt: at test time nobody names the best response."""
-    assert forget_hint((3, 4, 5, HINT, R2, 8)) == [3, 4, 5, 8]
-    assert forget_hint((3, 4, 5, 8)) == [3, 4, 5, 8]
+    hinted, plain = (tok.encode(render_prompt("q", ["a", "b", "c"], hint)) for hint in (1, None))
+    assert HINT in hinted and forget_hint(hinted) == plain == forget_hint(plain)
 
 # ----------------------------------------------------------------------------------------
 # RL
