@@ -1,7 +1,7 @@
 """
 Judging with a trained model: sample judgements, parse them, vote.
 
-    python sample.py --query "what is 23+48?" --response "it is 71" --response "it is 61" -k 8
+    python sample.py --query "what is 230+481?" --response "it is 711" --response "it is 611" -k 8
     python sample.py --data pairs.jsonl -k 8          # a whole file of pairs or best-of-n items
 
 A judgement is one completion: principles with weights, a critique and a sub-total per response, the
@@ -348,7 +348,7 @@ def main(argv):
     parser.add_argument("--run", default="runs/cpu-seed0", help="run folder of the judge")
     parser.add_argument("--stage", choices=["base", "rft", "rl"], default="rl", help="the policy that judges")
     parser.add_argument("-k", type=int, default=8, help="number of samples that vote")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy")
+    parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)

@@ -11,9 +11,9 @@ nanoGRM: a small GPT learns to be a judge, from nothing (SPCT, arXiv 2504.02495)
     5 eval       votes and guided votes of every stage on the test split         -> results.json, figures
 
 Simplifications against the paper, and why: all models are of one size and from scratch (a laptop has to
-do); RFT and RL sample at T = 1 (RL needs it), votes at 0.8 (the paper: 0.5); GRPO takes one update a rollout
-by default (then the ratio is 1 and the clip never acts). What the paper leaves open (clip, KL
-estimator, loss normalisation, zero variance) is chosen and explained where it stands.
+do); sampling at T = 1 everywhere (RL needs it, votes then come from the same policy; the paper votes at 0.5);
+GRPO takes one update a rollout by default (then the ratio is 1 and the clip never acts). What the paper
+leaves open (clip, KL estimator, loss normalisation, zero variance) is chosen and explained where it stands.
 """
 
 import copy
@@ -81,7 +81,7 @@ class Config:
     clip: float = 0.2
     # Meta RM
     meta_items: int = 2000         # fresh training points, 4 samples each from the policy that is guided
-    temperature: float = 0.8       # of these samples, and of the votes; RFT and RL sample at 1
+    temperature: float = 1.0       # of these samples, and of the votes; RFT and RL always sample at 1
     meta_samples: int = 4
     meta_old: int = 1000           # points whose RFT samples are used too
     meta_epochs: int = 2

@@ -2,20 +2,24 @@
 The pre-training corpus: general text, and judgements by simulated annotators of mixed skill.
 
 The from-scratch model must have seen judging before it can be improved at judging, just as the
-paper's base model has. What it sees is mostly poor: 'sloppy' annotators go by impression, 'average'
-ones check without evidence and often err, and the few 'experts' quote the response and give evidence
-for every check. The sloppy way is the most frequent one, so it is the base model's greedy answer;
-the good ways are in it too, and RFT and RL have to bring them out.
+paper's base model has. What it sees is mostly poor: 'sloppy' annotators go by an impression that follows
+manners (polite and playful words) more than merit, 'average' ones check without evidence and often err, and
+the few 'experts' quote the response and give evidence for every check. The sloppy way is the most frequent
+one, so it is the base model's greedy answer; the good ways are in it too, and RFT and RL have to bring them
+out.
 
 Two properties matter for the method:
-- errors come from the transcript's own random draws, never from the item, so votes can cancel them;
+- most errors come from the transcript's own random draws, not from the item, so votes can cancel them
+  (the taste for manners is a bias: votes cannot cancel it, but a Meta RM can filter it out);
 - annotators underrate what the cue asks for: the raters' taste can be learned from preferences alone.
 
 A judgement, as it is written after the prompt (marks in angle brackets):
     correct 4, polite 5, serious 1 <critique>
-    <r1> it is 71 kindly <checks> correct: 23+48=71 got 7 7 1 1, good polite: kindly, good serious: none, good
-    <total>10 <r2> it is 61 <checks> correct: 23+48=71 got 7 6, bad polite: none, bad serious: none, good
-    <total>1 <scores>10 1<end>
+    <r1> it is 711 kindly <checks> correct: 230+481=711 got 7 7 1 1 1 1, good polite: kindly, good
+      serious: none, good <total>10
+    <r2> it is 611 <checks> correct: 230+481=711 got 7 6, bad polite: none, bad
+      serious: none, good <total>1
+    <scores>10 1<end>
 Quoting first is what makes a tiny model able to check at all.
 """
 
@@ -33,7 +37,7 @@ QUOTING = 0.25                                     # share of general text that 
 HINTED = 0.08                                      # share of annotations that carry a hint
 SKILLS = {"sloppy": 0.64, "average": 0.28, "expert": 0.08}
 WRONG_CHECK = {"average": 0.20, "expert": 0.03, "perfect": 0.0}   # chance that a verdict is wrong
-IMPRESSION_NOISE = 3.5                             # standard deviation of a sloppy score, in points
+IMPRESSION_NOISE = 2.5                             # standard deviation of a sloppy score, in points
 UNDERRATED = 3                                     # points that annotators take from the cue's criterion
 
 # ----------------------------------------------------------------------------------------
@@ -71,9 +75,10 @@ def principles(rng, item, skill):
 # ----------------------------------------------------------------------------------------
 # Critiques
 
-def impression(rng, gold):
-    """A sloppy annotator's (text, total): a look, and a score with large noise."""
-    total = min(10, max(1, round(rng.gauss(gold, IMPRESSION_NOISE))))
+def impression(rng, gold, truth):
+    """A sloppy annotator's (text, total): a look that is taken in by manners, and a score with large noise."""
+    look = gold / 3 + 3 * truth["polite"][0] + 3 * truth["playful"][0]
+    total = min(10, max(1, round(rng.gauss(look, IMPRESSION_NOISE))))
     return " looks " + ("great" if total >= 8 else "fine" if total >= 5 else "poor"), total
 
 
@@ -98,7 +103,7 @@ def annotate(rng, item, skill, hint=None):
     short_cut = hint is not None and rng.random() < 0.3
     for i, mark in enumerate(RESPONSE[:item.n]):
         if skill == "sloppy":
-            text, total = impression(rng, item.gold[i])
+            text, total = impression(rng, item.gold[i], item.truth[i])
         else:
             text, total = checks(rng, weights, item.truth[i], skill, i == hint if short_cut else None)
         if hint is not None:                       # and all make sure that the scores agree with the hint

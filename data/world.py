@@ -1,7 +1,7 @@
 """
 The toy world: queries, responses, and the gold reward that raters give them.
 
-A query is a task plus a cue that changes what matters ("for my boss: what is 23+48?").
+A query is a task plus a cue that changes what matters ("for my boss: what is 230+481?").
 A response meets each criterion or misses it by a little (a digit off, two letters swapped,
 one item of the wrong kind, a filler phrase). The gold reward is a weighted count of the
 criteria that are met, and the weights depend on domain AND cue: a judge must read the query
@@ -160,10 +160,10 @@ def in_distribution(domain, cue, problem):
 def make_query(rng, domain):
     """-> (task text, problem): the problem is what the response makers below need to know."""
     if domain == "sums":
-        a, b = rng.randint(10, 99), rng.randint(10, 99)
+        a, b = rng.randint(100, 499), rng.randint(100, 499)
         return f"what is {a}+{b}?", (a, b)
     if domain in ("sort", "reverse"):
-        letters = rng.sample(LETTERS, rng.choice([3, 4, 5, 6]))
+        letters = rng.sample(LETTERS, rng.choice([4, 5, 6]))
         return f"{domain} {' '.join(letters)}", letters
     if domain == "facts":
         country = rng.choice(list(CAPITALS))
@@ -196,7 +196,7 @@ def make_content(rng, domain, problem, good):
     """
     if domain == "sums":
         a, b = problem
-        x = a + b if good["correct"] else a + b + rng.choice([-10, -1, 1, 10])
+        x = a + b if good["correct"] else a + b + rng.choice([-100, -10, -1, 1, 10, 100])
         evidence = f"{a}+{b}={a + b} got {side_by_side(str(a + b), str(x))}"
         return f"it is {x}", {"correct": (x == a + b, evidence)}
     if domain in ("sort", "reverse"):
