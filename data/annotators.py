@@ -76,7 +76,7 @@ def principles(rng, item, skill):
 # Critiques
 
 def impression(rng, gold, truth):
-    """A sloppy annotator's (text, total): a look that is taken in by manners, and a score with large noise."""
+    """A sloppy annotator's (text, total): a look, taken in by manners, and a score with large noise."""
     look = gold / 3 + 3 * truth["polite"][0] + 3 * truth["playful"][0]
     total = min(10, max(1, round(rng.gauss(look, IMPRESSION_NOISE))))
     return " looks " + ("great" if total >= 8 else "fine" if total >= 5 else "poor"), total
