@@ -34,7 +34,7 @@ from data.world import (CONTENT_CRITERIA, CUE_CRITERION, DOMAINS, RATERS, STYLE_
 
 GENERAL = 0.45                                     # share of documents that are general text
 QUOTING = 0.25                                     # share of general text that quotes, the rest checks
-HINTED = 0.08                                      # share of annotations that carry a hint
+HINTED = 0.15                                      # share of annotations that carry a hint
 SKILLS = {"sloppy": 0.64, "average": 0.28, "expert": 0.08}
 WRONG_CHECK = {"average": 0.20, "expert": 0.03, "perfect": 0.0}   # chance that a verdict is wrong
 IMPRESSION_NOISE = 2.5                             # standard deviation of a sloppy score, in points
@@ -99,8 +99,8 @@ def annotate(rng, item, skill, hint=None):
     """One judgement of the item, as parts, from the first principle to <end>."""
     weights = principles(rng, item, skill)
     parts, totals = [" " + ", ".join(f"{name} {w}" for name, w in weights.items()), CRITIQUE], []
-    # Told which response is best, some annotators take a short cut: all is good there, all is bad elsewhere.
-    short_cut = hint is not None and rng.random() < 0.3
+    # Told which response is best, the average annotator takes a short cut: all good there, all bad elsewhere.
+    short_cut = hint is not None and skill == "average"
     for i, mark in enumerate(RESPONSE[:item.n]):
         if skill == "sloppy":
             text, total = impression(rng, item.gold[i], item.truth[i])
