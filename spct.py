@@ -1,7 +1,7 @@
 """
 nanoGRM: a small GPT learns to be a judge, from nothing (SPCT, arXiv 2504.02495).
 
-    python spct.py                      # everything, about 25 minutes on two CPU cores
+    python spct.py                      # everything, on a CPU or a GPU
     python spct.py --preset smoke       # the same code in half a minute, too short to learn anything
 
     1 pretrain   general text and judgements by annotators of mixed skill        -> base.pt
@@ -29,8 +29,8 @@ from tqdm import tqdm
 
 import metarm
 import report
-from data.annotators import corpus, document, general_text, pack
 from data import UserError, command
+from data.annotators import corpus, document, general_text, pack
 from data.tokenizer import HINT, PAD, Tokenizer, train_bpe
 from data.world import make_items, seed_of
 from model import GPT, GPTConfig, Optimizer, pad_rows, token_logits, token_logp, trapezoid
