@@ -35,6 +35,9 @@ def coin_flip(scores, gold):
     return (scores[best] == max(scores)) / scores.count(max(scores))
 
 
+FAITHFUL = ("principles", "checks", "totals")
+
+
 def faithfulness(j, item):
     """Is a judgement right for the right reasons? -> (principles, checks, totals), three shares.
 
@@ -54,19 +57,25 @@ def faithfulness(j, item):
     return fit, np.mean(true), np.mean(adds_up)
 
 
+def mean_faithfulness(groups, items):
+    """(items, 3): the mean over each item's judgements that parse, 0 if none does."""
+    parsed = [[j for j in group if j.scores is not None] for group in groups]
+    return np.array([np.mean([faithfulness(j, item) for j in group] or [[0.0] * 3], axis=0)
+                     for group, item in zip(parsed, items)])
+
+
 def judgement_stats(groups, items):
     """Means over judgements (lists per item): accuracy, parse and tie rate, length in tokens, share that was
     cut off by the end of the context, faithfulness."""
     flat = [(j, item) for group, item in zip(groups, items) for j in group]
     parsed = [(j, item) for j, item in flat if j.scores is not None]
     several = [j for j, item in parsed if item.n > 1]
-    faithful = np.mean([faithfulness(j, item) for j, item in parsed] or [[0.0] * 3], axis=0)
     return {"right": float(np.mean([correct(j.scores, item.gold) for j, item in flat])),
             "parse": len(parsed) / len(flat),
             "tie": float(np.mean([tied(j.scores) for j in several] or [0.0])),
             "length": float(np.mean([len(j.ids) for j, _ in flat])),
             "truncated": float(np.mean([j.status == "no end" for j, _ in flat])),
-            "principles": float(faithful[0]), "checks": float(faithful[1]), "totals": float(faithful[2])}
+            **dict(zip(FAITHFUL, mean_faithfulness(groups, items).mean(axis=0).tolist()))}
 
 # ----------------------------------------------------------------------------------------
 # One number per item, so that differences can be paired
@@ -81,32 +90,35 @@ def item_columns(items, greedy, samples, seed, share=None):
     greedy, samples: judgements per item, 1 and K of them. share: the part of the samples that guided votes
     keep (chosen on validation), None without a Meta RM.
     """
-    columns, K = {}, len(samples[0])
-    scores = [[j.scores for j in s] for s in samples]
-    metas = [[j.meta for j in s] for s in samples]
+    K, columns = len(samples[0]), {}
+    scores = lambda k: [[j.scores for j in s[:k]] for s in samples]          # of the first k samples
+    metas = lambda k: [[j.meta for j in s[:k]] for s in samples]
+    measure = lambda answers, rule=correct: \
+        np.array([rule(answer, item.gold) for answer, item in zip(answers, items)], float)   # (items,)
 
-    def put(name, judge, measure=correct):         # judge(i): the scores of item number i
-        columns[name] = np.array([measure(judge(i), item.gold) for i, item in enumerate(items)], float)
-
-    def guided(name, k, keep):                     # and its random control of equal size
-        control = lambda i: metarm.keep_random(scores[i][:k], keep, seed_of(seed, "control", items[i].id, k))
-        put(f"{name}@{k}", lambda i: metarm.guided_vote(scores[i][:k], metas[i][:k], keep))
-        put(f"{name}_random@{k}", lambda i: vote(control(i)))
-
-    for suffix, measure in [("", correct), ("_coin", coin_flip)]:
-        mean = lambda many, gold: np.mean([measure(s, gold) for s in many])
-        put("greedy" + suffix, lambda i: greedy[i][0].scores, measure)
-        put("sample" + suffix, lambda i: scores[i], mean)
+    for suffix, rule in [("", correct), ("_coin", coin_flip)]:
+        columns["greedy" + suffix] = measure([s[0].scores for s in greedy], rule)
+        single = np.stack([measure([s[i].scores for s in samples], rule) for i in range(K)])  # (K, items)
+        columns["sample" + suffix] = single.mean(axis=0)
         for k in votes_up_to(K):
-            put(f"vote{suffix}@{k}", lambda i: vote(scores[i][:k]), measure)
-    for k in votes_up_to(K):
-        put(f"pass@{k}", lambda i: scores[i][:k], lambda many, gold: any(correct(s, gold) for s in many))
-        if share is not None:
-            guided("meta", k, max(1, round(share * k)))
-            guided("half", k, k // 2)              # the paper's default k_meta
-    if share is not None:
-        for keep in [1] + votes_up_to(K):
-            put(f"sweep@{keep}", lambda i: metarm.guided_vote(scores[i], metas[i], keep))
+            columns[f"vote{suffix}@{k}"] = measure(map(vote, scores(k)), rule)
+            if rule is correct:                    # pass@k: is any of the first k right?
+                columns[f"pass@{k}"] = single[:k].max(axis=0)
+    columns["parse"] = np.array([np.mean([j.scores is not None for j in s]) for s in samples])
+    for name, values in zip(FAITHFUL, mean_faithfulness(samples, items).T):
+        columns[name] = values
+    if share is None:
+        return columns
+    for k in votes_up_to(K):                       # "half" is the paper's default, k_meta = k/2
+        for name, keep in [("meta", max(1, round(share * k))), ("half", k // 2)]:
+            columns[f"{name}@{k}"] = measure(
+                metarm.guided_vote(s, m, keep) for s, m in zip(scores(k), metas(k)))
+            columns[f"{name}_random@{k}"] = measure(
+                vote(metarm.keep_random(s, keep, seed_of(seed, "control", item.id, k)))
+                for s, item in zip(scores(k), items))
+    for keep in [1] + votes_up_to(K):
+        columns[f"sweep@{keep}"] = measure(
+            metarm.guided_vote(s, m, keep) for s, m in zip(scores(K), metas(K)))
     return columns
 
 
@@ -136,19 +148,20 @@ def put_votes(where, name, columns, prefix):
 
 
 def stage_results(parts, columns):
-    """One row of the table: a policy on the test split. parts: {part: (items, judgements)}."""
-    items, samples = parts["test"]
-    parsed = [[j.scores is not None for j in s] for s in samples]
+    """One row of the table: one policy. parts: {part: (items, judgements)}."""
+    items, samples = parts["votes"]
     stats = judgement_stats(samples, items)
     row = {}
-    put_ci(row, "parse", np.mean(parsed, axis=1))
+    put_ci(row, "parse", columns["parse"])
     row["tie"] = round(stats["tie"], 4)
     for name in ("greedy", "sample"):
         put_ci(row, name, columns[name])
         put_ci(row, name + "_coin", columns[name + "_coin"])
     for name in ("vote", "vote_coin", "pass"):
         put_votes(row, name, columns, name)
-    row["faithful"] = {name: round(stats[name], 4) for name in ("principles", "checks", "totals")}
+    row["faithful"] = {}
+    for name in FAITHFUL:
+        put_ci(row["faithful"], name, columns[name])
     row["tokens"] = round(stats["length"], 1)
     row["subsets"] = {}
     for domain in DOMAINS:
@@ -168,8 +181,8 @@ def stage_results(parts, columns):
 
 
 def meta_results(parts, columns, share):
-    """One Meta RM on the test split."""
-    items, samples = parts["test"]
+    """One Meta RM, on the items of the vote."""
+    items, samples = parts["votes"]
     groups = []                                    # per item: (right, logit) of the judgements that parse
     for item, s in zip(items, samples):
         parsed = [j for j in s if j.scores is not None]
@@ -188,7 +201,7 @@ def results(run, evaluated):
     cfg, stages, meta, arrays = run.cfg, {}, {}, {}
     for name, parts in evaluated.items():
         share = choose_share(*parts["val"]) if "val" in parts else None
-        items, samples = parts["test"]             # the same items for each stage
+        items, samples = parts["votes"]             # the same items for each stage
         columns = item_columns(items, parts["greedy"][1], samples, cfg.seed, share)
         stages[name] = stage_results(parts, columns)
         if share is not None:
@@ -235,7 +248,7 @@ def table(r):
         lines.append(f"Meta RM of {name}: AUC {auc[0]} pooled, {auc[1]} within item; k_meta: {sweep}")
     for name, s in r["stages"].items():
         subsets = ", ".join(f"{domain} {x['vote'][last]:.2f}" for domain, x in s["subsets"].items())
-        lines.append(f"{name}: faithful " + ", ".join(f"{k} {v:.3f}" for k, v in s["faithful"].items())
+        lines.append(f"{name}: faithful " + ", ".join(f"{k} {s['faithful'][k]:.3f}" for k in FAITHFUL)
                      + f"; vote@{last} by subset: {subsets}")
     lines.append("seconds: " + ", ".join(f"{k} {v:.0f}" for k, v in r["seconds"].items()))
     return "\n".join(lines)
@@ -271,7 +284,8 @@ def figures(folder, r):
                       label=f"{name}: guided votes, k_meta {m['k_meta']} of {ks[-1]}")
             axes.plot(x[1:], [m["random"][k] for k in ks], "x", color=colors[name], alpha=0.6,
                       label=f"{name}: random subset of that size")
-    axes.set(xscale="log", xticks=x, xticklabels=x, xlabel="samples k", ylabel="strict accuracy, test split")
+    axes.set(xscale="log", xticks=x, xticklabels=x, xlabel="samples k",
+             ylabel=f"strict accuracy, {r['config']['eval_split']} split")
     axes.legend(fontsize=7, ncol=2)
     axes.grid(alpha=0.3)
     save(fig, "votes.png")
@@ -322,13 +336,29 @@ DIFFERENCES = [  # (what, better column, worse column) in per_item.npz
     ("meta@32 - vote@32, RL", "rl/meta@32", "rl/vote@32"),
     ("meta@32 - its random control, RL", "rl/meta@32", "rl/meta_random@32"),
 ]
+DIFFERENCES += [(f"{b} - {a}, faithful {name}", f"{b.lower()}/{name}", f"{a.lower()}/{name}")
+                for a, b in [("base", "RFT"), ("RFT", "RL")] for name in FAITHFUL]
+
+COLUMNS = {"parse": "parses", "greedy": "greedy", "sample": "one sample", "vote@2": "vote@2",
+           "vote@8": "vote@8", "vote@32": "vote@32", "half@8": "guided@8, half", "half@32": "guided@32, half",
+           "meta@8": "guided@8, best share", "meta_random@8": "random subset@8",
+           "meta@32": "guided@32, best share", "meta_random@32": "random subset@32", "pass@32": "pass@32",
+           **{name: f"faithful {name}" for name in FAITHFUL}}
 
 
-def pooled_interval(differences, seed=0, draws=1000):
-    """95% interval of the mean over runs of the mean difference, by bootstrap over the items of each run."""
+def pooled_draws(values, seed=0, draws=1000):
+    """Bootstrap over the items of each run: (draws,) means over runs of the mean over items.
+    values: one array (items,) a run. They speak for these runs: the spread over seeds is shown beside them.
+    """
     rng = np.random.default_rng(seed)
-    resampled = lambda d: d[rng.integers(0, len(d), len(d))].mean()
-    return np.quantile([np.mean([resampled(d) for d in differences]) for _ in range(draws)], [0.025, 0.975])
+    resampled = lambda v: v[rng.integers(0, len(v), len(v))].mean()
+    return np.array([np.mean([resampled(v) for v in values]) for _ in range(draws)])
+
+
+def in_words(values, draws, sign=""):
+    """'0.712 ±0.021': the mean over runs, and half the 95% interval."""
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return f"{np.mean([v.mean() for v in values]):{sign}.3f} ±{(high - low) / 2:.3f}"
 
 
 def markdown(rows):
@@ -336,25 +366,24 @@ def markdown(rows):
 
 
 def mean_of(arrays, column):
-    """Mean over runs of the mean over items, as text; empty if there is no such column."""
-    return f"{np.mean([a[column].mean() for a in arrays]):.3f}" if column in arrays[0] else ""
+    """The mean of a column over the runs as text; empty if there is no such column."""
+    values = [a[column] for a in arrays if column in a]
+    return in_words(values, pooled_draws(values)) if values else ""
 
 
 def main_rows(runs, arrays):
-    """One row a stage: means over the runs."""
-    columns = ["greedy", "sample", "vote@2", "vote@8", "vote@32", "half@8", "half@32", "meta@8", "meta@32",
-               "meta_random@32", "pass@32"]
-    columns = [c for c in columns if f"rl/{c}" in arrays[0]]                 # a short run has fewer votes
-    faithful = ["principles", "checks", "totals"]
-    rows = [["stage", "parse", "tie", *columns, "n = 1", "ood greedy", "tokens", *faithful]]
-    for name in runs[0]["stages"]:
-        stages = [r["stages"][name] for r in runs]
-        cell = lambda pick, form=".3f": format(np.mean([pick(s) for s in stages]), form)
-        votes = [mean_of(arrays, f"{name}/{c}") for c in columns]
-        rows.append([name, cell(lambda s: s["parse"]), cell(lambda s: s["tie"]), *votes,
-                     cell(lambda s: s["single"]), cell(lambda s: s["ood"]["greedy"]),
-                     cell(lambda s: s["tokens"], ".0f"),
-                     *(cell(lambda s: s["faithful"][f]) for f in faithful)])
+    """One row a measure, one column a stage: means over the runs."""
+    stages = list(runs[0]["stages"])
+    rows = [["", *stages]]
+    for column, label in COLUMNS.items():
+        cells = [mean_of(arrays, f"{name}/{column}") for name in stages]
+        rows += [[label, *cells]] if any(cells) else []                      # a short run has fewer votes
+    over_runs = lambda pick, form: [format(np.mean([pick(r["stages"][name]) for r in runs]), form)
+                                    for name in stages]
+    rows.append(["n = 1, exact score", *over_runs(lambda s: s["single"], ".3f")])
+    rows.append(["out of distribution, greedy", *over_runs(lambda s: s["ood"]["greedy"], ".3f")])
+    rows.append(["ties", *over_runs(lambda s: s["tie"], ".3f")])
+    rows.append(["tokens a judgement", *over_runs(lambda s: s["tokens"], ".0f")])
     return rows
 
 
@@ -364,21 +393,26 @@ def difference_rows(arrays):
     for what, better, worse in DIFFERENCES:
         if better in arrays[0] and worse in arrays[0]:
             d = [a[better] - a[worse] for a in arrays]
-            low, high = pooled_interval(d)
+            low, high = np.quantile(pooled_draws(d), [0.025, 0.975])
             rows.append([what, f"{np.mean([x.mean() for x in d]):+.3f}", f"{low:+.3f} to {high:+.3f}",
                          ", ".join(f"{x.mean():+.3f}" for x in d)])
     return rows
 
 
 def subset_rows(arrays):
-    """One row a subset, RL policy: means over the runs."""
+    """One row a subset, RL policy: means over the runs. Last, how far the verifiable ones are behind."""
     columns = [c for c in ("greedy", "sample", "vote@8", "vote@32") if f"rl/{c}" in arrays[0]]
     rows = [["subset", *columns]]
+    cut = lambda c, domains: [a[f"rl/{c}"][np.isin(a["subset"], domains)] for a in arrays]
     others = [d for d in DOMAINS if d not in VERIFIABLE]
     for name, domains in [*((d, [d]) for d in DOMAINS), ("verifiable", VERIFIABLE), ("others", others)]:
-        mine = [{c: a[f"rl/{c}"][np.isin(a["subset"], domains)] for c in columns} for a in arrays]
-        rows.append([name, *(mean_of(mine, c) for c in columns)])
-    return rows
+        rows.append([name, *(in_words(cut(c, domains), pooled_draws(cut(c, domains))) for c in columns)])
+    row = ["others - verifiable"]
+    for c in columns:                              # different items: two bootstraps, not a paired one
+        behind = [a.mean() - b.mean() for a, b in zip(cut(c, others), cut(c, VERIFIABLE))]
+        draws = pooled_draws(cut(c, others), seed=0) - pooled_draws(cut(c, VERIFIABLE), seed=1)
+        row.append(in_words(np.array(behind), draws, "+"))
+    return rows + [row]
 
 
 def main(folders):

@@ -97,6 +97,8 @@ def check_values(cfg):
         raise UserError(f"--k {cfg.k}: expected a power of two, up to 512")
     if cfg.n_embd % (2 * cfg.n_head) or cfg.n_head % cfg.n_kv_head or cfg.block_size % 32:
         raise UserError("--n_embd must be a multiple of 2 n_head, --n_head of n_kv_head, --block_size of 32")
+    if cfg.eval_split not in ("test", "val"):
+        raise UserError(f"--eval_split {cfg.eval_split}: expected test or val")
     if cfg.vocab_size < 600 or cfg.dtype not in ("auto", "float32", "bfloat16"):
         raise UserError("--vocab_size must be 600 or more, --dtype auto, float32 or bfloat16")
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}

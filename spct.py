@@ -87,7 +87,8 @@ class Config:
     meta_epochs: int = 2
     meta_lr: float = 1e-3
     # evaluation
-    eval_items: int = 500          # test items with n >= 2
+    eval_split: str = "test"       # val while you tune
+    eval_items: int = 500          # items of that split with n >= 2
     val_items: int = 200           # validation items, to choose k_meta
     k: int = 32                    # votes, a power of two
 
@@ -105,7 +106,7 @@ UNITS = {"pretrain": ["base"], "rft": ["rft-samples", "rft"], "rl": ["rl"], "met
 STAGES = list(UNITS)
 # The fields of Config stand in the order of the stages: --stage S may change those from here on.
 FIRST_FIELD = {"pretrain": "n_layer", "rft": "points", "rl": "rl_steps", "metarm": "meta_items",
-               "eval": "eval_items"}
+               "eval": "eval_split"}
 
 # ----------------------------------------------------------------------------------------
 # 1. Pre-training
@@ -340,15 +341,15 @@ def meta_rm(run, tok, name, policy, samples, points):
 # 5. Evaluation
 
 def eval_parts(cfg, guided):
-    """What is judged: part -> (items, samples of each, temperature). Validation only serves to choose k_meta.
-    """
-    test = make_items(cfg.seed, "test", cfg.eval_items, least=2)
+    """What is judged: part -> (items, samples of each, temperature). k_meta is chosen on items of its own."""
+    items = make_items(cfg.seed, cfg.eval_split, cfg.eval_items, least=2)
     ood = make_items(cfg.seed, "ood", cfg.eval_items // 2, least=2)
-    parts = {"greedy": (test, 1, 0.0), "test": (test, cfg.k, cfg.temperature),
+    parts = {"greedy": (items, 1, 0.0), "votes": (items, cfg.k, cfg.temperature),
              "ood-greedy": (ood, 1, 0.0), "ood": (ood, 4, cfg.temperature),
-             "single": (make_items(cfg.seed, "test", cfg.eval_items // 2, most=1), 1, 0.0)}
+             "single": (make_items(cfg.seed, cfg.eval_split, cfg.eval_items // 2, most=1), 1, 0.0)}
     if guided:
-        parts["val"] = make_items(cfg.seed, "val", cfg.val_items, least=2), cfg.k, cfg.temperature
+        parts["val"] = (make_items(cfg.seed, "val", cfg.val_items, start=cfg.eval_items, least=2), cfg.k,
+                        cfg.temperature)
     return parts
 
 
@@ -360,10 +361,10 @@ def evaluate(run, tok, name, policy, meta=None):
     if not run.load_if_done(f"eval-{name}"):
         for part, (items, k, T) in parts.items():
             judged = judge(policy, tok, items, k, cfg.seed, f"eval-{part}", T, T > 0, desc=f"{name}: {part}")
-            if meta is not None and part in ("test", "val"):
+            if meta is not None and part in ("votes", "val"):
                 metarm.score(run, meta, sum(judged, []))
             write_judgements(path(part), sum(judged, []))
-            if part == "test":
+            if part == "votes":
                 run.log(f"eval-{name}", **report.judgement_stats(judged, items))
         run.finish(f"eval-{name}")
     return {part: (items, read_judgements(path(part))) for part, (items, _, _) in parts.items()}

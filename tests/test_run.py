@@ -41,7 +41,7 @@ def test_writes_every_file(finished):
     assert {"config.json", "metrics.jsonl", "progress.json", "results.json", "per_item.npz",
             "tokenizer.tiktoken", "votes.png", "rl.png", "subsets.png",
             "base.pt", "rft.pt", "rl.pt", "meta-rft.pt", "meta-rl.pt",
-            "judgements-rft.jsonl", "judgements-rl-test.jsonl"} <= names
+            "judgements-rft.jsonl", "judgements-rl-votes.jsonl"} <= names
     assert not any(name.endswith(".tmp") for name in names)
     r = json.loads(read(folder, "results.json"))
     assert set(r["stages"]) == {"base", "rft", "rl"} and set(r["meta"]) == {"rft", "rl"} and r["items"] == 8
@@ -146,3 +146,22 @@ def test_unknown_flags_name_the_nearest():
     done = run("--eval_item", "3")
     assert done.returncode == 2 and "did you mean --eval_items?" in done.stderr \
         and len(done.stderr.splitlines()) == 1
+
+
+def test_report_of_runs(finished):
+    """Guards against tables over runs that do not agree with the results of the runs."""
+    folder, _ = finished
+    done = run(folder, folder, script="report.py")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    greedy = next(line for line in lines if line.startswith("| greedy"))
+    r = json.loads(read(folder, "results.json"))
+    assert [cell.split()[0] for cell in greedy.split(" | ")[1:]] == \
+        [f"{r['stages'][name]['greedy']:.3f}" for name in ("base", "rft", "rl")]
+    gain = next(line for line in lines if line.startswith("| RL - RFT, greedy"))
+    assert float(gain.split(" | ")[1]) == pytest.approx(
+        r["stages"]["rl"]["greedy"] - r["stages"]["rft"]["greedy"], abs=0.002)
+    assert any(line.startswith("| others - verifiable") for line in lines)
+    for argv, message in [([], "name one or more"), ([folder + "/none"], "no results in")]:
+        bad = run(*argv, script="report.py")
+        assert bad.returncode == 2 and message in bad.stderr and "Traceback" not in bad.stderr
