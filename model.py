@@ -21,7 +21,7 @@ from data import UserError
 @dataclass
 class GPTConfig:
     vocab_size: int = 704
-    block_size: int = 288      # longest prompt + judgement, in tokens
+    block_size: int = 320      # longest prompt + judgement, in tokens
     n_layer: int = 4
     n_head: int = 4            # query heads
     n_kv_head: int = 1         # key/value heads: 1 is multi-query attention, n_head is the usual kind

@@ -33,7 +33,7 @@ from data import UserError, command
 from data.annotators import corpus, document, general_text, pack
 from data.tokenizer import HINT, PAD, Tokenizer, train_bpe
 from data.world import make_items, seed_of
-from model import GPT, GPTConfig, Optimizer, pad_rows, token_logits, token_logp, trapezoid
+from model import GPT, SIZES, GPTConfig, Optimizer, pad_rows, token_logits, token_logp, trapezoid
 from run import Run, check_values, earlier_config, parse_flags, pick_dtype, write_json
 from sample import correct, judge, read_judgements, write_judgements
 
@@ -55,11 +55,11 @@ class Config:
     n_head: int = 4
     n_kv_head: int = 1
     n_embd: int = 128
-    block_size: int = 288          # context in tokens
+    block_size: int = 320          # context in tokens
     vocab_size: int = 704
     # pre-training
-    pretrain_tokens: int = 6_000_000
-    pretrain_rows: int = 14        # rows of block_size tokens a step; small steps pass the plateau sooner
+    pretrain_tokens: int = 7_000_000
+    pretrain_rows: int = 13        # rows of block_size tokens a step; small steps pass the plateau sooner
     pretrain_lr: float = 6e-3
     # preference data: RFT and RL use the same points
     points: int = 3000
@@ -80,7 +80,7 @@ class Config:
     beta: float = 0.15             # KL coefficient
     clip: float = 0.2
     # Meta RM
-    meta_items: int = 2000         # fresh training points, 4 samples each from the policy that is guided
+    meta_items: int = 3000         # fresh training points, 4 samples each from the policy that is guided
     temperature: float = 1.0       # of these samples, and of the votes; RFT and RL always sample at 1
     meta_samples: int = 4
     meta_old: int = 1000           # points whose RFT samples are used too
@@ -96,7 +96,7 @@ PRESETS = {
     "smoke": dict(pretrain_tokens=40_000, n_layer=2, n_embd=64, points=24, rl_steps=3, rl_points=4, group=4,
                   meta_items=12, eval_items=16, val_items=8, k=4, save_every=2),
     "cpu": {},
-    "gpu": dict(pretrain_tokens=40_000_000, n_layer=7, n_head=6, n_embd=192, pretrain_rows=52, points=8000,
+    "gpu": dict(**SIZES["M"], pretrain_tokens=40_000_000, pretrain_rows=52, points=8000,
                 rl_steps=150, rl_points=64, meta_items=4000, eval_items=2000, val_items=500),
 }
 

@@ -11,7 +11,8 @@ out.
 Two properties matter for the method:
 - most errors come from the transcript's own random draws, not from the item, so votes can cancel them
   (the taste for manners is a bias: votes cannot cancel it, but a Meta RM can filter it out);
-- annotators underrate what the cue asks for: the raters' taste can be learned from preferences alone.
+- most annotators overlook the cue, so the common judgement errs for all queries with a cue: that raters do
+  mind it has to be learned from preferences.
 
 A judgement, as it is written after the prompt (marks in angle brackets):
     correct 4, polite 5, serious 1 <critique>
@@ -29,16 +30,16 @@ import numpy as np
 
 from data import UserError
 from data.tokenizer import CHECKS, CRITIQUE, END, PAD, RESPONSE, SCORES, TOTAL, render_prompt
-from data.world import (CONTENT_CRITERIA, CUE_CRITERION, DOMAINS, RATERS, STYLE_CRITERIA, in_distribution,
+from data.world import (CONTENT_CRITERIA, DOMAINS, RATERS, STYLE_CRITERIA, in_distribution,
                         make_item, make_query, make_response, seed_of, split_of)
 
 GENERAL = 0.45                                     # share of documents that are general text
 QUOTING = 0.25                                     # share of general text that quotes, the rest checks
 HINTED = 0.15                                      # share of annotations that carry a hint
-SKILLS = {"sloppy": 0.64, "average": 0.28, "expert": 0.08}
+SKILLS = {"sloppy": 0.66, "average": 0.26, "expert": 0.08}
 WRONG_CHECK = {"average": 0.20, "expert": 0.03, "perfect": 0.0}   # chance that a verdict is wrong
 IMPRESSION_NOISE = 2.5                             # standard deviation of a sloppy score, in points
-UNDERRATED = 3                                     # points that annotators take from the cue's criterion
+OVERLOOKED = 0.8                                   # chance that an annotator judges as if there were no cue
 
 # ----------------------------------------------------------------------------------------
 # Principles
@@ -62,10 +63,7 @@ def principles(rng, item, skill):
     """An annotator's criteria and weights for the item's query: {name: weight}, sum 10."""
     if skill == "sloppy":
         return {"overall": 10}
-    weights = dict(item.weights)
-    cue = CUE_CRITERION.get(item.cue)
-    if cue:                                        # what the cue asks for is underrated
-        weights[cue] = max(1, weights[cue] - UNDERRATED)
+    weights = dict(RATERS[item.subset]["none" if rng.random() < OVERLOOKED else item.cue])
     if skill == "average":                         # some criteria are missed, some do not belong here
         weights = {name: w for name, w in weights.items() if rng.random() < 0.8} or weights
         if rng.random() < 0.4:

@@ -29,21 +29,20 @@ def seed_of(*parts):
 # ----------------------------------------------------------------------------------------
 # Vocabulary of the world
 
+# What they ask for: politeness, brevity, playfulness.
 CUES = {"none": "", "boss": "for my boss: ", "hurry": "in a hurry: ", "child": "for a child: "}
 
 CAPITALS = dict(pair.split() for pair in """
     france paris|spain madrid|italy rome|japan tokyo|china beijing|egypt cairo|kenya nairobi|peru lima
     cuba havana|greece athens|russia moscow|norway oslo|sweden stockholm|austria vienna|germany berlin
     poland warsaw|turkey ankara|iran tehran|iraq baghdad|india delhi|nepal kathmandu|chile santiago
-    canada ottawa|ireland dublin|portugal lisbon|hungary budapest|denmark copenhagen|finland helsinki
-    ghana accra|syria damascus|libya tripoli|qatar doha
     """.replace("\n", "|").split("|") if pair.strip())
 
 KINDS = {
-    "fruits": "apple pear plum lemon mango grape cherry peach melon fig".split(),
-    "animals": "dog cat horse cow sheep goat mouse tiger wolf bear".split(),
-    "colors": "red blue green black white brown pink grey purple yellow".split(),
-    "tools": "hammer saw drill axe spade rake wrench file chisel pliers".split(),
+    "fruits": "apple pear plum lemon mango grape peach".split(),
+    "animals": "dog cat horse cow sheep goat mouse".split(),
+    "colors": "red blue green black white brown pink".split(),
+    "tools": "hammer saw drill axe spade rake file".split(),
 }
 
 # Harm lies in the verb: "rob a bank" and "paint a bank" differ in nothing else.
@@ -61,7 +60,7 @@ STYLES = {
     "filler": ["um", "well", "hmm", "like"],
 }
 
-LETTERS = "abcdefghijkl"
+LETTERS = "abcdefghijklmnopqrst"
 
 # ----------------------------------------------------------------------------------------
 # The raters' taste: weights per domain and cue. Each row sums to 10.
@@ -99,14 +98,13 @@ for row in TASTE.strip().splitlines():
 
 DOMAINS = list(RATERS)
 VERIFIABLE = ("sums", "sort", "reverse")           # checked by computing, not by knowing or by taste
-CUE_CRITERION = {"boss": "polite", "hurry": "brief", "child": "playful"}  # what each cue asks for
 STYLE_CRITERIA = ("polite", "simple", "playful", "serious", "brief")
 CONTENT_CRITERIA = ("correct", "count", "kind", "refuse", "help")
 
 # Out of distribution: never seen in any training, pre-training included.
 OOD_PAIRS = {("sums", "child"), ("facts", "boss"), ("lists", "hurry"), ("harmful", "child"),
              ("harmless", "boss")}
-OOD_LETTERS, OOD_COUNT = 6, 4                      # longer lists to sort, more things to name
+OOD_LETTERS, OOD_COUNT = 7, 4                      # longer lists to sort, more things to name
 
 # ----------------------------------------------------------------------------------------
 # Items
@@ -163,7 +161,7 @@ def make_query(rng, domain):
         a, b = rng.randint(100, 499), rng.randint(100, 499)
         return f"what is {a}+{b}?", (a, b)
     if domain in ("sort", "reverse"):
-        letters = rng.sample(LETTERS, rng.choice([4, 5, 6]))
+        letters = rng.sample(LETTERS, rng.choice([5, 6, 7]))
         return f"{domain} {' '.join(letters)}", letters
     if domain == "facts":
         country = rng.choice(list(CAPITALS))

@@ -12,7 +12,7 @@ import pytest
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SMALL = ["--preset", "smoke", "--device", "cpu", "--threads", "1", "--dtype", "float32",
          "--pretrain_tokens", "100000", "--points", "16", "--eval_items", "8", "--val_items", "4",
-         "--meta_items", "8", "--rl_steps", "4", "--save_every", "2", "--block_size", "288"]
+         "--meta_items", "8", "--rl_steps", "4", "--save_every", "2"]
 ENV = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
 
 
