@@ -84,8 +84,10 @@ def keep_best(samples, metas, k_meta):
 
 
 def keep_random(samples, k_meta, seed):
-    """The control: a random subset of the same size."""
-    return random.Random(seed).sample(samples, k_meta)
+    """The control: a random subset of the same size, of the samples that parse (to leave out the others
+    takes no Meta RM)."""
+    parsed = [s for s in samples if s is not None]
+    return random.Random(seed).sample(parsed, min(k_meta, len(parsed)))
 
 
 def guided_vote(samples, metas, k_meta):

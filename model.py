@@ -222,7 +222,7 @@ def token_logits(model, ids, mask):
     """Logits at every token under the mask, given all tokens before it, and the token itself.
 
     ids (B, T); mask (B, T) bool, True on the tokens to be predicted -> logits (N, V), targets (N,) in row
-    order, N = number of masked tokens. No logits are made for other positions.
+    order, N = number of masked tokens but for the first column, which nothing precedes.
     """
     x = model(ids[:, :-1])[mask[:, 1:]]                                      # (N, C)
     return model.logits(x), ids[:, 1:][mask[:, 1:]]
@@ -236,8 +236,8 @@ def token_logp(model, ids, mask):
 class Optimizer:
     """Muon for the matrices inside the blocks, AdamW for embeddings and heads, as one optimizer.
 
-    Muon orthogonalises each update. At this size it needs about half of AdamW's tokens to get past
-    the plateau after which checks begin to work.
+    Muon orthogonalises each update. At this size it needs about half of AdamW's tokens until checks
+    begin to depend on what they check (before that, the loss stands still for a while).
     """
 
     def __init__(self, model, lr):

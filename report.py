@@ -5,7 +5,8 @@ From judgements to numbers: measures, intervals, the result table, figures.
 
 Primary measure: strict accuracy, where the best response's score must be strictly the largest, so a tie
 or a judgement that does not parse is wrong. Beside it the coin flip: a tie is broken at random, and what
-does not parse guesses. Intervals: 95%, bootstrap over items.
+does not parse guesses. Intervals: 95%, bootstrap over items. They hold for the queries and the models at hand:
+some queries of the toy world come up in many items, and another seed trains another model.
 """
 
 import json
@@ -41,9 +42,9 @@ FAITHFUL = ("principles", "checks", "totals")
 def faithfulness(j, item):
     """Is a judgement right for the right reasons? -> (principles, checks, totals), three shares.
 
-    principles: those that the raters use for this query. checks: of all (response, principle) cells,
-    those that hold a check whose verdict is true; a mere impression is no check. totals: sub-totals that
-    are the sum of the weights that were found good (at least 1).
+    principles: those of the judgement's that the raters use for this query (a precision). checks: of all
+    (response, principle) cells, those that hold a check whose verdict is true; a mere impression is no check.
+    totals: sub-totals that are the sum of the weights that were found good (at least 1), and the final score.
     """
     weights = dict(map(tuple, j.principles))
     fit = np.mean([name in item.weights for name in weights])
@@ -52,8 +53,9 @@ def faithfulness(j, item):
         found = {name: verdict == "good" for name, _, verdict in CHECK.findall(critique["checks"])}
         truth = item.truth[j.order[slot]]
         true += [name in found and name in truth and found[name] == truth[name][0] for name in weights]
-        adds_up.append(set(found) == set(weights) and
-                       critique["total"] == max(1, sum(w for name, w in weights.items() if found[name])))
+        earned = max(1, sum(w for name, w in weights.items() if found.get(name)))
+        score = j.scores[j.order[slot]]
+        adds_up.append(set(found) == set(weights) and critique["total"] == earned == score)
     return fit, np.mean(true), np.mean(adds_up)
 
 
@@ -113,9 +115,9 @@ def item_columns(items, greedy, samples, seed, share=None):
         for name, keep in [("meta", max(1, round(share * k))), ("half", k // 2)]:
             columns[f"{name}@{k}"] = measure(
                 metarm.guided_vote(s, m, keep) for s, m in zip(scores(k), metas(k)))
-            columns[f"{name}_random@{k}"] = measure(
-                vote(metarm.keep_random(s, keep, seed_of(seed, "control", item.id, k)))
-                for s, item in zip(scores(k), items))
+            subsets = [measure(vote(metarm.keep_random(s, keep, seed_of(seed, "control", item.id, k, draw)))
+                               for s, item in zip(scores(k), items)) for draw in range(8)]
+            columns[f"{name}_random@{k}"] = np.mean(subsets, axis=0)         # 8 draws: less noise
     for keep in [1] + votes_up_to(K):
         columns[f"sweep@{keep}"] = measure(
             metarm.guided_vote(s, m, keep) for s, m in zip(scores(K), metas(K)))
@@ -235,8 +237,9 @@ def table(r):
         rows.append(["  coin flip", "", "", with_interval(s, "greedy_coin"), with_interval(s, "sample_coin"),
                      *(with_interval(s, "vote_coin", k) for k in ks), "", "", "", ""])
         m = r["meta"].get(name, {})
-        for label, key in [(f"  guided, {m.get('k_meta')} of {last}", "vote"), ("    random", "random"),
-                           ("  guided, k/2", "half"), ("    random", "half_random")]:
+        share = f"{m['k_meta'] / int(last):.1%}" if m else ""
+        for label, key in [(f"  guided, best {share}", "vote"), ("    random", "random"),
+                           ("  guided, best half", "half"), ("    random", "half_random")]:
             if m:
                 rows.append([label, "", "", "", "", *(with_interval(m, key, k) for k in ks), "", "", "", ""])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -245,11 +248,13 @@ def table(r):
     for name, m in r["meta"].items():
         sweep = ", ".join(f"{k} {v:.3f}" for k, v in m["sweep"].items())
         auc = ["none" if m[key] is None else f"{m[key]:.3f}" for key in ("auc_pooled", "auc_within")]
-        lines.append(f"Meta RM of {name}: AUC {auc[0]} pooled, {auc[1]} within item; k_meta: {sweep}")
+        lines.append(f"Meta RM of {name}: AUC {auc[0]} pooled, {auc[1]} within item; guided votes of {last} by "
+                     f"k_meta: {sweep}")
     for name, s in r["stages"].items():
         subsets = ", ".join(f"{domain} {x['vote'][last]:.2f}" for domain, x in s["subsets"].items())
         lines.append(f"{name}: faithful " + ", ".join(f"{k} {s['faithful'][k]:.3f}" for k in FAITHFUL)
                      + f"; vote@{last} by subset: {subsets}")
+    lines.append(f"{r['items']} items of the {r['config']['eval_split']} split")
     lines.append("seconds: " + ", ".join(f"{k} {v:.0f}" for k, v in r["seconds"].items()))
     return "\n".join(lines)
 
@@ -295,10 +300,10 @@ def figures(folder, r):
     subsets, last = list(r["stages"]["rl"]["subsets"]), ks[-1]
     for i, (name, s) in enumerate(r["stages"].items()):
         x = np.arange(len(subsets)) + (i - 1) * 0.27
-        votes = [s["subsets"][d]["vote"][ks[-1]] for d in subsets]
+        votes = [s["subsets"][d]["vote"][last] for d in subsets]
         axes.bar(x, votes, 0.25, color=colors[name], alpha=0.35)
         axes.bar(x, [s["subsets"][d]["sample"] for d in subsets], 0.25, color=colors[name],
-                 label=f"{name} (pale: vote@{ks[-1]})")
+                 label=f"{name} (pale: vote@{last})")
     axes.set(xticks=range(len(subsets)), xticklabels=subsets, ylabel="strict accuracy", ylim=(0, 1))
     axes.legend(fontsize=8)
     save(fig, "subsets.png")
@@ -406,6 +411,8 @@ def subset_rows(arrays):
     cut = lambda c, domains: [a[f"rl/{c}"][np.isin(a["subset"], domains)] for a in arrays]
     others = [d for d in DOMAINS if d not in VERIFIABLE]
     for name, domains in [*((d, [d]) for d in DOMAINS), ("verifiable", VERIFIABLE), ("others", others)]:
+        if not all(np.isin(a["subset"], domains).any() for a in arrays):
+            continue                               # a short run may have no item of a subset
         rows.append([name, *(in_words(cut(c, domains), pooled_draws(cut(c, domains))) for c in columns)])
     row = ["others - verifiable"]
     for c in columns:                              # different items: two bootstraps, not a paired one
@@ -423,9 +430,14 @@ def main(folders):
         if not os.path.exists(os.path.join(folder, "results.json")):
             raise UserError(f"no results in {folder}: name a run folder whose run has finished")
     runs = [read_json(os.path.join(folder, "results.json")) for folder in folders]
-    if len({r["config"]["k"] for r in runs}) > 1:
-        raise UserError("the runs have different --k: compare those of one k")
+    free = ("seed", "out", "device", "dtype", "threads")
+    for name, value in runs[0]["config"].items():
+        if name not in free and any(r["config"][name] != value for r in runs):
+            raise UserError(f"the runs differ in --{name}: only runs that differ in their seed have a mean")
+    if len({r["seed"] for r in runs}) < len(runs):
+        raise UserError("two of the runs have the same seed")
     arrays = [dict(np.load(os.path.join(folder, "per_item.npz"))) for folder in folders]
+    print(f"{len(runs)} runs, {runs[0]['items']} items of the {runs[0]['config']['eval_split']} split each\n")
     for rows in (main_rows(runs, arrays), difference_rows(arrays), subset_rows(arrays)):
         print(markdown(rows) + "\n")
 

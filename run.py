@@ -15,6 +15,7 @@ import difflib
 import json
 import math
 import os
+import pickle
 import shutil
 import time
 from dataclasses import asdict
@@ -74,7 +75,7 @@ def earlier_config(folder, values, resume, free, known):
     before = read_json(saved)
     if set(before) != set(known):
         raise UserError(f"{saved} is of another version of this program: use --out FOLDER for a new run")
-    changed = [name for name, value in values.items() if value not in (before[name], "auto")]
+    changed = [name for name, value in values.items() if value != before[name]]
     fixed = [name for name in changed if name not in ["out", *(free or [])]]
     if fixed:
         raise UserError(f"--{fixed[0]} differs from the run in {folder}, which has {before[fixed[0]]}: use "
@@ -116,8 +117,20 @@ def write_json(path, value):
 
 
 def read_json(path):
-    with open(path) as f:
-        return json.load(f)
+    try:
+        with open(path) as f:
+            return json.load(f)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): use --out FOLDER for a new run") from None
+
+
+def load_tensors(path, device):
+    """A checkpoint: tensors and plain values only, nothing in it is ever executed."""
+    try:
+        return torch.load(path, weights_only=True, map_location=device)
+    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path} cannot be read ({reason}): train it again") from None
 
 
 def pick_dtype(device):
@@ -146,9 +159,9 @@ class Run:
         self.progress = read_json(self.path("progress.json")) if started else {}
         self.state = None                          # the checkpoint of a unit that was interrupted
         if os.path.exists(self.path("state.pt")):
-            state = torch.load(self.path("state.pt"), weights_only=True, map_location=self.device)
+            state = load_tensors(self.path("state.pt"), self.device)
             self.state = state if state["unit"] not in self.progress else None
-        self.cut_metrics(self.state["metrics_bytes"] if self.state else self.finished_bytes())
+        self.cut_metrics()
         self.started = time.time()                 # of the unit in progress
 
     def path(self, name):
@@ -168,13 +181,11 @@ class Run:
     def metrics_bytes(self):
         return os.path.getsize(self.path("metrics.jsonl"))
 
-    def finished_bytes(self):
-        """How long metrics.jsonl was when the last finished unit ended."""
-        return max([p["metrics_bytes"] for p in self.progress.values()], default=0)
-
-    def cut_metrics(self, size):
+    def cut_metrics(self):
+        """Back to the checkpoint that the run goes on from, or else to the end of the last finished unit."""
+        finished = max([p["metrics_bytes"] for p in self.progress.values()], default=0)
         with open(self.path("metrics.jsonl"), "ab") as f:
-            f.truncate(size)
+            f.truncate(self.state["metrics_bytes"] if self.state else finished)
 
     def save(self, name, value):
         torch.save(value, self.path(name) + ".tmp")
@@ -188,7 +199,7 @@ class Run:
         if unit not in self.progress:
             return False
         if model is not None:
-            saved = torch.load(self.path(unit + ".pt"), weights_only=True, map_location=self.device)
+            saved = load_tensors(self.path(unit + ".pt"), self.device)
             model.load_state_dict(saved["weights"])
         return True
 
@@ -215,14 +226,14 @@ class Run:
             self.progress.pop(unit, None)
         if self.state and self.state["unit"] in units:
             self.state = None
+        write_json(self.path("progress.json"), self.progress)                # before the files go: see finish
         # results that no longer belong to what stands here
         stale = ["results.json", "per_item.npz", "votes.png", "subsets.png", "rl.png"]
-        stale += [unit + ".pt" for unit in units]
+        stale += [unit + ".pt" for unit in units] + (["tokenizer.tiktoken"] if "base" in units else [])
         for name in stale + (["state.pt"] if self.state is None else []):
             if os.path.exists(self.path(name)):
                 os.remove(self.path(name))
-        self.cut_metrics(self.finished_bytes())
-        write_json(self.path("progress.json"), self.progress)
+        self.cut_metrics()
 
     def seconds(self):
         """Wall-clock seconds by stage."""

@@ -30,6 +30,7 @@ from data.tokenizer import (CHECKS, CRITIQUE, END, MARKS, PAD, RESPONSE, SCORES,
                             render_prompt)
 from data.world import Item, seed_of
 from model import GPT, GPTConfig, pad_rows
+from run import load_tensors
 
 # ----------------------------------------------------------------------------------------
 # The sampler
@@ -254,14 +255,13 @@ def load_judge(folder, name):
     path = os.path.join(folder, name + ".pt")
     if not os.path.exists(path):
         raise UserError(f"there is no {path}: train one with `python spct.py`, or name its folder with --run")
+    saved = load_tensors(path, "cpu")
     try:
-        saved = torch.load(path, weights_only=True, map_location="cpu")
         model = GPT(GPTConfig(**saved["config"]))
         model.load_state_dict(saved["weights"])
         return model, Tokenizer.load(os.path.join(folder, "tokenizer.tiktoken"))
     except (RuntimeError, OSError, KeyError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{folder}: the judge cannot be read ({reason}): train it again") from None
+        raise UserError(f"{folder} holds no judge of this version ({error!r}): train it again") from None
 
 
 def check_length(tok, item, block_size):
@@ -291,11 +291,12 @@ def verdict(samples, n):
 
 
 def show(item, samples, result):
-    """One judgement in full (the first that agrees with the vote), then the vote."""
+    """One judgement in full, the first that agrees with the vote if there is one, then the vote."""
     parsed, best = [j for j in samples if j.scores is not None], result["best"]
-    j = next((j for j in parsed if best is None or j.scores[best] == max(j.scores)), None)
     print(f"query       {item.query}")
-    if j is not None:
+    if parsed:
+        picked = [int(i == best) for i in range(item.n)]           # as if that were the gold reward
+        j = next((j for j in parsed if best is not None and correct(j.scores, picked)), parsed[0])
         print(f"\njudgement {j.sample + 1} of {len(samples)}, which read the responses in the order "
               + " ".join(str(i + 1) for i in j.order))
         print("principles  " + ", ".join(f"{name} {weight}" for name, weight in j.principles))
@@ -332,10 +333,10 @@ def judge_file(model, tok, args):
         single = np.mean([correct(s, item.gold) for s in scores])
         rows.append((item.subset, single, correct(vote(scores), item.gold)))
     print(f"{'subset':16s} items  one sample         vote of {args.k}")
-    for subset in [*sorted({row[0] for row in rows}), "all"]:
-        mine = [row for row in rows if subset in ("all", row[0])]
-        cell = lambda values: f"{np.mean(values):.3f} {interval(values)}"
-        print(f"{subset:16s} {len(mine):5d}  {cell([r[1] for r in mine])}  {cell([r[2] for r in mine])}")
+    cell = lambda values: f"{np.mean(values):.3f} {interval(values)}"
+    by_subset = {name: [row for row in rows if row[0] == name] for name in sorted({row[0] for row in rows})}
+    for name, mine in [*by_subset.items(), ("all", rows)]:
+        print(f"{name:16s} {len(mine):5d}  {cell([r[1] for r in mine])}  {cell([r[2] for r in mine])}")
     print(f"judgements written to {args.out}")
 
 

@@ -2,7 +2,7 @@
 nanoGRM: a small GPT learns to be a judge, from nothing (SPCT, arXiv 2504.02495).
 
     python spct.py                      # everything, on a CPU or a GPU
-    python spct.py --preset smoke       # the same code in half a minute, too short to learn anything
+    python spct.py --preset smoke       # the same code in a minute: it learns the grammar, and little else
 
     1 pretrain   general text and judgements by annotators of mixed skill        -> base.pt
     2 rft        rejective fine-tuning: keep the base model's right judgements   -> rft.pt
@@ -59,7 +59,7 @@ class Config:
     vocab_size: int = 704
     # pre-training
     pretrain_tokens: int = 7_000_000
-    pretrain_rows: int = 13        # rows of block_size tokens a step; small steps pass the plateau sooner
+    pretrain_rows: int = 13        # rows of block_size tokens a step; small steps learn to check sooner
     pretrain_lr: float = 6e-3
     # preference data: RFT and RL use the same points
     points: int = 3000
@@ -80,9 +80,9 @@ class Config:
     beta: float = 0.15             # KL coefficient
     clip: float = 0.2
     # Meta RM
-    meta_items: int = 3000         # fresh training points, 4 samples each from the policy that is guided
-    temperature: float = 1.0       # of these samples, and of the votes; RFT and RL always sample at 1
+    meta_items: int = 3000         # fresh training points, judged meta_samples times by the guided policy
     meta_samples: int = 4
+    temperature: float = 1.0       # of these samples and of the votes: a Meta RM learns on what it will judge
     meta_old: int = 1000           # points whose RFT samples are used too
     meta_epochs: int = 2
     meta_lr: float = 1e-3
@@ -93,8 +93,8 @@ class Config:
     k: int = 32                    # votes, a power of two
 
 PRESETS = {
-    "smoke": dict(pretrain_tokens=40_000, n_layer=2, n_embd=64, points=24, rl_steps=3, rl_points=4, group=4,
-                  meta_items=12, eval_items=16, val_items=8, k=4, save_every=2),
+    "smoke": dict(pretrain_tokens=800_000, pretrain_rows=4, n_layer=2, n_embd=64, points=40, rft_general=0.8,
+                  rft_rows=2, rl_steps=3, rl_points=4, group=4, meta_items=12, eval_items=16, val_items=8, k=4),
     "cpu": {},
     "gpu": dict(**SIZES["M"], pretrain_tokens=40_000_000, pretrain_rows=52, points=8000,
                 rl_steps=150, rl_points=64, meta_items=4000, eval_items=2000, val_items=500),
@@ -308,7 +308,9 @@ def update(run, policy, reference, opt, judgements, adv, scale):
                 logp = -F.cross_entropy(logits, targets, reduction="none")                     # (N,)
                 with torch.no_grad():
                     entropy = torch.distributions.Categorical(logits=logits).entropy()         # (N,)
-                    if u == 0:                     # on the same path as logp, so that the ratio is exactly 1
+                    # on the same path as logp, so that the ratio is exactly 1 (the sampler itself computes
+                    # in float32: with bfloat16 training, the policy that sampled differs by rounding)
+                    if u == 0:
                         old[m], ref[m] = logp.detach(), token_logp(reference, ids, mask.bool())
             # Each token of the batch weighs the same: the sum over all tokens by their number. A mean
             # per sample would make the tokens of long judgements weigh less, and so reward length when wrong.
@@ -379,11 +381,13 @@ def new_model(run, tok):
 
 
 def make_tokenizer(run):
-    """BPE trained on the first documents of the corpus: it takes a second, so it is made anew each time."""
-    cfg = run.cfg
+    """BPE trained on the first documents of the corpus, or the one that the run folder holds already."""
+    cfg, path = run.cfg, run.path("tokenizer.tiktoken")
+    if os.path.exists(path):
+        return Tokenizer.load(path)
     texts = (part for i in range(8000) for part in document(cfg.seed, i) if isinstance(part, str))
     tok = Tokenizer(train_bpe(texts, cfg.vocab_size))
-    tok.save(run.path("tokenizer.tiktoken"))
+    tok.save(path)
     return tok
 
 
@@ -393,9 +397,8 @@ def make_config(argv):
         print(__doc__, *(f"--{f.name} {f.default}" for f in fields(Config)), "--resume", "--stage", sep="\n")
         sys.exit(0)
     values, resume, stage = parse_flags(argv, {f.name: f.type for f in fields(Config)}, STAGES)
-    device = values.get("device", "auto")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    values = {name: value for name, value in values.items() if value != "auto"}      # auto is the default
+    device = values.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
     preset = values.get("preset", "gpu" if device == "cuda" else "cpu")
     if preset not in PRESETS:
         raise UserError(f"--preset {preset}: expected one of {', '.join(PRESETS)}")

@@ -24,5 +24,5 @@ def command(main):
         print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\nstopped; a run goes on with --resume", file=sys.stderr)
+        print("\nstopped", file=sys.stderr)
         sys.exit(130)

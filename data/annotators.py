@@ -11,8 +11,8 @@ out.
 Two properties matter for the method:
 - most errors come from the transcript's own random draws, not from the item, so votes can cancel them
   (the taste for manners is a bias: votes cannot cancel it, but a Meta RM can filter it out);
-- most annotators overlook the cue, so the common judgement errs for all queries with a cue: that raters do
-  mind it has to be learned from preferences.
+- those who write principles mostly overlook the cue, so the common principles err for all queries with a cue:
+  that raters do mind it has to be learned from preferences.
 
 A judgement, as it is written after the prompt (marks in angle brackets):
     correct 4, polite 5, serious 1 <critique>
@@ -39,7 +39,7 @@ HINTED = 0.15                                      # share of annotations that c
 SKILLS = {"sloppy": 0.66, "average": 0.26, "expert": 0.08}
 WRONG_CHECK = {"average": 0.20, "expert": 0.03, "perfect": 0.0}   # chance that a verdict is wrong
 IMPRESSION_NOISE = 2.5                             # standard deviation of a sloppy score, in points
-OVERLOOKED = 0.8                                   # chance that an annotator judges as if there were no cue
+OVERLOOKED = 0.8                                   # chance that principles are as if there were no cue
 
 # ----------------------------------------------------------------------------------------
 # Principles
@@ -115,7 +115,8 @@ def annotate(rng, item, skill, hint=None):
 # General text: the bare skills, without any judging
 
 def general_text(rng):
-    """A short document that shows one skill, as parts: quoting a list of texts, or checking some of them."""
+    """A short document that shows one skill, as parts: quoting a list of texts, or checking their content and
+    one point of style."""
     while True:                                    # a task of the training split
         domain = rng.choice(DOMAINS)
         task, problem = make_query(rng, domain)

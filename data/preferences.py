@@ -10,8 +10,8 @@ pairs (RewardBench; TRL reads them as an explicit-prompt preference set):
 best-of-n (RewardBench 2):
     id, subset, prompt, chosen [1 text], rejected [1 to 3 texts], num_correct, total_completions, ...
 
-Needed on import: prompt, chosen, rejected; all else is optional. `*_model` names the criteria that the
-response misses ("clean" if none).
+Needed on import: prompt, chosen, rejected; id, subset and split are read if they are there, all else is for
+other tools. `*_model` names the criteria that the response misses ("clean" if none).
 """
 
 import argparse
@@ -81,6 +81,8 @@ def read_row(line):
             expected = "exactly 1" if most == 1 else f"1 to {most}"
             return None, f'"{key}" has {len(texts)} texts, expected {expected}'
         row[key] = texts
+    if isinstance(row.get("id"), int):             # RewardBench's own files number their rows
+        row["id"] = str(row["id"])
     for key in ("id", "subset", "split"):
         if not isinstance(row.get(key, ""), str):
             return None, f'"{key}" is a {type(row[key]).__name__}, expected a string'
@@ -111,7 +113,7 @@ def load(path):
         seen[id] = number
         responses = row["chosen"] + row["rejected"]
         order = random.Random(seed_of("place", id)).sample(range(len(responses)), len(responses))
-        items.append(Item(id, row.get("subset", "all"), row["prompt"], [responses[i] for i in order],
+        items.append(Item(id, row.get("subset", "none"), row["prompt"], [responses[i] for i in order],
                           [10 if i == 0 else 1 for i in order], split=row.get("split", "file")))
     return items, errors
 

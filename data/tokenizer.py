@@ -11,6 +11,7 @@ so that a word at its start is the same token as elsewhere; most words of the to
 """
 
 import base64
+import os
 import re
 from collections import Counter
 
@@ -77,8 +78,9 @@ class Tokenizer:
         return "".join(MARKS[i] if i < len(MARKS) else self.bpe.decode([i]) for i in ids if i != PAD)
 
     def save(self, path):
-        with open(path, "w") as f:                 # tiktoken's format: base64 of the bytes, a space, the rank
+        with open(path + ".tmp", "w") as f:        # tiktoken's format: base64 of the bytes, a space, the rank
             f.writelines(f"{base64.b64encode(b).decode()} {rank}\n" for b, rank in self.ranks.items())
+        os.replace(path + ".tmp", path)
 
     @classmethod
     def load(cls, path):

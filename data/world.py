@@ -221,7 +221,7 @@ def make_content(rng, domain, problem, good):
             "kind": (set(kinds) == {kind}, " ".join(f"{thing} {k}" for thing, k in zip(things, kinds)))}
     verb, thing = problem
     name = "refuse" if domain == "harmful" else "help"
-    refused = good[name] == (name == "refuse")
+    refused = good[name] if name == "refuse" else not good[name]
     text = rng.choice(REFUSALS) if refused else rng.choice(HELP).format(thing)
     label = "harmful" if name == "refuse" else "harmless"
     return text, {name: (good[name], f"{verb} {label} {'refused' if refused else 'helped'}")}
@@ -249,7 +249,7 @@ def make_response(rng, domain, problem, weights):
     return " ".join(before + [content] + after), truth, "-".join(missed) or "clean"
 
 
-def reward(weights, truth):
+def gold_reward(weights, truth):
     """Gold reward r_i: the raters' weights over the criteria that are met, 1..10."""
     return max(1, sum(w for name, w in weights.items() if truth[name][0]))
 
@@ -267,11 +267,12 @@ def make_item(seed, split, index, least=1, most=4, noise=0.0):
     while True:                                    # draw until the split fits and the best is unique
         domain, cue = rng.choice(DOMAINS), rng.choice(list(CUES))
         task, problem = make_query(rng, domain)
-        if (split_of(domain, cue, task) if in_distribution(domain, cue, problem) else "ood") != split:
+        own_split = split_of(domain, cue, task) if in_distribution(domain, cue, problem) else "ood"
+        if own_split != split:
             continue
         weights = RATERS[domain][cue]
         texts, truth, made_by = zip(*[make_response(rng, domain, problem, weights) for _ in range(n)])
-        gold = [reward(weights, t) for t in truth]
+        gold = [gold_reward(weights, t) for t in truth]
         if len(set(texts)) == n and gold.count(max(gold)) == 1:
             break
     if n > 1 and rng.random() < noise:

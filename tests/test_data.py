@@ -213,7 +213,7 @@ def test_export_and_import(tmp_path, format):
     ('{"prompt": "a", "chosen": ["b", "c"], "rejected": "d"}', "exactly 1"),
     ('{"prompt": "a", "chosen": "b", "rejected": ["1", "2", "3", "4"]}', "1 to 3"),
     ('{"prompt": "a", "chosen": null, "rejected": "c"}', "no text"),
-    ('{"prompt": "a", "chosen": "b", "rejected": "c", "id": 4}', '"id" is a int'),
+    ('{"prompt": "a", "chosen": "b", "rejected": "c", "id": [4]}', '"id" is a list'),
     ('{"id": "one", "prompt": "a", "chosen": "b", "rejected": "c"}', "was used in line 1"),
 ])
 def test_malformed_lines(tmp_path, line, message):

@@ -1,4 +1,4 @@
-"""The main job as a whole, with the smoke preset made even smaller, in processes of its own."""
+"""The main job as a whole, with the smoke preset and fewer tokens, in processes of its own."""
 
 import json
 import os
@@ -6,13 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
+from data import UserError
+from run import Run, load_tensors, read_json
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SMALL = ["--preset", "smoke", "--device", "cpu", "--threads", "1", "--dtype", "float32",
-         "--pretrain_tokens", "100000", "--points", "16", "--eval_items", "8", "--val_items", "4",
-         "--meta_items", "8", "--rl_steps", "4", "--save_every", "2"]
+         "--pretrain_tokens", "500000", "--eval_items", "8", "--val_items", "4", "--rl_steps", "4",
+         "--rft_rows", "1", "--save_every", "2"]
 ENV = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
 
 
@@ -57,8 +61,8 @@ def test_writes_every_file(finished):
             and m["k_meta"] in (1, 2)
     assert set(r["seconds"]) == {"pretrain", "rft", "rl", "metarm", "eval", "total"} and "vote@4" in stdout
     units = [json.loads(line)["unit"] for line in read(folder).splitlines()]
-    assert list(dict.fromkeys(units)) == ["base", "rft-samples", *(["rft"] if "rft" in units else []), "rl",
-                                          "meta-rft", "meta-rl", "eval-base", "eval-rft", "eval-rl"]
+    assert list(dict.fromkeys(units)) == ["base", "rft-samples", "rft", "rl", "meta-rft", "meta-rl",
+                                          "eval-base", "eval-rft", "eval-rl"]
 
 
 def test_same_seed_same_bytes_and_kill_and_resume(finished, tmp_path):
@@ -67,7 +71,7 @@ def test_same_seed_same_bytes_and_kill_and_resume(finished, tmp_path):
     whole, _ = finished
     folder = str(tmp_path / "b")
     resume = []
-    for unit in ("base", "rl", "meta-rft", "eval-base", None):
+    for unit in ("base", "rft", "rl", "meta-rft", "eval-base", None):
         process = subprocess.Popen([sys.executable, "spct.py", *SMALL, "--out", folder, *resume],
                                    cwd=ROOT, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         resume = ["--resume"]
@@ -83,6 +87,32 @@ def test_same_seed_same_bytes_and_kill_and_resume(finished, tmp_path):
     assert read(folder) == read(whole)
     a, b = json.loads(read(folder, "results.json")), json.loads(read(whole, "results.json"))
     assert a["stages"] == b["stages"] and a["meta"] == b["meta"]
+
+
+def test_repeating_a_stage_keeps_an_interrupted_one(tmp_path):
+    """Guards against metrics that are lost when RL was interrupted and a later stage is to be repeated."""
+    start = lambda: Run(SimpleNamespace(device="cpu"), str(tmp_path))
+    first = start()
+    first.log("base", step=0)
+    first.finish("base")
+    first.log("rl", step=0)
+    first.save("state.pt", {"unit": "rl", "step": 1, "metrics_bytes": first.metrics_bytes(), "seconds": 0.0})
+    first.log("rl", step=1)                          # after the checkpoint: will be written again
+    again = start()
+    again.forget(["eval-base"])
+    lines = [json.loads(line) for line in read(tmp_path).splitlines()]
+    assert lines == [{"unit": "base", "step": 0}, {"unit": "rl", "step": 0}] and again.state["step"] == 1
+
+
+def test_damaged_files_are_named(tmp_path):
+    """Guards against a traceback for a checkpoint or a JSON file that was cut off."""
+    for content in (b"", b"garbage"):
+        (tmp_path / "a.pt").write_bytes(content)
+        with pytest.raises(UserError, match="a.pt cannot be read"):
+            load_tensors(str(tmp_path / "a.pt"), "cpu")
+        (tmp_path / "a.json").write_bytes(content)
+        with pytest.raises(UserError, match="a.json is damaged"):
+            read_json(str(tmp_path / "a.json"))
 
 
 def test_a_run_is_never_destroyed_silently(finished):
@@ -151,7 +181,7 @@ def test_unknown_flags_name_the_nearest():
 def test_report_of_runs(finished):
     """Guards against tables over runs that do not agree with the results of the runs."""
     folder, _ = finished
-    done = run(folder, folder, script="report.py")
+    done = run(folder, script="report.py")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     greedy = next(line for line in lines if line.startswith("| greedy"))
@@ -161,7 +191,8 @@ def test_report_of_runs(finished):
     gain = next(line for line in lines if line.startswith("| RL - RFT, greedy"))
     assert float(gain.split(" | ")[1]) == pytest.approx(
         r["stages"]["rl"]["greedy"] - r["stages"]["rft"]["greedy"], abs=0.002)
-    assert any(line.startswith("| others - verifiable") for line in lines)
-    for argv, message in [([], "name one or more"), ([folder + "/none"], "no results in")]:
+    assert any(line.startswith("| others") for line in lines) and "nan" not in done.stdout
+    for argv, message in [([], "name one or more"), ([folder + "/none"], "no results in"),
+                          ([folder, folder], "the same seed")]:
         bad = run(*argv, script="report.py")
         assert bad.returncode == 2 and message in bad.stderr and "Traceback" not in bad.stderr

@@ -15,7 +15,7 @@ from data.world import Item
 from model import Optimizer, token_logp, trapezoid
 from run import parse_flags
 from sample import Judgement
-from spct import (Config, advantages, forget_hint, kl_k2, kl_k3, make_config, not_too_easy, pack,
+from spct import (Config, advantages, forget_hint, kl_k2, kl_k3, make_config, not_too_easy,
                   policy_loss, reject, reject_hinted, update)
 
 
