@@ -5,8 +5,8 @@ From judgements to numbers: measures, intervals, the result table, figures.
 
 Primary measure: strict accuracy, where the best response's score must be strictly the largest, so a tie
 or a judgement that does not parse is wrong. Beside it the coin flip: a tie is broken at random, and what
-does not parse guesses. Intervals: 95%, bootstrap over items. They hold for the queries and the models at hand:
-some queries of the toy world come up in many items, and another seed trains another model.
+does not parse guesses. Intervals: 95%, bootstrap over items. They hold for the queries and the models at
+hand: some queries of the toy world come up in many items, and another seed trains another model.
 """
 
 import json
@@ -248,8 +248,8 @@ def table(r):
     for name, m in r["meta"].items():
         sweep = ", ".join(f"{k} {v:.3f}" for k, v in m["sweep"].items())
         auc = ["none" if m[key] is None else f"{m[key]:.3f}" for key in ("auc_pooled", "auc_within")]
-        lines.append(f"Meta RM of {name}: AUC {auc[0]} pooled, {auc[1]} within item; guided votes of {last} by "
-                     f"k_meta: {sweep}")
+        lines.append(f"Meta RM of {name}: AUC {auc[0]} pooled, {auc[1]} within item; "
+                     f"guided votes of {last} by k_meta: {sweep}")
     for name, s in r["stages"].items():
         subsets = ", ".join(f"{domain} {x['vote'][last]:.2f}" for domain, x in s["subsets"].items())
         lines.append(f"{name}: faithful " + ", ".join(f"{k} {s['faithful'][k]:.3f}" for k in FAITHFUL)

@@ -93,8 +93,9 @@ class Config:
     k: int = 32                    # votes, a power of two
 
 PRESETS = {
-    "smoke": dict(pretrain_tokens=800_000, pretrain_rows=4, n_layer=2, n_embd=64, points=40, rft_general=0.8,
-                  rft_rows=2, rl_steps=3, rl_points=4, group=4, meta_items=12, eval_items=16, val_items=8, k=4),
+    "smoke": dict(n_layer=2, n_embd=64, pretrain_tokens=800_000, pretrain_rows=4, points=40,
+                  rft_general=0.8, rft_rows=2, rl_steps=3, rl_points=4, group=4, meta_items=12,
+                  eval_items=16, val_items=8, k=4),
     "cpu": {},
     "gpu": dict(**SIZES["M"], pretrain_tokens=40_000_000, pretrain_rows=52, points=8000,
                 rl_steps=150, rl_points=64, meta_items=4000, eval_items=2000, val_items=500),

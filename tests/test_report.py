@@ -47,7 +47,7 @@ def test_faithfulness_by_hand():
     straight = made([4, 9], order=[0, 1], principles=weights, checks=texts, totals=[4, 9])
     assert report.faithfulness(straight, item) == (1.0, 0.5, 0.5)
     other = made([9, 4], order=[1, 0], principles=weights, checks=texts, totals=[4, 10])
-    assert report.faithfulness(other, item) == (1.0, 1.0, 0.5)               # a score that is not its sub-total
+    assert report.faithfulness(other, item) == (1.0, 1.0, 0.5)   # a score that is not its sub-total
     glance = made([8, 2], principles=[["overall", 10]], checks=["looks fine", "looks poor"], totals=[8, 2])
     assert report.faithfulness(glance, item) == (0.0, 0.0, 0.0)
 
