@@ -30,7 +30,7 @@ from tqdm import tqdm
 import metarm
 import report
 from data import UserError, command
-from data.annotators import corpus, document, general_text, pack
+from data.annotators import corpus, document, general_text, pack, written
 from data.tokenizer import HINT, PAD, Tokenizer, train_bpe
 from data.world import make_items, seed_of
 from model import GPT, SIZES, GPTConfig, Optimizer, pad_rows, token_logits, token_logp, trapezoid
@@ -59,7 +59,7 @@ class Config:
     vocab_size: int = 704
     # pre-training
     pretrain_tokens: int = 7_000_000
-    pretrain_rows: int = 13        # rows of block_size tokens a step; small steps learn to check sooner
+    pretrain_rows: int = 9         # rows of block_size tokens a step; small steps learn to check sooner
     pretrain_lr: float = 6e-3
     # preference data: RFT and RL use the same points
     points: int = 3000
@@ -207,7 +207,7 @@ def rft(run, tok, base, points, samples, hinted):
         examples.append((prompt + j.ids, [False] * len(prompt) + [True] * len(j.ids)))
     for i in range(int(len(kept) * cfg.rft_general / (1 - cfg.rft_general))):
         ids = tok.encode(general_text(random.Random(seed_of(cfg.seed, "rft-general", i))))
-        examples.append((ids, [True] * len(ids)))
+        examples.append((ids, written(ids)))
     random.Random(seed_of(cfg.seed, "rft-mix")).shuffle(examples)
     ids, mask = pack(examples, cfg.block_size, seed_of(cfg.seed, "rft-pack"))
     train_lm(run, "rft", model, ids, mask, cfg.rft_lr, cfg.rft_rows, cfg.rft_epochs)

@@ -29,7 +29,7 @@ import random
 import numpy as np
 
 from data import UserError
-from data.tokenizer import CHECKS, CRITIQUE, END, PAD, RESPONSE, SCORES, TOTAL, render_prompt
+from data.tokenizer import CHECKS, CRITIQUE, END, PAD, PRINCIPLES, RESPONSE, SCORES, TOTAL, render_prompt
 from data.world import (CONTENT_CRITERIA, DOMAINS, RATERS, STYLE_CRITERIA, in_distribution,
                         make_item, make_query, make_response, seed_of, split_of)
 
@@ -148,6 +148,22 @@ def document(seed, index):
 # ----------------------------------------------------------------------------------------
 # Rows of tokens
 
+def written(ids):
+    """Mask of a document: True on what a judge writes, False on what it is given (queries and responses).
+
+    What is given was drawn at random: there is nothing to learn in it, but its noise would drown the few
+    tokens that carry a skill.
+    """
+    mask, judging, learn = [], False, False
+    for token in ids:
+        mask.append(learn)
+        judging = judging or token in (PRINCIPLES, CRITIQUE)                 # from here on all is written
+        if token in (CHECKS, *RESPONSE):           # in general text, checks follow each response
+            learn = token == CHECKS
+        learn = learn or judging
+    return mask
+
+
 def pack(documents, T, seed):
     """Whole documents into rows of up to T + 1 tokens -> (ids, mask), each (rows, T + 1).
 
@@ -181,6 +197,6 @@ def corpus(tok, seed, tokens, T):
     documents, count, index = [], 0, 0
     while count < tokens:
         ids = tok.encode(document(seed, index))
-        documents.append((ids, [True] * len(ids)))
+        documents.append((ids, written(ids)))
         count, index = count + len(ids), index + 1
     return pack(documents, T, seed_of(seed, "pack"))

@@ -5,10 +5,11 @@ import re
 import pytest
 
 from data import preferences
-from data.annotators import annotate, document
+from data.annotators import annotate, document, written
 from data import UserError
 from data.preferences import load, load_or_fail
-from data.tokenizer import END, MARKS, PAD, PATTERN, QUERY, Tokenizer, train_bpe
+from data.tokenizer import (CRITIQUE, END, MARKS, PAD, PATTERN, PRINCIPLES, QUERY, Tokenizer,
+                            train_bpe)
 from data.world import (CAPITALS, CONTENT_CRITERIA, HARMFUL, KINDS, RATERS,
                         STYLE_CRITERIA, STYLES, make_item, make_items)
 
@@ -233,3 +234,22 @@ def test_missing_and_binary_files(tmp_path):
     for name, message in [("a", "No such file"), ("b", "not UTF-8")]:
         with pytest.raises(UserError, match=message):
             load(str(tmp_path / name))
+
+
+def test_only_what_is_written_is_learned(tok):
+    """Guards against a loss on random queries and responses, on nothing at all, or not on the marks and the END
+    that a judge has to write itself."""
+    kinds = set()
+    for i in range(200):
+        parts = document(0, i)
+        mask = iter(written(tok.encode(parts)))
+        kind = "annotation" if parts[0] == QUERY else "quoting" if CRITIQUE in parts else "checking"
+        kinds.add(kind)
+        opening = PRINCIPLES if kind == "annotation" else CRITIQUE
+        for at, part in enumerate(parts):
+            if kind == "checking":                 # task, then mark, response, mark, checks, ..., END
+                learned = at > 3 and (at - 1) % 4 in (0, 3)
+            else:
+                learned = at > parts.index(opening)
+            assert [next(mask) for _ in tok.encode([part])] == [learned] * len(tok.encode([part])), (kind, parts)
+    assert len(kinds) == 3
