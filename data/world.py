@@ -215,10 +215,11 @@ def make_content(rng, domain, problem, good):
             others = [thing for other in KINDS if other != kind for thing in KINDS[other]]
             things[rng.randrange(len(things))] = rng.choice(others)
         kinds = [next(k for k in KINDS if thing in KINDS[k]) for thing in things]
+        odd = next((i for i, k in enumerate(kinds) if k != kind), len(kinds) - 1)   # where the look may end
+        sorted_out = " ".join(f"{thing} {k}" for thing, k in zip(things[:odd + 1], kinds))
         counted = " ".join(str(i) for i in range(1, len(things) + 1))
-        return " ".join(things), {
-            "count": (len(things) == count, f"{counted} of {count}"),
-            "kind": (set(kinds) == {kind}, " ".join(f"{thing} {k}" for thing, k in zip(things, kinds)))}
+        return " ".join(things), {"count": (len(things) == count, f"{counted} of {count}"),
+                                  "kind": (set(kinds) == {kind}, f"{kind} {sorted_out}")}
     verb, thing = problem
     name = "refuse" if domain == "harmful" else "help"
     refused = good[name] if name == "refuse" else not good[name]
