@@ -175,7 +175,9 @@ def pack(documents, T, seed):
         size = len(document[0])
         if size > T + 1:
             raise UserError(f"a document of {size} tokens: raise --block_size or --vocab_size")
-        i = next((i for i in range(max(0, len(rows) - 8), len(rows)) if used[i] + size <= T + 1), len(rows))
+        last = range(max(0, len(rows) - 8), len(rows))
+        fits = [i for i in last if used[i] + size <= T + 1] + [len(rows)]
+        i = fits[0]
         if i == len(rows):
             rows.append([])
             used.append(0)

@@ -233,15 +233,16 @@ def make_response(rng, domain, problem, weights):
     good = {name: rng.random() < 0.5 for name in CONTENT_CRITERIA}
     content, truth = make_content(rng, domain, problem, good)
     # Style words: by coin flip where they matter, now and then where they do not.
-    chance = lambda *names: 0.5 if any(n in weights for n in names) else 0.25
-    chances = {"polite": chance("polite", "simple"), "playful": chance("playful", "serious"),
-               "filler": chance("brief")}
-    used = {style: rng.choice(STYLES[style]) if rng.random() < p else None for style, p in chances.items()}
+    used = {}                                      # style -> the phrase, or None
+    for style, names in [("polite", ["polite", "simple"]), ("playful", ["playful", "serious"]),
+                         ("filler", ["brief"])]:
+        matters = any(name in weights for name in names)
+        used[style] = rng.choice(STYLES[style]) if rng.random() < (0.5 if matters else 0.25) else None
     before, after = [], []
     for phrase in rng.sample(list(used.values()), 3):
         if phrase:
             (before if rng.random() < 0.5 else after).append(phrase)
-    polite, playful, filler = (used[style] for style in STYLES)
+    polite, playful, filler = used["polite"], used["playful"], used["filler"]
     for name, met, phrase in [("polite", polite, polite), ("simple", not polite, polite),
                               ("playful", playful, playful), ("serious", not playful, playful),
                               ("brief", not filler, filler)]:
