@@ -39,7 +39,7 @@ HINTED = 0.15                                      # share of annotations that c
 SKILLS = {"sloppy": 0.66, "average": 0.26, "expert": 0.08}
 WRONG_CHECK = {"average": 0.20, "expert": 0.03, "perfect": 0.0}   # chance that a verdict is wrong
 IMPRESSION_NOISE = 2.5                             # standard deviation of a sloppy score, in points
-OVERLOOKED = 0.8                                   # chance that principles are as if there were no cue
+OVERLOOKED = 0.6                                   # chance that principles are as if there were no cue
 
 # ----------------------------------------------------------------------------------------
 # Principles
