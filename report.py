@@ -86,11 +86,11 @@ def votes_up_to(k):
     return [2 ** i for i in range(1, 10) if 2 ** i <= k]
 
 
-def item_columns(items, greedy, samples, seed, share=None):
+def item_columns(items, greedy, samples, seed, k_meta=None):
     """-> {column: array (items,)}, entries in 0..1: how often each way to judge an item is right.
 
-    greedy, samples: judgements per item, 1 and K of them. share: the part of the samples that guided votes
-    keep (chosen on validation), None without a Meta RM.
+    greedy, samples: judgements per item, 1 and K of them. k_meta: {k: how many of k samples guided votes
+    keep} (chosen on validation), None without a Meta RM.
     """
     K, columns = len(samples[0]), {}
     scores = lambda k: [[j.scores for j in s[:k]] for s in samples]          # of the first k samples
@@ -109,10 +109,10 @@ def item_columns(items, greedy, samples, seed, share=None):
     columns["parse"] = np.array([np.mean([j.scores is not None for j in s]) for s in samples])
     for name, values in zip(FAITHFUL, mean_faithfulness(samples, items).T):
         columns[name] = values
-    if share is None:
+    if k_meta is None:
         return columns
     for k in votes_up_to(K):                       # "half" is the paper's default, k_meta = k/2
-        for name, keep in [("meta", max(1, round(share * k))), ("half", k // 2)]:
+        for name, keep in [("meta", k_meta[k]), ("half", k // 2)]:
             columns[f"{name}@{k}"] = measure(
                 metarm.guided_vote(s, m, keep) for s, m in zip(scores(k), metas(k)))
             subsets = [measure(vote(metarm.keep_random(s, keep, seed_of(seed, "control", item.id, k, draw)))
@@ -124,13 +124,13 @@ def item_columns(items, greedy, samples, seed, share=None):
     return columns
 
 
-def choose_share(items, samples):
-    """The share of samples to keep: the best k_meta < K on validation items, the larger one on ties."""
-    K, accuracy = len(samples[0]), {}
-    for keep in [1] + votes_up_to(K)[:-1]:
-        votes = [metarm.guided_vote([j.scores for j in s], [j.meta for j in s], keep) for s in samples]
+def choose_k_meta(items, samples, k):
+    """How many of k samples to keep: the best k_meta < k on validation items, the larger one on ties."""
+    accuracy = {}
+    for keep in [1] + votes_up_to(k)[:-1]:
+        votes = [metarm.guided_vote([j.scores for j in s[:k]], [j.meta for j in s[:k]], keep) for s in samples]
         accuracy[keep] = np.mean([correct(v, item.gold) for v, item in zip(votes, items)])
-    return max(accuracy, key=lambda keep: (accuracy[keep], keep)) / K
+    return max(accuracy, key=lambda keep: (accuracy[keep], keep))
 
 # ----------------------------------------------------------------------------------------
 # results.json
@@ -182,15 +182,16 @@ def stage_results(parts, columns):
     return row
 
 
-def meta_results(parts, columns, share):
-    """One Meta RM, on the items of the vote."""
+def meta_results(parts, columns, k_meta):
+    """One Meta RM, on the items of the vote. k_meta: {k: how many of k samples are kept}."""
     items, samples = parts["votes"]
     groups = []                                    # per item: (right, logit) of the judgements that parse
     for item, s in zip(items, samples):
         parsed = [j for j in s if j.scores is not None]
         groups.append(([correct(j.scores, item.gold) for j in parsed], [j.meta for j in parsed]))
     row = {"auc_pooled": metarm.auc(*(sum(part, []) for part in zip(*groups))),
-           "auc_within": metarm.auc_within(groups), "k_meta": round(share * len(samples[0]))}
+           "auc_within": metarm.auc_within(groups), "k_meta": k_meta[max(k_meta)],
+           "k_meta_at": {str(k): keep for k, keep in k_meta.items()}}
     for name, prefix in [("vote", "meta"), ("random", "meta_random"), ("half", "half"),
                          ("half_random", "half_random"), ("sweep", "sweep")]:
         put_votes(row, name, columns, prefix)
@@ -202,12 +203,14 @@ def results(run, evaluated):
     from which differences can be paired."""
     cfg, stages, meta, arrays = run.cfg, {}, {}, {}
     for name, parts in evaluated.items():
-        share = choose_share(*parts["val"]) if "val" in parts else None
+        k_meta = None
+        if "val" in parts:                         # for each k: fewer samples leave less to choose from
+            k_meta = {k: choose_k_meta(*parts["val"], k) for k in votes_up_to(cfg.k)}
         items, samples = parts["votes"]             # the same items for each stage
-        columns = item_columns(items, parts["greedy"][1], samples, cfg.seed, share)
+        columns = item_columns(items, parts["greedy"][1], samples, cfg.seed, k_meta)
         stages[name] = stage_results(parts, columns)
-        if share is not None:
-            meta[name] = meta_results(parts, columns, share)
+        if k_meta is not None:
+            meta[name] = meta_results(parts, columns, k_meta)
         arrays |= {f"{name}/{column}": values.astype(np.float32) for column, values in columns.items()}
     np.savez_compressed(run.path("per_item.npz"), subset=np.array([item.subset for item in items]), **arrays)
     return {"seed": cfg.seed, "preset": cfg.preset, "config": vars(cfg), "seconds": run.seconds(),
@@ -236,12 +239,13 @@ def table(r):
                      with_interval(s, "single"), with_interval(s["ood"], "greedy"), f"{s['tokens']:.0f}"])
         rows.append(["  coin flip", "", "", with_interval(s, "greedy_coin"), with_interval(s, "sample_coin"),
                      *(with_interval(s, "vote_coin", k) for k in ks), "", "", "", ""])
-        m = r["meta"].get(name, {})
-        share = f"{m['k_meta'] / int(last):.1%}" if m else ""
-        for label, key in [(f"  guided, best {share}", "vote"), ("    random", "random"),
-                           ("  guided, best half", "half"), ("    random", "half_random")]:
-            if m:
-                rows.append([label, "", "", "", "", *(with_interval(m, key, k) for k in ks), "", "", "", ""])
+        if name not in r["meta"]:
+            continue
+        m = r["meta"][name]
+        rows.append(["  k_meta", "", "", "", "", *(str(m["k_meta_at"][k]) for k in ks), "", "", "", ""])
+        for label, key in [("  guided, k_meta", "vote"), ("    random", "random"),
+                           ("  guided, half", "half"), ("    random", "half_random")]:
+            rows.append([label, "", "", "", "", *(with_interval(m, key, k) for k in ks), "", "", "", ""])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
     lines.append("")
@@ -286,7 +290,7 @@ def figures(folder, r):
         if name in r["meta"]:
             m = r["meta"][name]
             axes.plot(x[1:], [m["vote"][k] for k in ks], "^--", color=colors[name],
-                      label=f"{name}: guided votes, k_meta {m['k_meta']} of {ks[-1]}")
+                      label=f"{name}: guided votes, the best k_meta of k")
             axes.plot(x[1:], [m["random"][k] for k in ks], "x", color=colors[name], alpha=0.6,
                       label=f"{name}: random subset of that size")
     axes.set(xscale="log", xticks=x, xticklabels=x, xlabel="samples k",
@@ -346,8 +350,8 @@ DIFFERENCES += [(f"{b} - {a}, faithful {name}", f"{b.lower()}/{name}", f"{a.lowe
 
 COLUMNS = {"parse": "parses", "greedy": "greedy", "sample": "one sample", "vote@2": "vote@2",
            "vote@8": "vote@8", "vote@32": "vote@32", "half@8": "guided@8, half", "half@32": "guided@32, half",
-           "meta@8": "guided@8, best share", "meta_random@8": "random subset@8",
-           "meta@32": "guided@32, best share", "meta_random@32": "random subset@32", "pass@32": "pass@32",
+           "meta@8": "guided@8, best k_meta", "meta_random@8": "random subset@8",
+           "meta@32": "guided@32, best k_meta", "meta_random@32": "random subset@32", "pass@32": "pass@32",
            **{name: f"faithful {name}" for name in FAITHFUL}}
 
 

@@ -63,18 +63,17 @@ def test_coin_flip(scores, gold, chance):
 def test_columns_against_plain_loops():
     """Guards against votes that take the wrong samples, that keep the worst, or that let failures vote."""
     rng = random.Random(0)
-    items, K, share = items_of(rng, 60), 8, 0.25
+    items, K, k_meta = items_of(rng, 60), 8, {2: 1, 4: 1, 8: 3}
     greedy, samples = random_judgements(rng, items, 1), random_judgements(rng, items, K)
-    columns = report.item_columns(items, greedy, samples, 0, share)
+    columns = report.item_columns(items, greedy, samples, 0, k_meta)
     for i, (item, judgements) in enumerate(zip(items, samples)):
         right = [correct(j.scores, item.gold) for j in judgements]
         assert columns["greedy"][i] == correct(greedy[i][0].scores, item.gold)
         assert columns["sample"][i] == pytest.approx(sum(right) / K)
         assert columns["parse"][i] == pytest.approx(sum(j.scores is not None for j in judgements) / K)
         for k in (2, 4, 8):
-            keep = max(1, round(share * k))
             best = sorted([j for j in judgements[:k] if j.scores], key=lambda j: -j.meta)
-            for name, voters in [("vote", judgements[:k]), ("meta", best[:keep]), ("half", best[:k // 2])]:
+            for name, voters in [("vote", judgements[:k]), ("meta", best[:k_meta[k]]), ("half", best[:k // 2])]:
                 total = [0] * item.n
                 for j in voters:
                     for r, score in enumerate(j.scores or []):
@@ -86,14 +85,17 @@ def test_columns_against_plain_loops():
     assert not np.array_equal(columns["meta_random@8"], columns["meta@8"])
 
 
-def test_share_is_the_best_on_validation():
-    """Guards against a k_meta that is chosen for being small, or by the wrong end of the Meta RM's scale."""
+def test_k_meta_is_the_best_on_validation():
+    """Guards against a k_meta that is chosen for being small, by the wrong end of the Meta RM's scale, or on
+    more samples than vote."""
     item = Item("i", "sums", "q", ["a", "b"], [9, 1])
     good, bad = [2, 1], [1, 9]
     samples = [made(scores, i, meta=-float(i)) for i, scores in enumerate([good, good, bad, bad])]
-    assert report.choose_share([item], [samples]) == 0.5         # 1 and 2 are right: the larger one is taken
+    assert report.choose_k_meta([item], [samples], 4) == 2       # 1 and 2 are right: the larger one is taken
     samples[1].scores = bad
-    assert report.choose_share([item], [samples]) == 0.25
+    assert report.choose_k_meta([item], [samples], 4) == 1
+    later = [made(good, i, meta=float(i)) for i in range(4, 8)]              # of no concern to the first four
+    assert report.choose_k_meta([item], [samples + later], 4) == 1
 
 
 def test_pooled_interval_is_that_of_a_mean():
