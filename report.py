@@ -243,7 +243,7 @@ def table(r):
             continue
         m = r["meta"][name]
         rows.append(["  k_meta", "", "", "", "", *(str(m["k_meta_at"][k]) for k in ks), "", "", "", ""])
-        for label, key in [("  guided, k_meta", "vote"), ("    random", "random"),
+        for label, key in [("  guided, best k_meta", "vote"), ("    random", "random"),
                            ("  guided, half", "half"), ("    random", "half_random")]:
             rows.append([label, "", "", "", "", *(with_interval(m, key, k) for k in ks), "", "", "", ""])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

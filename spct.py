@@ -72,7 +72,7 @@ class Config:
     rft_epochs: int = 2
     rft_lr: float = 1e-3
     # RL
-    rl_steps: int = 60
+    rl_steps: int = 32
     rl_points: int = 32            # points a step
     group: int = 8                 # G: samples a point
     rl_updates: int = 1            # updates a rollout
@@ -80,16 +80,16 @@ class Config:
     beta: float = 0.15             # KL coefficient
     clip: float = 0.2
     # Meta RM
-    meta_items: int = 3000         # fresh training points, judged meta_samples times by the guided policy
+    meta_items: int = 4500         # fresh training points, judged meta_samples times by the guided policy
     meta_samples: int = 4
     temperature: float = 1.0       # of these samples and of the votes: a Meta RM learns on what it will judge
-    meta_old: int = 1000           # points whose RFT samples are used too
+    meta_old: int = 500            # points whose RFT samples are used too
     meta_epochs: int = 2
     meta_lr: float = 1e-3
     # evaluation
     eval_split: str = "test"       # val while you tune
     eval_items: int = 500          # items of that split with n >= 2
-    val_items: int = 200           # validation items, to choose k_meta
+    val_items: int = 300           # validation items, to choose k_meta
     k: int = 32                    # votes, a power of two
 
 PRESETS = {
@@ -98,7 +98,7 @@ PRESETS = {
                   eval_items=16, val_items=8, k=4),
     "cpu": {},
     "gpu": dict(**SIZES["M"], pretrain_tokens=40_000_000, pretrain_rows=52, points=8000,
-                rl_steps=150, rl_points=64, meta_items=4000, eval_items=2000, val_items=500),
+                rl_steps=150, rl_points=64, meta_items=8000, eval_items=2000, val_items=500),
 }
 
 # Each stage with the units of work that it is made of: what --stage STAGE repeats.
