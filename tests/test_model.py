@@ -2,9 +2,10 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from data import UserError
-from model import GPT, GPTConfig, Optimizer, RewardModel, pad_rows, token_logp
+from model import GPT, GPTConfig, Optimizer, RewardModel, attend, pad_rows, token_logp
 
 
 def naive_logits(model, ids):
@@ -135,3 +136,21 @@ def test_optimizer_covers_every_parameter_and_fails_loudly():
     (model(*pad_rows([[1, 2, 3]])).sum() * float("nan")).backward()
     with pytest.raises(UserError, match="not finite"):
         opt.step()
+
+
+@pytest.mark.parametrize("K", [1, 2, 4])
+def test_attention_in_bfloat16_is_that_of_the_fused_kernel(K):
+    """Guards against written-out attention that mixes up heads or rows (8 at a time), sees the future, or
+    forgets the scale: values and gradients against PyTorch's own, up to the rounding of bfloat16."""
+    gen = torch.Generator().manual_seed(K)
+    full = [torch.randn(11, heads, 37, 16, generator=gen).requires_grad_() for heads in (4, K, K)]
+    half = [x.detach().bfloat16().requires_grad_() for x in full]
+    wide = lambda x: x.repeat_interleave(4 // K, dim=1)
+    truth = F.scaled_dot_product_attention(full[0], wide(full[1]), wide(full[2]), is_causal=True)
+    ours = attend(*half)
+    weight = torch.randn(truth.shape, generator=gen)
+    (truth * weight).sum().backward()
+    (ours * weight).sum().backward()
+    assert ours.dtype == torch.bfloat16 and torch.allclose(ours.float(), truth, atol=0.04)
+    for a, b in zip(half, full):
+        assert (a.grad.float() - b.grad).norm() < 0.02 * b.grad.norm()
