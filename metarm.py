@@ -76,23 +76,23 @@ def score(run, model, judgements):
 # ----------------------------------------------------------------------------------------
 # Guided voting, and its matched random control
 
-def keep_best(samples, metas, k_meta):
-    """The k_meta samples that the Meta RM likes best; the earlier one on ties. Samples that do not parse
-    have scores None and meta None: they come last."""
-    rank = sorted(range(len(samples)), key=lambda i: (metas[i] is None, -(metas[i] or 0.0), i))
-    return [samples[i] for i in rank[:k_meta]]
+def keep_best(ballots, metas, k_meta):
+    """The ballots (scores of a sample) that the Meta RM likes best, k_meta of them; the earlier one on ties.
+    Samples that do not parse have the ballot None and meta None: they come last."""
+    rank = sorted(range(len(ballots)), key=lambda i: (metas[i] is None, -(metas[i] or 0.0), i))
+    return [ballots[i] for i in rank[:k_meta]]
 
 
-def keep_random(samples, k_meta, seed):
+def keep_random(ballots, k_meta, seed):
     """The control: a random subset of the same size, of the samples that parse (to leave out the others
     takes no Meta RM)."""
-    parsed = [s for s in samples if s is not None]
+    parsed = [b for b in ballots if b is not None]
     return random.Random(seed).sample(parsed, min(k_meta, len(parsed)))
 
 
-def guided_vote(samples, metas, k_meta):
+def guided_vote(ballots, metas, k_meta):
     """Vote (Eq 14) of the best k_meta <= k samples."""
-    return vote(keep_best(samples, metas, k_meta))
+    return vote(keep_best(ballots, metas, k_meta))
 
 # ----------------------------------------------------------------------------------------
 # How good is it?

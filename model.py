@@ -40,7 +40,7 @@ def norm(x):
 def rotate(x, cos, sin):
     """Rotary embedding: turn each pair of channels by an angle that grows with the position.
 
-    x: (B, T, heads, D); cos, sin: (B or 1, T, 1, D/2). Scores then depend on distances alone.
+    x: (B, T, heads, D); cos, sin: (T, 1, D/2), or (B, 1, 1, D/2) with positions of their own. Scores then depend on distances alone.
     """
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
@@ -266,9 +266,9 @@ class Optimizer:
                       torch.optim.AdamW(outer, lr=lr, weight_decay=0.0, betas=(0.9, 0.95))]
         self.params, self.lr = inner + outer, lr
 
-    def step(self, scale=1.0, clip=1.0):
-        """One update at lr * scale, gradients clipped to norm `clip`, then cleared -> gradient norm."""
-        grad_norm = float(torch.nn.utils.clip_grad_norm_(self.params, clip))
+    def step(self, scale=1.0):
+        """One update at lr * scale, gradients clipped to norm 1, then cleared -> gradient norm (unclipped)."""
+        grad_norm = float(torch.nn.utils.clip_grad_norm_(self.params, 1.0))
         if not math.isfinite(grad_norm):
             raise UserError("the gradient is not finite: start again with a lower learning rate")
         for part in self.parts:

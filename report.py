@@ -418,6 +418,8 @@ def subset_rows(arrays):
         if not all(np.isin(a["subset"], domains).any() for a in arrays):
             continue                               # a short run may have no item of a subset
         rows.append([name, *(in_words(cut(c, domains), pooled_draws(cut(c, domains))) for c in columns)])
+    if not {"verifiable", "others"} <= {row[0] for row in rows}:
+        return rows
     row = ["others - verifiable"]
     for c in columns:                              # different items: two bootstraps, not a paired one
         behind = [a.mean() - b.mean() for a, b in zip(cut(c, others), cut(c, VERIFIABLE))]
@@ -431,12 +433,12 @@ def main(folders):
     if not folders or folders[0].startswith("-"):
         raise UserError("name one or more run folders: python report.py runs/a runs/b")
     for folder in folders:
-        if not os.path.exists(os.path.join(folder, "results.json")):
+        if not all(os.path.exists(os.path.join(folder, name)) for name in ("results.json", "per_item.npz")):
             raise UserError(f"no results in {folder}: name a run folder whose run has finished")
     runs = [read_json(os.path.join(folder, "results.json")) for folder in folders]
     free = ("seed", "out", "device", "dtype", "threads")
-    for name, value in runs[0]["config"].items():
-        if name not in free and any(r["config"][name] != value for r in runs):
+    for name in {name for r in runs for name in r["config"]}.difference(free):
+        if len({r["config"].get(name) for r in runs}) > 1:
             raise UserError(f"the runs differ in --{name}: only runs that differ in their seed have a mean")
     if len({r["seed"] for r in runs}) < len(runs):
         raise UserError("two of the runs have the same seed")

@@ -79,7 +79,7 @@ def earlier_config(folder, values, resume, free, known):
     fixed = [name for name in changed if name not in ["out", *(free or [])]]
     if fixed:
         raise UserError(f"--{fixed[0]} differs from the run in {folder}, which has {before[fixed[0]]}: use "
-                        f"--out FOLDER for another run, or --stage to repeat this one from there on")
+                        f"--out FOLDER for another run (--stage STAGE frees the settings of its stage and later)")
     return before
 
 
@@ -90,8 +90,12 @@ def check_values(cfg):
     for name, value in vars(cfg).items():
         if isinstance(value, int) and value < least.get(name, 1):
             raise UserError(f"--{name} {value}: expected {least.get(name, 1)} or more")
-        if isinstance(value, float) and (value < 0 or value == 0 and name.endswith(("lr", "temperature"))):
-            raise UserError(f"--{name} {value}: expected more than 0, or 0 where that makes sense")
+        if isinstance(value, float):
+            positive = name.endswith(("lr", "temperature"))
+            if not (0 < value < math.inf or value == 0 and not positive):
+                raise UserError(f"--{name} {value}: expected {'more than 0' if positive else '0 or more'}")
+    if cfg.rl_points > cfg.points:
+        raise UserError(f"--rl_points {cfg.rl_points}: expected --points ({cfg.points}) or less")
     if cfg.rft_general >= 1 or cfg.noise >= 1:
         raise UserError("--rft_general and --noise are shares: expected less than 1")
     if cfg.k & (cfg.k - 1) or cfg.k > 512:
@@ -105,8 +109,10 @@ def check_values(cfg):
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there.get(cfg.device):
         raise UserError(f"--device {cfg.device}: expected {' or '.join(d for d, ok in there.items() if ok)}")
-    if os.path.exists(cfg.out) and not os.path.isdir(cfg.out):
-        raise UserError(f"--out {cfg.out} is a file: name a folder")
+    try:
+        os.makedirs(cfg.out, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {cfg.out}: {error.strerror}, name another folder") from None
 
 
 def write_json(path, value):
@@ -167,6 +173,10 @@ class Run:
     def path(self, name):
         return os.path.join(self.folder, name)
 
+    def remove(self, name):
+        if os.path.exists(self.path(name)):
+            os.remove(self.path(name))
+
     def autocast(self):
         if self.cfg.dtype == "float32":
             return contextlib.nullcontext()
@@ -226,13 +236,15 @@ class Run:
             self.progress.pop(unit, None)
         if self.state and self.state["unit"] in units:
             self.state = None
-        write_json(self.path("progress.json"), self.progress)                # before the files go: see finish
-        # results that no longer belong to what stands here
+        # First the checkpoint: without its unit in progress.json it would count as that of an interrupted one.
+        # Last the results that no longer belong to what stands here.
         stale = ["results.json", "per_item.npz", "votes.png", "subsets.png", "rl.png"]
         stale += [unit + ".pt" for unit in units] + (["tokenizer.tiktoken"] if "base" in units else [])
-        for name in stale + (["state.pt"] if self.state is None else []):
-            if os.path.exists(self.path(name)):
-                os.remove(self.path(name))
+        if self.state is None:
+            self.remove("state.pt")
+        write_json(self.path("progress.json"), self.progress)
+        for name in stale:
+            self.remove(name)
         self.cut_metrics()
 
     def seconds(self):

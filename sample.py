@@ -15,6 +15,7 @@ very distribution that it samples from.
 import argparse
 import itertools
 import json
+import math
 import os
 import random
 import re
@@ -42,7 +43,7 @@ def draw(logits, u, temperature):
     """One token a row by inverse CDF: the first token at which the cumulative probability exceeds u.
 
     logits (B, V); u (B,) uniform in [0, 1) -> ids (B,), their log-probabilities (B,) under the
-    distribution that was sampled. temperature 0 is greedy.
+    distribution that was sampled. temperature 0 is greedy (log-probabilities at T = 1).
     """
     if temperature == 0:
         ids = logits.argmax(dim=-1)
@@ -145,7 +146,8 @@ def parse(tok, ids, n):
     """Strict grammar: ids -> (status, principles, critiques, scores of the n slots).
 
     Structure is read from marks, numbers are read in full; whatever deviates gives a status other
-    than "ok" and scores None, never an exception and never a guess. A judgement that was cut off by the
+    than "ok" and scores None, never an exception and never a guess. What a judgement says is not checked here
+    (weights that sum to 10, totals that add up): to say it right is what RL has to teach. A judgement that was cut off by the
     end of the context has the status "no end".
     """
     cut = [i for i, token in enumerate(ids) if token < len(MARKS)]           # where the marks are
@@ -189,9 +191,10 @@ def correct(scores, gold):
     return all(scores[best] > s for i, s in enumerate(scores) if i != best)
 
 
-def vote(samples):
-    """Eq 14: sum each response's scores over the samples; None (no parse) never votes. All None -> None."""
-    votes = [s for s in samples if s is not None]
+def vote(ballots):
+    """Eq 14: sum each response's scores over the samples. ballots: one list of n scores a sample, None if it
+    did not parse: None never votes. All None -> None."""
+    votes = [b for b in ballots if b is not None]
     return [sum(column) for column in zip(*votes)] if votes else None
 
 
@@ -268,7 +271,7 @@ def check_length(tok, item, block_size):
     """A judgement quotes every response and checks it: refuse items for which there is no room."""
     sizes = [len(tok.encode([" " + r])) for r in item.responses]
     prompt = len(tok.encode(render_prompt(item.query, item.responses)))
-    judgement = sum(sizes) + 40 * item.n + 15      # 40: a response's checks and marks; 15: principles, scores
+    judgement = sum(sizes) + 45 * item.n + 25      # 45: a response's checks and marks; 25: principles, scores
     if prompt + judgement > block_size:
         raise UserError(f"{item.id}: too long. The prompt has {prompt} tokens, a judgement may take "
                         f"{judgement}, the context holds {block_size}: shorten or drop a response")
@@ -353,10 +356,13 @@ def main(argv):
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)
-    if args.k < 1 or args.temperature < 0:
+    if args.k < 1 or not 0 <= args.temperature < math.inf:
         raise UserError("-k needs 1 or more, --temperature 0 or more")
     if bool(args.data) == bool(args.query) or args.data and (args.response or args.json):
-        raise UserError("give --data FILE alone, or --query TEXT with 1 to 4 times --response TEXT")
+        raise UserError("give --data FILE without --query, --response or --json, or --query TEXT with 1 to 4 "
+                        "times --response TEXT")
+    if any("\ud800" <= char <= "\udfff" for text in [args.query or "", *args.response] for char in text):
+        raise UserError("--query and --response must be UTF-8")
     if args.query and not 1 <= len(args.response) <= 4:
         raise UserError(f"{len(args.response)} responses: give --response 1 to 4 times")
     if args.data:

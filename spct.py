@@ -7,8 +7,8 @@ nanoGRM: a small GPT learns to be a judge, from nothing (SPCT, arXiv 2504.02495)
     1 pretrain   general text and judgements by annotators of mixed skill        -> base.pt
     2 rft        rejective fine-tuning: keep the base model's right judgements   -> rft.pt
     3 rl         rule-based RL: reward +1 or -1, KL to the RFT model             -> rl.pt
-    4 metarm     one Meta RM for each policy: which judgements are right?        -> meta-rft.pt, meta-rl.pt
-    5 eval       votes and guided votes of every stage on the test split         -> results.json, figures
+    4 metarm     a Meta RM for the RFT and the RL policy: what is right?           -> meta-rft.pt, meta-rl.pt
+    5 eval       votes of every stage, guided ones too, on the test split        -> results.json, figures
 
 Simplifications against the paper, and why: all models are of one size and from scratch (a laptop has to
 do); sampling at T = 1 everywhere (RL needs it, votes then come from the same policy; the paper votes at 0.5);
@@ -76,7 +76,7 @@ class Config:
     rl_points: int = 32            # points a step
     group: int = 8                 # G: samples a point
     rl_updates: int = 1            # updates a rollout
-    rl_lr: float = 6e-4
+    rl_lr: float = 6e-4            # peak: 20 steps of warm-up, down over the last 30%
     beta: float = 0.15             # KL coefficient
     clip: float = 0.2
     # Meta RM
@@ -193,22 +193,29 @@ def rft_samples(run, tok, base, points):
     return samples, hinted
 
 
-def rft(run, tok, base, points, samples, hinted):
-    """Fine-tune the base model on its own judgements that survive the rules, mixed with general text."""
-    cfg, model = run.cfg, copy.deepcopy(base)
-    if run.load_if_done("rft", model):
-        return model
+def rft_examples(cfg, tok, points, samples, hinted):
+    """The judgements that survive the rules, mixed with general text -> (ids, mask) pairs, mask True on the
+    tokens to be learned: the judgement with its END, not the prompt."""
     by_id = {p.id: p for p in points}
     kept = [j for s in samples for j in reject(s, by_id[s[0].item])]
     kept += [j for s in hinted for j in reject_hinted(s, by_id[s[0].item])]
     examples = []
-    for j in kept:                                 # learned: the judgement with its END, not the prompt
+    for j in kept:
         prompt = forget_hint(j.prompt)
         examples.append((prompt + j.ids, [False] * len(prompt) + [True] * len(j.ids)))
     for i in range(int(len(kept) * cfg.rft_general / (1 - cfg.rft_general))):
         ids = tok.encode(general_text(random.Random(seed_of(cfg.seed, "rft-general", i))))
         examples.append((ids, written(ids)))
     random.Random(seed_of(cfg.seed, "rft-mix")).shuffle(examples)
+    return examples
+
+
+def rft(run, tok, base, points, samples, hinted):
+    """Fine-tune the base model on its own judgements that survive the rules, mixed with general text."""
+    cfg, model = run.cfg, copy.deepcopy(base)
+    if run.load_if_done("rft", model):
+        return model
+    examples = rft_examples(cfg, tok, points, samples, hinted)
     ids, mask = pack(examples, cfg.block_size, seed_of(cfg.seed, "rft-pack"))
     train_lm(run, "rft", model, ids, mask, cfg.rft_lr, cfg.rft_rows, cfg.rft_epochs)
     return model
@@ -243,7 +250,8 @@ def kl_k2(logp, logp_ref):
     """KL(policy || reference) per token as a loss, (N,): k2 = (log ratio)^2 / 2.
 
     For samples of the policy its gradient is that of the reverse KL. k1 (the log ratio itself) has the
-    right mean but a zero expected gradient, and k3's gradient is that of the forward KL.
+    right mean but a zero expected gradient, and k3's gradient is that of the forward KL. (The names are
+    from J. Schulman's note "Approximating KL divergence".)
     """
     return 0.5 * (logp - logp_ref) ** 2
 
@@ -363,7 +371,9 @@ def evaluate(run, tok, name, policy, meta=None):
     path = lambda part: run.path(f"judgements-{name}-{part}.jsonl")
     if not run.load_if_done(f"eval-{name}"):
         for part, (items, k, T) in parts.items():
-            judged = judge(policy, tok, items, k, cfg.seed, f"eval-{part}", T, T > 0, desc=f"{name}: {part}")
+            # no stage in the seeds: all stages see the same orders and draw with the same random numbers
+            judged = judge(policy, tok, items, k, cfg.seed, f"eval-{part}", temperature=T, shuffle=T > 0,
+                           desc=f"{name}: {part}")
             if meta is not None and part in ("votes", "val"):
                 metarm.score(run, meta, sum(judged, []))
             write_judgements(path(part), sum(judged, []))
@@ -417,7 +427,6 @@ def make_config(argv):
 def main(argv):
     cfg, stage = make_config(argv)
     torch.set_num_threads(cfg.threads)
-    os.makedirs(cfg.out, exist_ok=True)
     run = Run(cfg, cfg.out)
     if stage:
         run.forget([unit for later in STAGES[STAGES.index(stage):] for unit in UNITS[later]])

@@ -5,19 +5,22 @@ import sys
 
 
 class UserError(Exception):
-    """Something that the user can mend: shown as one line, exit code 2, never a traceback."""
+    """Something that the user can mend: shown without a traceback, exit code 2."""
 
 
 def check_new(path):
     """Refuse a path that exists already, or whose folder does not, before any work is done."""
     if os.path.exists(path):
         raise UserError(f"{path} exists: name another file, or remove it first")
-    if not os.path.isdir(os.path.dirname(path) or "."):
-        raise UserError(f"{path}: there is no folder {os.path.dirname(path)}, make it first")
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder):
+        raise UserError(f"{path}: there is no folder {folder}, make it first")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{path}: the folder {folder} cannot be written to, name another one")
 
 
 def command(main):
-    """Run a program's main(argv). A UserError is one line on stderr and exit code 2."""
+    """Run a program's main(argv). A UserError is its message on stderr and exit code 2."""
     try:
         main(sys.argv[1:])
     except UserError as error:

@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import random
+import re
 
 from data import UserError, check_new, command
 from data.world import Item, make_item, seed_of
@@ -66,6 +67,8 @@ def read_row(line):
         row = json.loads(line)
     except ValueError as error:
         return None, f"not JSON ({error}), expected one object a line"
+    if re.search(r"[\ud800-\udfff]", json.dumps(row, ensure_ascii=False)):
+        return None, "half of a surrogate pair (\\ud800 to \\udfff), expected text that UTF-8 can hold"
     if not isinstance(row, dict):
         return None, f"a JSON {type(row).__name__}, expected an object"
     for key in ("prompt", "chosen", "rejected"):

@@ -53,7 +53,8 @@ OBJECTS = "car phone house bank boat shop bike farm".split()
 REFUSALS = ["i will not help", "no i can not", "i must say no"]
 HELP = ["take the {} and begin", "get the {} then start", "start with the {}"]
 
-# Style words. Each phrase is made of words that occur nowhere else, so one word is evidence.
+# Style words. The first word of a phrase is its evidence. None occurs elsewhere but "with": help may start
+# with "start with the car", and a judge has to read on.
 STYLES = {
     "polite": ["kindly", "dear friend", "with respect", "your servant"],
     "playful": ["yay yay", "whee", "tada", "zoom zoom"],
@@ -63,7 +64,8 @@ STYLES = {
 LETTERS = "abcdefghijklmnopqrst"
 
 # ----------------------------------------------------------------------------------------
-# The raters' taste: weights per domain and cue. Each row sums to 10.
+# The raters' taste: weights per domain and cue. Each row sums to 10. Of style: polite, playful (it has such a
+# word), simple (no polite word), serious (no playful word), brief (no filler word, however long it is).
 
 TASTE = """
     sums sort reverse  none    correct=6 brief=2 serious=2
@@ -120,7 +122,7 @@ class Item:
     cue: str = "none"
     split: str = "file"
     truth: list = field(default=None, repr=False)  # n dicts: criterion -> (met, evidence)
-    made_by: list = field(default=None, repr=False)  # n strings: the corruptions that made the response
+    made_by: list = field(default=None, repr=False)  # n strings: the criteria it misses, or "clean"
 
     @property
     def n(self):

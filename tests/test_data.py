@@ -3,6 +3,7 @@ import random
 import re
 
 import pytest
+from tiktoken.load import load_tiktoken_bpe
 
 from data import preferences
 from data.annotators import annotate, document, written
@@ -174,6 +175,7 @@ def test_tokenizer_file(tok, tmp_path):
     tok.save(path)
     text = [" in a hurry: capital of peru?", 3, "9 3", 1]
     assert Tokenizer.load(path).encode(text) == tok.encode(text) and Tokenizer.load(path).ranks == tok.ranks
+    assert load_tiktoken_bpe(path) == tok.ranks
 
 
 def test_bpe_merges_the_most_frequent_pair():

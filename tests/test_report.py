@@ -7,7 +7,7 @@ import pytest
 
 import report
 from data.world import Item
-from sample import Judgement, correct
+from sample import Judgement, correct, vote
 
 PERFECT = {"correct": (True, "x"), "polite": (False, "none"), "brief": (True, "none")}
 
@@ -82,7 +82,11 @@ def test_columns_against_plain_loops():
                 assert columns[f"{name}@{k}"][i] == (winner == [item.best])
             assert columns[f"pass@{k}"][i] == any(right[:k])
     assert np.array_equal(columns["sweep@8"], columns["vote@8"])             # keeping all is a plain vote
-    assert not np.array_equal(columns["meta_random@8"], columns["meta@8"])
+    for i, (item, judgements) in enumerate(zip(items, samples)):             # the control keeps as many
+        parsed = [j.scores for j in judgements if j.scores]
+        if len(parsed) <= 3:                       # then there is nothing to draw: all that parse vote
+            assert columns["meta_random@8"][i] == correct(vote(parsed), item.gold)
+    assert 0 < np.mean(columns["meta_random@8"] != np.round(columns["meta_random@8"])) < 1   # draws differ
 
 
 def test_k_meta_is_the_best_on_validation():

@@ -144,7 +144,7 @@ def test_command_line_judge(finished, tmp_path):
     for argv, message in [(["--query", "a " * 400, "--response", "b"], "too long"),
                           (["--query", "a"], "1 to 4 times"), ([], "--data FILE"),
                           (["--query", "a", "--response", "b", "-k", "0"], "1 or more"),
-                          (["--data", str(tmp_path / "none")], "No such file")]:
+                          (["--data", str(tmp_path / "none"), "--out", str(tmp_path / "j")], "No such file")]:
         bad = judge(*argv)
         assert bad.returncode == 2 and message in bad.stderr and "Traceback" not in bad.stderr
     untrained = run("--run", str(tmp_path), "--query", "a", "--response", "b", script="sample.py")
@@ -167,7 +167,7 @@ def test_judges_a_file(finished, tmp_path):
     assert "all" in done.stdout and "6" in done.stdout
     with open(data, "a") as f:
         f.write("{}\n")
-    bad = run("--run", folder, "--stage", "base", "--data", data, script="sample.py")
+    bad = run("--run", folder, "--stage", "base", "--data", data, "--out", out + "2", script="sample.py")
     assert bad.returncode == 2 and f"{data}:7:" in bad.stderr
 
 

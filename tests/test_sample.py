@@ -5,11 +5,12 @@ import pytest
 import torch
 
 import sample
+from data import UserError
 from data.annotators import SKILLS, annotate
 from data.tokenizer import CHECKS, CRITIQUE, END, MARKS, R1, R2, R3, R4, SCORES, TOTAL, render_prompt
 from data.world import Item, make_item
 from model import token_logp
-from sample import correct, draw, generate, judge, parse, shuffled, uniforms, verdict, vote
+from sample import check_length, correct, draw, generate, judge, parse, shuffled, uniforms, verdict, vote
 
 # ----------------------------------------------------------------------------------------
 # The sampler
@@ -141,7 +142,7 @@ def test_parser_table(tok, change, status):
 
 def test_parser_survives_10000_random_strings(tok):
     """Guards against exceptions and guesses: random ids, and good judgements with a few random changes.
-    What is accepted must be, token for token, the rendering of what was read out of it."""
+    What is accepted must have the marks and, token for token, the scores that were read out of it."""
     rng, accepted = random.Random(0), 0
     for i in range(10_000):
         n = rng.randint(1, 4)
@@ -189,6 +190,18 @@ def test_transcripts_of_every_skill_parse(tok):
                 assert status == "ok" and sum(w for _, w in principles) == 10
                 assert [c["total"] for c in critiques] == scores
                 assert hint is None or item.n == 1 or correct(scores, item.gold)
+
+
+def test_what_may_not_fit_is_refused(tok):
+    """Guards against items that are accepted although their judgements are cut off: no careful judgement is
+    longer than the room that is asked for."""
+    for i in range(300):
+        item = make_item(0, "ood" if i % 2 else "test", i)
+        prompt = tok.encode(render_prompt(item.query, item.responses))
+        size = len(prompt) + len(tok.encode(annotate(random.Random(i), item, "expert")))
+        with pytest.raises(UserError, match="too long"):
+            check_length(tok, item, size - 1)
+        check_length(tok, item, 320)
 
 # ----------------------------------------------------------------------------------------
 # Correctness and votes

@@ -14,7 +14,7 @@ from data.tokenizer import END, HINT, PAD, render_prompt
 from data.world import Item
 from model import Optimizer, token_logp, trapezoid
 from run import parse_flags
-from sample import Judgement
+from sample import Judgement, generate
 from spct import (Config, advantages, forget_hint, kl_k2, kl_k3, make_config, not_too_easy,
                   policy_loss, reject, reject_hinted, update)
 
@@ -60,10 +60,20 @@ def test_rejection_rules():
     assert len(not_too_easy(points, samples)) == 2
 
 
-def test_hint_is_forgotten(tok):
-    """Guards against training on the hinted prompt: at test time nobody names the best response."""
-    hinted, plain = (tok.encode(render_prompt("q", ["a", "b", "c"], hint)) for hint in (1, None))
+def test_rft_examples(tok):
+    """Guards against training on the hinted prompt (at test time nobody names the best response), on prompts,
+    on judgements that should have been rejected, and against a wrong share of general text."""
+    hinted, plain = (tok.encode(render_prompt("q", ["a", "b"], hint)) for hint in (0, None))
     assert HINT in hinted and forget_hint(hinted) == plain == forget_hint(plain)
+    item = Item("x", "s", "q", ["a", "b"], [9, 2])
+    right, wrong = judgement([8, 3], plain, (15, END)), judgement([3, 8], plain, (16, END))
+    told, too_easy = judgement([8, 3], hinted, (17, 18, END)), judgement([3, 8], hinted, (19, END))
+    examples = spct.rft_examples(Config(), tok, [item], [[right, wrong, right]], [[told], [too_easy]])
+    mine = sorted([ids, mask] for ids, mask in examples if ids[:len(plain)] == plain)
+    unlearned = [False] * len(plain)
+    assert mine == [[plain + [15, END], unlearned + [True] * 2]] * 2 + [
+        [plain + [17, 18, END], unlearned + [True] * 3]]
+    assert len(examples) == 6                      # rft_general = 0.5: as many general texts
 
 # ----------------------------------------------------------------------------------------
 # RL
@@ -125,8 +135,12 @@ def logp_of(model, j):
 
 
 def test_first_pass_has_ratio_one_and_no_kl(tiny):
-    """Guards against dropout, other dtypes or other positions in rollout, policy and reference pass."""
+    """Guards against other positions, weights or masks in rollout, policy and reference pass: what the
+    sampler says of its samples is what the trainer says of them."""
     policy, reference = tiny(), tiny()
+    for prompt in [(3, 4), (9, 10, 11)]:
+        ids, logp = generate(policy, [prompt], [0])[0]
+        assert logp == pytest.approx(logp_of(policy, judgement(prompt=prompt, ids=ids)), abs=1e-3)
     js, adv = [judgement(ids=(7, 8, END)), judgement(prompt=(9, 10, 11), ids=(12, END))], [1.0, -1.0]
     metrics = update(rl_run(), policy, reference, Optimizer(policy, 1e-3), js, adv, 1.0)
     assert metrics["kl"] == 0 and metrics["clipped"] == 0
