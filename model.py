@@ -40,7 +40,8 @@ def norm(x):
 def rotate(x, cos, sin):
     """Rotary embedding: turn each pair of channels by an angle that grows with the position.
 
-    x: (B, T, heads, D); cos, sin: (T, 1, D/2), or (B, 1, 1, D/2) with positions of their own. Scores then depend on distances alone.
+    Scores then depend on distances alone. x: (B, T, heads, D); cos, sin: (T, 1, D/2), or (B, 1, 1, D/2) where
+    each row has a position of its own.
     """
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)

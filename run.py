@@ -79,7 +79,7 @@ def earlier_config(folder, values, resume, free, known):
     fixed = [name for name in changed if name not in ["out", *(free or [])]]
     if fixed:
         raise UserError(f"--{fixed[0]} differs from the run in {folder}, which has {before[fixed[0]]}: use "
-                        f"--out FOLDER for another run (--stage STAGE frees the settings of its stage and later)")
+                        f"--out FOLDER for another run (--stage frees the settings of that stage and later)")
     return before
 
 

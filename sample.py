@@ -146,9 +146,9 @@ def parse(tok, ids, n):
     """Strict grammar: ids -> (status, principles, critiques, scores of the n slots).
 
     Structure is read from marks, numbers are read in full; whatever deviates gives a status other
-    than "ok" and scores None, never an exception and never a guess. What a judgement says is not checked here
-    (weights that sum to 10, totals that add up): to say it right is what RL has to teach. A judgement that was cut off by the
-    end of the context has the status "no end".
+    than "ok" and scores None, never an exception and never a guess. A judgement that was cut off by the end of
+    the context has the status "no end". What a judgement says is not checked (weights that sum to 10, totals
+    that add up): to get that right is what RL has to teach.
     """
     cut = [i for i, token in enumerate(ids) if token < len(MARKS)]           # where the marks are
     marks = [ids[i] for i in cut]

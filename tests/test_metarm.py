@@ -47,7 +47,8 @@ def test_constant_meta_scores_are_a_plain_vote():
 
 
 def test_random_control_is_random_and_of_equal_size():
-    """Guards against a control that always keeps the same places, keeps more samples, or keeps what does not parse."""
+    """Guards against a control that always keeps the same places, keeps more samples, or keeps what does not
+    parse."""
     samples = [*range(4), None, None, *range(4, 8)]
     kept = [tuple(sorted(keep_random(samples, 4, seed), key=str)) for seed in range(50)]
     assert all(len(set(k)) == 4 for k in kept) and len(set(kept)) > 20 and len(set(sum(kept, ()))) == 8
