@@ -387,12 +387,16 @@ def main_rows(runs, arrays):
     for column, label in COLUMNS.items():
         cells = [mean_of(arrays, f"{name}/{column}") for name in stages]
         rows += [[label, *cells]] if any(cells) else []                      # a short run has fewer votes
-    over_runs = lambda pick, form: [format(np.mean([pick(r["stages"][name]) for r in runs]), form)
-                                    for name in stages]
-    rows.append(["n = 1, exact score", *over_runs(lambda s: s["single"], ".3f")])
-    rows.append(["out of distribution, greedy", *over_runs(lambda s: s["ood"]["greedy"], ".3f")])
-    rows.append(["ties", *over_runs(lambda s: s["tie"], ".3f")])
-    rows.append(["tokens a judgement", *over_runs(lambda s: s["tokens"], ".0f")])
+    of = lambda pick: [[pick(r["stages"][name]) for r in runs] for name in stages]
+    # items of their own: the runs' intervals, combined as those of a mean of independent numbers
+    half = lambda cis: np.sqrt(sum((high - low) ** 2 / 4 for low, high in cis)) / len(cis)
+    combined = lambda values, cis: [f"{np.mean(v):.3f} ±{half(ci):.3f}" for v, ci in zip(values, cis)]
+    rows.append(["n = 1, exact score", *combined(of(lambda s: s["single"]), of(lambda s: s["single_ci"]))])
+    for name in ("greedy", "sample"):
+        rows.append([f"out of distribution, {name}", *combined(of(lambda s: s["ood"][name]),
+                                                               of(lambda s: s["ood"][name + "_ci"]))])
+    rows.append(["ties", *(f"{np.mean(v):.3f}" for v in of(lambda s: s["tie"]))])
+    rows.append(["tokens a judgement", *(f"{np.mean(v):.0f}" for v in of(lambda s: s["tokens"]))])
     return rows
 
 
