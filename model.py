@@ -37,65 +37,67 @@ def norm(x):
     return F.rms_norm(x, (x.size(-1),))
 
 
-def rotate(x, cos, sin):
+def rotate(x, turn):
     """Rotary embedding: turn each pair of channels by an angle that grows with the position.
 
-    Scores then depend on distances alone. x: (B, T, heads, D); cos, sin: (T, 1, D/2), or (B, 1, 1, D/2) where
-    each row has a position of its own.
+    Scores then depend on distances alone. A pair is a complex number, to turn it is to multiply it by one of
+    size 1. x: (B, T, heads, D) -> the same in float32; turn: (T, 1, D/2). Or, where each row has one token at
+    a position of its own, x: (B, heads, D), turn: (B, 1, D/2).
     """
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * turn).flatten(-2)
 
 
 def attend(q, k, v):
     """Causal attention: q (B, H, T, D), k and v (B, K, T, D) -> (B, H, T, D).
 
     PyTorch's fused kernel, except in bfloat16 on a CPU: there its backward pass is slow, and two plain
-    matrix products take half the time. 8 rows at a time, so that the (T, T) matrices stay in the cache.
+    matrix products take half the time. 160 queries at a time, which do not look at the keys behind them.
     """
     (B, H, T, D), K = q.shape, k.size(1)
     if q.device.type != "cpu" or q.dtype != torch.bfloat16:
         wide = lambda x: x if K == H else x.repeat_interleave(H // K, dim=1)     # (B, H, T, D)
         return F.scaled_dot_product_attention(q, wide(k), wide(v), is_causal=True)
-    future = torch.full((T, T), -math.inf, dtype=q.dtype).triu(1)
-    out = []
-    for q8, k8, v8 in zip(q.split(8), k.split(8), v.split(8)):
+    future, q, out = torch.full((T, T), -math.inf, dtype=q.dtype).triu(1), q * D ** -0.5, []
+    for start in range(0, T, 160):
+        end = min(start + 160, T)
         # the H/K query heads of a group stand below each other: they share one key/value head
-        q8 = (q8 * D ** -0.5).reshape(-1, K, H // K * T, D)
-        att = (q8 @ k8.transpose(2, 3)).view(-1, K, H // K, T, T) + future
-        y = att.softmax(dim=-1).view(-1, K, H // K * T, T) @ v8              # (8, K, H/K * T, D)
-        out.append(y.view(-1, H, T, D))
-    return torch.cat(out)
+        rows = q[:, :, start:end].reshape(B, K, -1, D)                       # (B, K, H/K * 160, D)
+        att = (rows @ k[:, :, :end].mT).view(B, K, H // K, end - start, end) + future[start:end, :end]
+        y = att.softmax(dim=-1).view(B, K, -1, end) @ v[:, :, :end]          # (B, K, H/K * 160, D)
+        out.append(y.view(B, H, end - start, D))
+    return torch.cat(out, dim=2)
 
 
 class KVCache:
-    """Keys and values of what was read so far, for B rows that may have different lengths.
+    """Keys and values of what B rows have read, for the sampler. All rows write into one column, `end`.
 
-    Row b has `length[b]` tokens, at positions 0..length[b]-1. What lies behind them is hidden by
-    `bias` (0 where there is a token, -inf elsewhere), so rows are padded on the right and positions
-    need no correction.
+    The rows' prompts have different lengths: what pads them on the right is hidden by a `bias` of -inf (0
+    elsewhere). So columns are not positions; a row's next position is its `length`.
     """
 
-    def __init__(self, keys, values, length):
-        self.keys, self.values = keys, values      # per layer (B, K, room, D)
-        self.length = length                       # (B,)
-        room = keys[0].size(2)
-        seen = torch.arange(room, device=length.device) < length[:, None]
-        self.bias = torch.zeros(seen.shape, device=length.device).masked_fill(~seen, -math.inf)  # (B, room)
+    def __init__(self, kv, length):
+        """kv (L, 2, B, K, T, D): keys and values of prompts; length (B,) of each, without padding."""
+        self.kv, self.length, self.end = kv, length, kv.size(4)
+        unseen = torch.arange(self.end, device=kv.device) >= length[:, None]                 # (B, T)
+        self.bias = kv.new_zeros(len(length), kv.size(3), 1, self.end)                       # (B, K, 1, T)
+        self.bias.masked_fill_(unseen[:, None, None], -math.inf)
 
     def select(self, rows, room):
         """The cache of some rows (any number of times each), with room for `room` more tokens."""
-        length = self.length[rows]
-        used = int(length.max())
-        pad = lambda x: F.pad(x[:, :, :used][rows], (0, 0, 0, room))
-        return KVCache([pad(k) for k in self.keys], [pad(v) for v in self.values], length)
+        new = KVCache(F.pad(self.kv[:, :, rows, :, :self.end], (0, 0, 0, room)), self.length[rows])
+        new.bias, new.end = F.pad(self.bias[rows, ..., :self.end], (0, room)), self.end
+        return new
 
-    def begin_step(self):
-        """One more token in every row: make it visible, return its position (B,)."""
-        pos = self.length
-        self.bias[torch.arange(len(pos), device=pos.device), pos] = 0.0
-        self.length = pos + 1
-        return pos
+    def attend(self, layer, q, k, v):
+        """One more token a row: keep its k and v (B, K, D), let its q (B, H, D) see its row -> (B, H, D)."""
+        (B, H, D), K, end = q.shape, k.size(1), self.end
+        self.kv[layer, 0, :, :, end], self.kv[layer, 1, :, :, end] = k, v
+        keys, values = self.kv[layer, ..., :end + 1, :].flatten(1, 2)        # (B * K, end + 1, D)
+        # The H/K query heads of a group form one small matrix product with their shared keys.
+        q, bias = q.reshape(B * K, H // K, D), self.bias[..., :end + 1].flatten(0, 1)
+        att = torch.baddbmm(bias, q, keys.mT, alpha=D ** -0.5)               # (B * K, H/K, end + 1)
+        return (att.softmax(dim=-1) @ values).view(B, H, D)
 
 
 class Attention(nn.Module):
@@ -105,29 +107,24 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(cfg.n_embd, (self.H + 2 * self.K) * self.D, bias=False)
         self.proj = nn.Linear(cfg.n_embd, cfg.n_embd, bias=False)
 
-    def forward(self, x, cos, sin):
+    def forward(self, x, turn):
         """Whole sequences, each token sees itself and those before. Also returns keys and values."""
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, self.H + 2 * self.K, self.D)
         qk, v = qkv.split([self.H + self.K, self.K], dim=2)
-        q, k = rotate(qk, cos, sin).to(v.dtype).split([self.H, self.K], dim=2)
+        q, k = rotate(qk, turn).to(v.dtype).split([self.H, self.K], dim=2)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)    # (B, H or K, T, D)
         y = attend(q, k, v)                                                  # (B, H, T, D)
         return self.proj(y.transpose(1, 2).reshape(B, T, C)), k, v
 
-    def step(self, x, cos, sin, keys, values, pos, bias):
-        """One new token a row, x: (B, C). Writes its key and value at `pos`, attends to all up to there."""
+    def step(self, x, turn, caches, layer):
+        """One new token a row, x (B, C), where the B rows are those of all the caches, one after the other."""
         B, C = x.shape
-        qkv = self.qkv(x).view(B, 1, self.H + 2 * self.K, self.D)
-        qk, v = qkv.split([self.H + self.K, self.K], dim=2)
-        q, k = rotate(qk, cos, sin).split([self.H, self.K], dim=2)
-        rows = torch.arange(B, device=x.device)
-        keys[rows, :, pos], values[rows, :, pos] = k[:, 0], v[:, 0]
-        # The H/K query heads of a group form one small matrix product with their shared keys.
-        q = q.reshape(B, self.K, self.H // self.K, self.D)
-        att = (q @ keys.transpose(2, 3)) * self.D ** -0.5                    # (B, K, H/K, room)
-        y = (att + bias[:, None, None]).softmax(dim=-1) @ values             # (B, K, H/K, D)
-        return self.proj(y.view(B, C))
+        qk, v = self.qkv(x).view(B, -1, self.D).split([self.H + self.K, self.K], dim=1)
+        q, k = rotate(qk, turn).split([self.H, self.K], dim=1)
+        rows = [len(cache.length) for cache in caches]
+        y = [cache.attend(layer, *qkv) for cache, *qkv in zip(caches, q.split(rows), k.split(rows), v.split(rows))]
+        return self.proj(torch.cat(y).view(B, C))
 
 
 class MLP(nn.Module):
@@ -137,7 +134,8 @@ class MLP(nn.Module):
         self.proj = nn.Linear(4 * cfg.n_embd, cfg.n_embd, bias=False)
 
     def forward(self, x):
-        return self.proj(F.relu(self.fc(x)).square())
+        h = self.fc(x).relu_()
+        return self.proj(h * h)
 
 
 class Block(nn.Module):
@@ -158,8 +156,8 @@ class GPT(nn.Module):
         # Rotary angles, for twice the context: the sampler may overshoot a little before it looks.
         D = cfg.n_embd // cfg.n_head
         angle = torch.arange(2 * cfg.block_size)[:, None] / 10000 ** (torch.arange(D // 2) / (D // 2))
-        self.register_buffer("cos", angle.cos()[:, None], persistent=False)  # (2 * block_size, 1, D/2)
-        self.register_buffer("sin", angle.sin()[:, None], persistent=False)
+        turn = torch.polar(torch.ones_like(angle), angle)[:, None]           # (2 * block_size, 1, D/2)
+        self.register_buffer("turn", turn, persistent=False)
         # Output projections start at zero: each block starts as the identity. Input projections start with
         # outputs of size about 1/2, embeddings small: the first predictions are nearly uniform.
         gen = torch.Generator().manual_seed(seed)
@@ -173,7 +171,7 @@ class GPT(nn.Module):
         assert T <= self.cfg.block_size, f"{T} tokens do not fit in a context of {self.cfg.block_size}"
         x, keys, values = norm(self.wte(ids)), [], []                        # (B, T, C)
         for block in self.blocks:
-            y, k, v = block.attn(norm(x), self.cos[:T], self.sin[:T])
+            y, k, v = block.attn(norm(x), self.turn[:T])
             x = x + y
             x = x + block.mlp(norm(x))
             if keep_kv:
@@ -182,18 +180,19 @@ class GPT(nn.Module):
         return (norm(x), keys, values) if keep_kv else norm(x)
 
     def prefill(self, ids, length):
-        """Read right-padded prompts, ids (B, T), length (B,) -> (last hidden states (B, C), cache)."""
-        x, keys, values = self(ids, keep_kv=True)
-        return x[torch.arange(len(ids), device=ids.device), length - 1], KVCache(keys, values, length)
+        """Read right-padded prompts, ids (B, T), length (B,) -> a cache."""
+        _, keys, values = self(ids, keep_kv=True)
+        return KVCache(torch.stack([torch.stack(keys), torch.stack(values)], dim=1), length)
 
-    def step(self, ids, cache):
-        """Read one more token a row, ids (B,), and extend the cache -> hidden states (B, C)."""
-        pos = cache.begin_step()
-        cos, sin = self.cos[pos][:, None], self.sin[pos][:, None]            # (B, 1, 1, D/2)
-        x = norm(self.wte(ids))
-        for block, keys, values in zip(self.blocks, cache.keys, cache.values):
-            x = x + block.attn.step(norm(x), cos, sin, keys, values, pos, cache.bias)
+    def step(self, ids, caches):
+        """Read one more token a row, ids (B,), and extend the caches -> hidden states (B, C)."""
+        pos = torch.cat([cache.length for cache in caches])
+        x, turn = norm(self.wte(ids)), self.turn[pos]                        # (B, C), (B, 1, D/2)
+        for layer, block in enumerate(self.blocks):
+            x = x + block.attn.step(norm(x), turn, caches, layer)
             x = x + block.mlp(norm(x))
+        for cache in caches:
+            cache.length, cache.end = cache.length + 1, cache.end + 1
         return norm(x)
 
     def logits(self, x):
@@ -253,6 +252,21 @@ def token_logp(model, ids, mask):
     return -F.cross_entropy(*token_logits(model, ids, mask), reduction="none")
 
 
+def orthogonal(g):
+    """Matrices g (N, rows, cols), rows <= cols -> the same with all singular values near 1.
+
+    Five Newton-Schulz steps with the coefficients of K. Jordan's Muon: a polynomial in g that pushes each
+    singular value towards 1. N matrices at once are twice as fast as one after the other.
+    """
+    x = g.bfloat16()
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(5):
+        a = x @ x.mT                                                         # (N, rows, rows)
+        b = torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315)
+        x = torch.baddbmm(x, b, x, beta=3.4445)
+    return x
+
+
 class Optimizer:
     """Muon for the matrices inside the blocks, AdamW for embeddings and heads, as one optimizer.
 
@@ -263,24 +277,41 @@ class Optimizer:
     def __init__(self, model, lr):
         inner = [p for name, p in model.named_parameters() if "blocks" in name]
         outer = [p for name, p in model.named_parameters() if "blocks" not in name]
-        self.parts = [torch.optim.Muon(inner, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
-                      torch.optim.AdamW(outer, lr=lr, weight_decay=0.0, betas=(0.9, 0.95))]
+        self.adamw = torch.optim.AdamW(outer, lr=lr, weight_decay=0.0, betas=(0.9, 0.95))
         self.params, self.lr = inner + outer, lr
+        # matrices of one shape (tall ones lie on their side) are stacked: (N, rows, cols)
+        self.stacks = {}
+        for p in inner:
+            self.stacks.setdefault(tuple(sorted(p.shape)), []).append(p)
+        self.momentum = {shape: torch.zeros(len(stack), *shape, device=stack[0].device)
+                         for shape, stack in self.stacks.items()}
+
+    @torch.no_grad()
+    def muon(self, lr):
+        """Nesterov momentum of .95, orthogonalised, at the size of an update of AdamW (.2 per entry)."""
+        for shape, stack in self.stacks.items():
+            flat = lambda x: x.T if x.size(0) > x.size(1) else x
+            grad, momentum = torch.stack([flat(p.grad) for p in stack]), self.momentum[shape]
+            momentum.lerp_(grad, 0.05)
+            update = orthogonal(grad.lerp(momentum, 0.95))
+            for p, u in zip(stack, update):
+                flat(p).sub_(u, alpha=lr * 0.2 * math.sqrt(shape[1]))
 
     def step(self, scale=1.0):
         """One update at lr * scale, gradients clipped to norm 1, then cleared -> gradient norm (unclipped)."""
         grad_norm = float(torch.nn.utils.clip_grad_norm_(self.params, 1.0))
         if not math.isfinite(grad_norm):
             raise UserError("the gradient is not finite: start again with a lower learning rate")
-        for part in self.parts:
-            part.param_groups[0]["lr"] = self.lr * scale
-            part.step()
-            part.zero_grad(set_to_none=True)
+        self.muon(self.lr * scale)
+        self.adamw.param_groups[0]["lr"] = self.lr * scale
+        self.adamw.step()
+        for p in self.params:
+            p.grad = None
         return grad_norm
 
     def state_dict(self):
-        return [part.state_dict() for part in self.parts]
+        return {"adamw": self.adamw.state_dict(), "momentum": list(self.momentum.values())}
 
-    def load_state_dict(self, states):
-        for part, state in zip(self.parts, states):
-            part.load_state_dict(state)
+    def load_state_dict(self, state):
+        self.adamw.load_state_dict(state["adamw"])
+        self.momentum = dict(zip(self.momentum, state["momentum"]))

@@ -19,7 +19,7 @@ import math
 import os
 import random
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -36,7 +36,8 @@ from run import load_tensors
 # ----------------------------------------------------------------------------------------
 # The sampler
 
-BLOCK = 16   # steps between two looks at what has finished: few looks, few copies, no sync in between
+SLOTS = 512  # rows that are written side by side: many rows make large matrix products
+BLOCK = 16   # steps between two looks at what has ended: no copies and no synchronisation in between
 
 
 def draw(logits, u, temperature):
@@ -50,8 +51,8 @@ def draw(logits, u, temperature):
         return ids, logits.log_softmax(dim=-1).gather(1, ids[:, None])[:, 0]
     p = (logits / temperature).softmax(dim=-1)                               # (B, V)
     cdf = p.cumsum(dim=-1)
-    ids = (cdf <= u[:, None] * cdf[:, -1:]).sum(dim=-1).clamp(max=p.size(1) - 1)
-    return ids, p.gather(1, ids[:, None])[:, 0].log()
+    ids = torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True).clamp(max=p.size(1) - 1)
+    return ids[:, 0], p.gather(1, ids)[:, 0].log()
 
 
 def uniforms(seed, count):
@@ -60,37 +61,54 @@ def uniforms(seed, count):
     return np.random.Generator(np.random.Philox(seed)).random(count, dtype=np.float32)
 
 
+class Cohort:
+    """Rows that started together, and so are of one age: those of them that still write.
+
+    index[b] says which prompt row b completes; ids and logp (B, t) are what it wrote so far.
+    """
+
+    def __init__(self, model, index, prompts, seeds):
+        # All but the last token of each prompt is read at once; the last one starts the row. Equal prompts are
+        # read once, and each of their samples takes a copy of the keys and values.
+        device = model.wte.weight.device
+        unique = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+        ids, length = pad_rows([prompt[:-1] for prompt in unique], PAD, device)
+        rows = torch.tensor([unique[prompt] for prompt in prompts], device=device)           # (B,)
+        self.cache = model.prefill(ids[:, :int(length.max())], length).select(rows, BLOCK)
+        self.token = torch.tensor([prompt[-1] for prompt in prompts], device=device)         # the next to read
+        self.index = np.array(index)
+        self.room = model.cfg.block_size - np.array([len(prompt) for prompt in prompts])     # tokens to write
+        steps = -(-self.room.max() // BLOCK) * BLOCK                         # whole blocks
+        self.u = torch.from_numpy(np.stack([uniforms(seed, steps) for seed in seeds])).to(device)    # (B, steps)
+        self.ids = np.empty((len(rows), 0), int)
+        self.logp = np.empty((len(rows), 0), np.float32)
+
+    def numbers(self):
+        """The random numbers of the next block, (B, BLOCK)."""
+        t = self.ids.shape[1]
+        return self.u[:, t:t + BLOCK]
+
+    def add(self, ids, logp):
+        """Append a block, ids and logp (B, BLOCK), and drop the rows that are done: they have an END, or fill
+        the context -> their (index, ids, logp)."""
+        self.token = torch.from_numpy(ids[:, -1]).to(self.token.device)
+        self.ids, self.logp = np.hstack([self.ids, ids]), np.hstack([self.logp, logp])       # (B, t)
+        done = (ids == END).any(axis=1) | (self.ids.shape[1] >= self.room)
+        results = []
+        for b in np.flatnonzero(done):
+            row = self.ids[b, :self.room[b]].tolist()
+            stop = row.index(END) + 1 if END in row else len(row)
+            results.append((self.index[b], row[:stop], float(self.logp[b, :stop].sum())))
+        keep = np.flatnonzero(~done)
+        self.index, self.room = self.index[keep], self.room[keep]
+        self.ids, self.logp = self.ids[keep], self.logp[keep]
+        rows = torch.from_numpy(keep).to(self.token.device)
+        self.token, self.u, self.cache = self.token[rows], self.u[rows], self.cache.select(rows, BLOCK)
+        return results
+
+
 @torch.inference_mode()
-def generate_batch(model, prompts, seeds, temperature):
-    """-> ids (B, steps), logp (B, steps) as numpy arrays. What follows a row's END is noise."""
-    device, block_size = model.wte.weight.device, model.cfg.block_size
-    # Equal prompts are read once; each sample then takes a copy of the keys and values.
-    unique = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
-    ids, length = pad_rows(list(unique), PAD, device)
-    x, cache = model.prefill(ids, length)                                    # x (unique, C)
-    rows = torch.tensor([unique[prompt] for prompt in prompts], device=device)
-    logits, cache = model.logits(x[rows]), cache.select(rows, BLOCK)         # (B, V)
-
-    B, steps = len(prompts), block_size - min(map(len, prompts))
-    steps = -(-steps // BLOCK) * BLOCK             # whole blocks
-    u = torch.from_numpy(np.stack([uniforms(seed, steps) for seed in seeds])).to(device)  # (B, steps)
-    out = torch.full((B, steps), PAD, device=device)
-    out_logp = torch.zeros(B, steps, device=device)
-    alive = torch.arange(B, device=device)         # the rows that still write
-    for t in range(steps):
-        token, logp = draw(logits, u[alive, t], temperature)
-        out[alive, t], out_logp[alive, t] = token, logp
-        if (t + 1) % BLOCK == 0:                   # drop the rows that have ended or are full
-            going = (out[alive] != END).all(dim=1) & (cache.length < block_size)
-            if not going.any():
-                break
-            alive, token = alive[going], token[going]
-            cache = cache.select(going.nonzero()[:, 0], BLOCK)
-        logits = model.logits(model.step(token, cache))                      # (alive, V)
-    return out.cpu().numpy(), out_logp.cpu().numpy()
-
-
-def generate(model, prompts, seeds, temperature=1.0, batch=512, desc=None):
+def generate(model, prompts, seeds, temperature=1.0, desc=None):
     """Complete each prompt (a tuple of ids) up to END or the end of the context, one seed a sample.
 
     -> list of (ids, logp): the completion with its END, and the sum of its log-probabilities in nats.
@@ -98,18 +116,30 @@ def generate(model, prompts, seeds, temperature=1.0, batch=512, desc=None):
     differences between batch shapes. `desc` names the progress bar, None shows none.
     """
     model.eval()
-    results = [None] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]))  # like lengths together
-    bar = tqdm(total=len(order), desc=desc, disable=desc is None, mininterval=2.0)
-    for start in range(0, len(order), batch):
-        chunk = order[start:start + batch]
-        ids, logp = generate_batch(model, [prompts[i] for i in chunk], [seeds[i] for i in chunk], temperature)
-        for row, i in enumerate(chunk):
-            room = model.cfg.block_size - len(prompts[i])
-            ends = np.flatnonzero(ids[row, :room] == END)
-            stop = ends[0] + 1 if len(ends) else room
-            results[i] = ids[row, :stop].tolist(), float(logp[row, :stop].sum())
-        bar.update(len(chunk))
+    results, cohorts, busy = [None] * len(prompts), [], 0
+    # Long prompts first: their judgements are long, too. Equal prompts side by side: they are read once.
+    queue = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]))
+    bar = tqdm(total=len(prompts), desc=desc, disable=desc is None, mininterval=2.0)
+    while queue or cohorts:
+        # 1. When a quarter of the slots is free, a new cohort takes them.
+        if queue and busy <= SLOTS * 3 // 4:
+            new = [queue.pop() for _ in range(min(len(queue), SLOTS - busy))]
+            cohorts.append(Cohort(model, new, [prompts[i] for i in new], [seeds[i] for i in new]))
+        # 2. All rows write a block of tokens. Nobody looks at them meanwhile.
+        token, u = torch.cat([c.token for c in cohorts]), torch.cat([c.numbers() for c in cohorts])
+        ids, logp = torch.empty_like(u, dtype=torch.long), torch.empty_like(u)               # (B, BLOCK)
+        for t in range(BLOCK):
+            logits = model.logits(model.step(token, [c.cache for c in cohorts]))             # (B, V)
+            token, logp[:, t] = draw(logits, u[:, t], temperature)
+            ids[:, t] = token
+        # 3. Collect the rows that have ended.
+        ends = np.cumsum([len(c.index) for c in cohorts])[:-1]
+        for c, *block in zip(cohorts, np.split(ids.cpu().numpy(), ends), np.split(logp.cpu().numpy(), ends)):
+            for i, *result in c.add(*block):
+                results[i] = tuple(result)
+                bar.update()
+        cohorts = [c for c in cohorts if len(c.index)]
+        busy = sum(len(c.index) for c in cohorts)
     bar.close()
     return results
 
@@ -240,7 +270,7 @@ def judge(model, tok, items, k, seed, purpose, temperature=1.0, shuffle=True, hi
 def write_judgements(path, judgements):
     """One JSON object a line, written beside and renamed."""
     with open(path + ".tmp", "w") as f:
-        f.writelines(json.dumps(asdict(j)) + "\n" for j in judgements)
+        f.writelines(json.dumps(vars(j)) + "\n" for j in judgements)
     os.replace(path + ".tmp", path)
 
 

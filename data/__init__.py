@@ -1,5 +1,6 @@
 """What every program of the project shares: how mistakes of the user are reported."""
 
+import ctypes
 import os
 import sys
 
@@ -19,8 +20,22 @@ def check_new(path):
         raise UserError(f"{path}: the folder {folder} cannot be written to, name another one")
 
 
+def keep_freed_memory():
+    """Let the C library keep what is freed, for the next tensor.
+
+    By default glibc gives large blocks back to the system, which must clear each page anew when the next
+    tensor touches it: about a sixth of a training step on a CPU. Nothing happens with other C libraries.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt:
+        M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4      # from malloc.h
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
 def command(main):
     """Run a program's main(argv). A UserError is its message on stderr and exit code 2."""
+    keep_freed_memory()
     try:
         main(sys.argv[1:])
     except UserError as error:

@@ -13,11 +13,12 @@ def naive_logits(model, ids):
     cfg, D = model.cfg, model.cfg.n_embd // model.cfg.n_head
     unit = lambda v: v / (v.pow(2).mean(-1, keepdim=True) + torch.finfo(v.dtype).eps).sqrt()
 
-    def turn(v, pos):                              # rotate pairs as complex numbers
-        z = torch.complex(v[: D // 2], v[D // 2:])
-        angle = torch.tensor([pos / 10000 ** (i / (D // 2)) for i in range(D // 2)])
-        z = z * torch.polar(torch.ones(D // 2), angle)
-        return torch.cat([z.real, z.imag])
+    def turn(v, pos):                              # rotate pairs of neighbours
+        out = []
+        for i in range(D // 2):
+            a, b, angle = v[2 * i], v[2 * i + 1], pos / 10000 ** (i / (D // 2))
+            out += [a * math.cos(angle) - b * math.sin(angle), a * math.sin(angle) + b * math.cos(angle)]
+        return torch.stack(out)
 
     x = [unit(model.wte.weight[i]) for i in ids]
     for block in model.blocks:
@@ -50,24 +51,25 @@ def test_forward_equals_plain_loops(tiny, n_kv_head):
 
 @pytest.mark.parametrize("n_kv_head", [1, 2])
 def test_cached_equals_uncached(tiny, n_kv_head):
-    """Guards against wrong positions or masks in the cache: a ragged batch, prefilled, cut to some of its
-    rows (one of them twice) and continued token by token, against each sequence alone without a cache."""
+    """Guards against wrong positions or masks in the cache, or rows of two caches mixed up: a ragged batch,
+    prefilled, cut to some of its rows (one of them twice), continued token by token, joined by a second
+    batch on the way, against each sequence alone without a cache."""
     model, gen = tiny(n_kv_head=n_kv_head), torch.Generator().manual_seed(2)
-    prompts = [torch.randint(0, 40, (n,), generator=gen).tolist() for n in (3, 11, 7)]
-    more = torch.randint(0, 40, (4, 6), generator=gen)
+    prompts = [torch.randint(0, 40, (n,), generator=gen).tolist() for n in (3, 11, 7, 5, 2)]
+    more = torch.randint(0, 40, (6, 6), generator=gen)
+    rows = [2, 0, 0, 1]
     with torch.no_grad():
-        x, cache = model.prefill(*pad_rows(prompts))
-        for i, prompt in enumerate(prompts):
-            torch.testing.assert_close(x[i], model(torch.tensor([prompt]))[0, -1], rtol=1e-4, atol=1e-5)
-        rows = torch.tensor([2, 0, 0, 1])
-        cache = cache.select(rows, 3)
+        caches = [model.prefill(*pad_rows(prompts[:3])).select(torch.tensor(rows), 3)]
+        texts = [list(prompts[row]) for row in rows]
         for t in range(6):
-            if t == 3:
-                cache = cache.select(torch.arange(4), 3)
-            x = model.step(more[:, t], cache)
-            for b, row in enumerate(rows.tolist()):
-                alone = model(torch.tensor([prompts[row] + more[b, :t + 1].tolist()]))[0, -1]
-                torch.testing.assert_close(x[b], alone, rtol=1e-4, atol=1e-5)
+            if t == 3:                             # the third row has ended, two others begin
+                caches = [caches[0].select(torch.tensor([0, 1, 3]), 3),
+                          model.prefill(*pad_rows(prompts[3:])).select(torch.arange(2), 3)]
+                texts = [texts[0], texts[1], texts[3], list(prompts[3]), list(prompts[4])]
+            x = model.step(more[:len(texts), t], caches)
+            for b, text in enumerate(texts):
+                text.append(int(more[b, t]))
+                torch.testing.assert_close(x[b], model(torch.tensor([text]))[0, -1], rtol=1e-4, atol=1e-5)
 
 
 def test_no_look_ahead(tiny):
@@ -138,12 +140,31 @@ def test_optimizer_covers_every_parameter_and_fails_loudly():
         opt.step()
 
 
+def test_muon_in_stacks_is_torch_muon():
+    """Guards against matrices of one shape that are mixed up, a wrong side for tall ones, a wrong momentum or
+    rate: three steps against torch.optim.Muon, which takes the matrices one by one, and a restored state."""
+    ours, theirs = GPT(GPTConfig(40, 64, 2, 4, 1, 32), seed=1), GPT(GPTConfig(40, 64, 2, 4, 1, 32), seed=1)
+    opt = Optimizer(ours, 1e-2)
+    muon = torch.optim.Muon(theirs.blocks.parameters(), lr=1e-2, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    gen = torch.Generator().manual_seed(1)
+    for step in range(3):
+        for p, q in zip(ours.parameters(), theirs.parameters()):
+            p.grad = torch.randn(p.shape, generator=gen) * 1e-3                # below the clip
+            q.grad = p.grad.clone()
+        opt.step()
+        muon.step()
+        state, opt = opt.state_dict(), Optimizer(ours, 1e-2)
+        opt.load_state_dict(state)
+    for (name, p), q in zip(ours.blocks.named_parameters(), theirs.blocks.parameters()):
+        assert (p - q).abs().max() < 1e-4, name        # an update is 2e-3; both round to bfloat16 inside
+
+
 @pytest.mark.parametrize("K", [1, 2, 4])
 def test_attention_in_bfloat16_is_that_of_the_fused_kernel(K):
-    """Guards against written-out attention that mixes up heads or rows (8 at a time), sees the future, or
-    forgets the scale: values and gradients against PyTorch's own, up to the rounding of bfloat16."""
+    """Guards against written-out attention that mixes up heads or chunks (160 queries at a time), sees the
+    future, or forgets the scale: values and gradients against PyTorch's own, up to bfloat16's rounding."""
     gen = torch.Generator().manual_seed(K)
-    full = [torch.randn(11, heads, 37, 16, generator=gen).requires_grad_() for heads in (4, K, K)]
+    full = [torch.randn(3, heads, 170, 16, generator=gen).requires_grad_() for heads in (4, K, K)]
     half = [x.detach().bfloat16().requires_grad_() for x in full]
     wide = lambda x: x.repeat_interleave(4 // K, dim=1)
     truth = F.scaled_dot_product_attention(full[0], wide(full[1]), wide(full[2]), is_causal=True)
