@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from data.world import seed_of
 from model import Optimizer, RewardModel, pad_rows, trapezoid
+from run import add_up_numbers, join, share
 from sample import vote
 
 # ----------------------------------------------------------------------------------------
@@ -47,15 +48,16 @@ def train(run, unit, model, examples):
                for chunk in batches_by_length(rows, 32, random.Random(seed_of(cfg.seed, unit, epoch)))]
 
     def step(i):
-        ids, length = pad_rows([rows[j] for j in batches[i]], device=run.device)
-        right = torch.tensor([labels[j] for j in batches[i]], device=run.device)     # (B,)
+        mine = share(batches[i])                   # the whole batch, but if there are several processes
+        ids, length = pad_rows([rows[j] for j in mine], device=run.device)
+        right = torch.tensor([labels[j] for j in mine], device=run.device)           # (B,)
         with run.autocast():
             logit = model(ids, length)                                               # (B,)
-        loss = F.binary_cross_entropy_with_logits(logit, right)
+        loss = F.binary_cross_entropy_with_logits(logit, right, reduction="sum") / len(batches[i])
         loss.backward()
-        grad_norm = opt.step(trapezoid(i, len(batches)))
-        agree = ((logit > 0) == (right > 0.5)).float().mean()
-        return {"loss": loss.item(), "agree": float(agree), "grad_norm": grad_norm}
+        agree = ((logit > 0) == (right > 0.5)).float().sum() / len(batches[i])
+        return {**add_up_numbers({"loss": loss.item(), "agree": float(agree)}),
+                "grad_norm": opt.step(trapezoid(i, len(batches)))}
 
     run.train(unit, model, opt, len(batches), step)
 
@@ -65,13 +67,14 @@ def score(run, model, judgements):
     """Set `meta`, the Meta RM's logit, on every judgement that parses (the others never vote)."""
     model.eval()
     todo = sorted((j for j in judgements if j.scores is not None), key=lambda j: len(j.tokens))
-    for start in range(0, len(todo), 128):
-        chunk = todo[start:start + 128]
+    mine, metas = share(todo), []
+    for start in range(0, len(mine), 128):
+        chunk = mine[start:start + 128]
         ids, length = pad_rows([j.tokens for j in chunk], device=run.device)
         with run.autocast():
-            logits = model(ids, length)                                              # (B,)
-        for j, logit in zip(chunk, logits.tolist()):
-            j.meta = logit
+            metas += model(ids, length).tolist()
+    for j, meta in zip(todo, join(metas)):
+        j.meta = meta
 
 # ----------------------------------------------------------------------------------------
 # Guided voting, and its matched random control

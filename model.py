@@ -16,6 +16,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from data import UserError
+from run import add_up
 
 
 @dataclass
@@ -149,7 +150,7 @@ class GPT(nn.Module):
 
     def __init__(self, cfg, seed=0):
         super().__init__()
-        assert cfg.block_size % 32 == 0, "block_size must be a multiple of 32, as the length of batches is"
+        assert cfg.block_size % 16 == 0, "block_size must be a multiple of 16, as the length of batches is"
         self.cfg = cfg
         self.wte = nn.Embedding(cfg.vocab_size, cfg.n_embd)                  # also the output layer
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layer))
@@ -165,24 +166,28 @@ class GPT(nn.Module):
             std = 0.02 if name == "wte.weight" else 0.5 * cfg.n_embd ** -0.5
             nn.init.normal_(p, 0, 0.0 if name.endswith("proj.weight") else std, generator=gen)
 
-    def forward(self, ids, keep_kv=False):
-        """ids (B, T) -> hidden states (B, T, C); with keep_kv also keys and values per layer (B, K, T, D)."""
+    def forward(self, ids, mask=None, keep_kv=False):
+        """ids (B, T) -> hidden states (B, T, C), or (N, C), those of the N tokens under the mask (B, T).
+
+        keep_kv: also the keys and values, (L, 2, B, K, T, D).
+        """
         B, T = ids.shape
         assert T <= self.cfg.block_size, f"{T} tokens do not fit in a context of {self.cfg.block_size}"
-        x, keys, values = norm(self.wte(ids)), [], []                        # (B, T, C)
+        x, kv = norm(self.wte(ids)), []                                      # (B, T, C)
         for block in self.blocks:
             y, k, v = block.attn(norm(x), self.turn[:T])
             x = x + y
+            if mask is not None and block is self.blocks[-1]:
+                x = x[mask]                        # nobody will ask for the others: spare them the last MLP
             x = x + block.mlp(norm(x))
             if keep_kv:
-                keys.append(k)
-                values.append(v)
-        return (norm(x), keys, values) if keep_kv else norm(x)
+                kv.append(torch.stack([k, v]))
+        return (norm(x), torch.stack(kv)) if keep_kv else norm(x)
 
     def prefill(self, ids, length):
         """Read right-padded prompts, ids (B, T), length (B,) -> a cache."""
-        _, keys, values = self(ids, keep_kv=True)
-        return KVCache(torch.stack([torch.stack(keys), torch.stack(values)], dim=1), length)
+        _, kv = self(ids, torch.zeros_like(ids, dtype=torch.bool), keep_kv=True)
+        return KVCache(kv, length)
 
     def step(self, ids, caches):
         """Read one more token a row, ids (B,), and extend the caches -> hidden states (B, C)."""
@@ -212,8 +217,8 @@ class RewardModel(nn.Module):
 
     def forward(self, ids, length):
         """ids (B, T) right-padded, length (B,) -> (B,), read off the last real token: it has seen all."""
-        x = self.gpt(ids)                                                    # (B, T, C)
-        last = x[torch.arange(len(ids), device=ids.device), length - 1].float()   # (B, C)
+        mask = torch.arange(ids.size(1), device=ids.device) == length[:, None] - 1               # (B, T)
+        last = self.gpt(ids, mask).float()                                   # (B, C)
         # a product and a sum, which autocast leaves in float32: rounded logits would tie
         return (last * self.head.weight[0]).sum(dim=-1) + self.head.bias
 
@@ -228,10 +233,10 @@ def trapezoid(step, steps, warmup=20, decay=0.5):
 def pad_rows(rows, value=0, device="cpu"):
     """Lists of different lengths -> (B, T) padded on the right, and their lengths (B,).
 
-    T is a multiple of 32: bfloat16 kernels are compiled anew for each shape, so few shapes are fast.
+    T is a multiple of 16: bfloat16 kernels are compiled anew for each shape, so few shapes are fast.
     """
     length = torch.tensor([len(r) for r in rows])
-    ids = torch.full((len(rows), -(-int(length.max()) // 32) * 32), value)
+    ids = torch.full((len(rows), -(-int(length.max()) // 16) * 16), value)
     for i, row in enumerate(rows):
         ids[i, :len(row)] = torch.as_tensor(row)
     return ids.to(device), length.to(device)
@@ -243,7 +248,7 @@ def token_logits(model, ids, mask):
     ids (B, T); mask (B, T) bool, True on the tokens to be predicted -> logits (N, V), targets (N,) in row
     order, N = number of masked tokens but for the first column, which nothing precedes.
     """
-    x = model(ids[:, :-1])[mask[:, 1:]]                                      # (N, C)
+    x = model(ids[:, :-1], mask[:, 1:])                                      # (N, C)
     return model.logits(x), ids[:, 1:][mask[:, 1:]]
 
 
@@ -298,7 +303,9 @@ class Optimizer:
                 flat(p).sub_(u, alpha=lr * 0.2 * math.sqrt(shape[1]))
 
     def step(self, scale=1.0):
-        """One update at lr * scale, gradients clipped to norm 1, then cleared -> gradient norm (unclipped)."""
+        """One update at lr * scale, gradients clipped to norm 1, then cleared -> gradient norm (unclipped).
+        Of several processes, each has the gradient of its share of the batch: they are added up."""
+        add_up([p.grad for p in self.params])
         grad_norm = float(torch.nn.utils.clip_grad_norm_(self.params, 1.0))
         if not math.isfinite(grad_norm):
             raise UserError("the gradient is not finite: start again with a lower learning rate")

@@ -17,13 +17,86 @@ import math
 import os
 import pickle
 import shutil
+import sys
 import time
 from dataclasses import asdict
 
 import torch
+import torch.distributed as dist
 from tqdm import tqdm
 
 from data import UserError
+
+# ----------------------------------------------------------------------------------------
+# Several processes, each a share of the work: torchrun --nproc_per_node=2 spct.py --threads 1
+#
+# All processes hold the same data, models and random seeds, and so agree on every batch. Each trains on its
+# share() of the rows and samples its share of the judgements; add_up() and join() bring the results together.
+# The first process alone writes files. With one process all of these do nothing.
+
+def rank():
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world():
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def start_processes():
+    """Join the other processes if torchrun started this one. Only the first one prints."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    if rank() > 0:
+        sys.stdout = open(os.devnull, "w")
+
+
+def stop_processes():
+    """Together: a process that leaves early may take the others down."""
+    wait()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def wait():
+    """Until all processes are here."""
+    if world() > 1:
+        dist.barrier()
+
+
+def share(rows):
+    """This process's part of a list."""
+    return rows[rank()::world()]
+
+
+def join(mine):
+    """The parts of all processes, put together again: join(share(x)) == x."""
+    if world() == 1:
+        return mine
+    parts = [None] * world()
+    dist.all_gather_object(parts, mine)
+    return [parts[i % world()][i // world()] for i in range(sum(map(len, parts)))]
+
+
+def add_up(tensors):
+    """Replace each tensor by its sum over the processes, all in one message."""
+    if world() > 1:
+        flat = torch.cat([t.flatten() for t in tensors])
+        dist.all_reduce(flat)
+        for t, total in zip(tensors, flat.split([t.numel() for t in tensors])):
+            t.copy_(total.view_as(t))
+
+
+def add_up_numbers(numbers):
+    """The same for a dict of numbers."""
+    totals = torch.tensor(list(numbers.values()), dtype=torch.float64)
+    add_up([totals])
+    return dict(zip(numbers, totals.tolist()))
+
+# ----------------------------------------------------------------------------------------
+# Flags and values
 
 
 def parse_flags(argv, types, stages):
@@ -100,8 +173,8 @@ def check_values(cfg):
         raise UserError("--rft_general and --noise are shares: expected less than 1")
     if cfg.k & (cfg.k - 1) or cfg.k > 512:
         raise UserError(f"--k {cfg.k}: expected a power of two, up to 512")
-    if cfg.n_embd % (2 * cfg.n_head) or cfg.n_head % cfg.n_kv_head or cfg.block_size % 32:
-        raise UserError("--n_embd must be a multiple of 2 n_head, --n_head of n_kv_head, --block_size of 32")
+    if cfg.n_embd % (2 * cfg.n_head) or cfg.n_head % cfg.n_kv_head or cfg.block_size % 16:
+        raise UserError("--n_embd must be a multiple of 2 n_head, --n_head of n_kv_head, --block_size of 16")
     if cfg.eval_split not in ("test", "val"):
         raise UserError(f"--eval_split {cfg.eval_split}: expected test or val")
     if cfg.vocab_size < 600 or cfg.dtype not in ("auto", "float32", "bfloat16"):
@@ -117,6 +190,8 @@ def check_values(cfg):
 
 def write_json(path, value):
     """Written beside and renamed: a crash leaves the old file or the new one, never half of one."""
+    if rank() > 0:
+        return
     with open(path + ".tmp", "w") as f:
         json.dump(value, f, indent=1)
     os.replace(path + ".tmp", path)
@@ -184,6 +259,8 @@ class Run:
 
     def log(self, unit, **values):
         """One dense line in metrics.jsonl. Six digits are enough and read well."""
+        if rank() > 0:
+            return
         short = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()}
         with open(self.path("metrics.jsonl"), "a") as f:
             f.write(json.dumps({"unit": unit, **short}) + "\n")
@@ -193,11 +270,15 @@ class Run:
 
     def cut_metrics(self):
         """Back to the checkpoint that the run goes on from, or else to the end of the last finished unit."""
+        if rank() > 0:
+            return
         finished = max([p["metrics_bytes"] for p in self.progress.values()], default=0)
         with open(self.path("metrics.jsonl"), "ab") as f:
             f.truncate(self.state["metrics_bytes"] if self.state else finished)
 
     def save(self, name, value):
+        if rank() > 0:
+            return
         torch.save(value, self.path(name) + ".tmp")
         os.replace(self.path(name) + ".tmp", self.path(name))
 
@@ -222,9 +303,12 @@ class Run:
                                "seconds": before + time.time() - self.started}
         write_json(self.path("progress.json"), self.progress)
         self.state = None
+        wait()                                     # now the others may read what the first process wrote
 
     def forget(self, units):
         """Repeat these units. All files are first copied to a folder old-<number>: nothing is lost."""
+        if rank() > 0:                             # done already: see open_run
+            return
         number = 1
         while os.path.exists(self.path(f"old-{number}")):
             number += 1
@@ -263,7 +347,8 @@ class Run:
             model.load_state_dict(self.state["model"])
             opt.load_state_dict(self.state["opt"])
         model.train()
-        bar = tqdm(range(first, steps), initial=first, total=steps, desc=unit, mininterval=2.0)
+        bar = tqdm(range(first, steps), initial=first, total=steps, desc=unit, mininterval=2.0,
+                   disable=rank() > 0)
         for i in bar:
             metrics = step_fn(i)
             if not math.isfinite(metrics["loss"]):
@@ -275,3 +360,15 @@ class Run:
                                        "opt": opt.state_dict(), "metrics_bytes": self.metrics_bytes(),
                                        "seconds": before + time.time() - self.started})
         self.finish(unit, model)
+
+
+def open_run(cfg, forget):
+    """The run of this config; the units in `forget` will be repeated. The first process goes first."""
+    if rank() > 0:
+        wait()
+    run = Run(cfg, cfg.out)
+    if forget:
+        run.forget(forget)
+    if rank() == 0:
+        wait()
+    return run

@@ -31,7 +31,7 @@ from data.tokenizer import (CHECKS, CRITIQUE, END, MARKS, PAD, RESPONSE, SCORES,
                             render_prompt)
 from data.world import Item, seed_of
 from model import GPT, GPTConfig, pad_rows
-from run import load_tensors
+from run import join, load_tensors, rank, share
 
 # ----------------------------------------------------------------------------------------
 # The sampler
@@ -118,12 +118,13 @@ def generate(model, prompts, seeds, temperature=1.0, desc=None):
     model.eval()
     results, cohorts, busy = [None] * len(prompts), [], 0
     # Long prompts first: their judgements are long, too. Equal prompts side by side: they are read once.
-    queue = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]))
-    bar = tqdm(total=len(prompts), desc=desc, disable=desc is None, mininterval=2.0)
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]), reverse=True)
+    queue = share(order)                           # of several processes, each takes its part
+    bar = tqdm(total=len(queue), desc=desc, disable=desc is None or rank() > 0, mininterval=2.0)
     while queue or cohorts:
         # 1. When a quarter of the slots is free, a new cohort takes them.
         if queue and busy <= SLOTS * 3 // 4:
-            new = [queue.pop() for _ in range(min(len(queue), SLOTS - busy))]
+            new, queue = queue[:SLOTS - busy], queue[SLOTS - busy:]
             cohorts.append(Cohort(model, new, [prompts[i] for i in new], [seeds[i] for i in new]))
         # 2. All rows write a block of tokens. Nobody looks at them meanwhile.
         token, u = torch.cat([c.token for c in cohorts]), torch.cat([c.numbers() for c in cohorts])
@@ -141,6 +142,8 @@ def generate(model, prompts, seeds, temperature=1.0, desc=None):
         cohorts = [c for c in cohorts if len(c.index)]
         busy = sum(len(c.index) for c in cohorts)
     bar.close()
+    for i, result in zip(order, join([results[i] for i in share(order)])):
+        results[i] = result
     return results
 
 # ----------------------------------------------------------------------------------------
@@ -269,6 +272,8 @@ def judge(model, tok, items, k, seed, purpose, temperature=1.0, shuffle=True, hi
 
 def write_judgements(path, judgements):
     """One JSON object a line, written beside and renamed."""
+    if rank() > 0:
+        return
     with open(path + ".tmp", "w") as f:
         f.writelines(json.dumps(vars(j)) + "\n" for j in judgements)
     os.replace(path + ".tmp", path)

@@ -34,7 +34,8 @@ from data.annotators import corpus, document, general_text, pack, written
 from data.tokenizer import HINT, PAD, Tokenizer, train_bpe
 from data.world import make_items, seed_of
 from model import GPT, SIZES, GPTConfig, Optimizer, pad_rows, token_logits, token_logp, trapezoid
-from run import Run, check_values, earlier_config, parse_flags, pick_dtype, write_json
+from run import (add_up_numbers, check_values, earlier_config, join, open_run, parse_flags, pick_dtype, rank,
+                 share, start_processes, stop_processes, write_json)
 from sample import correct, judge, read_judgements, write_judgements
 
 # ----------------------------------------------------------------------------------------
@@ -127,14 +128,16 @@ def train_lm(run, unit, model, ids, mask, lr, batch, epochs=1):
 
     def step(i):
         rows = order[i * batch:(i + 1) * batch]
+        total = int(mask[rows, 1:].sum())          # real tokens, not padding
+        rows = share(rows)                         # all of them, but if there are several processes
         x = torch.from_numpy(ids[rows].astype(np.int64)).to(run.device)              # (B, T + 1)
         m = torch.from_numpy(mask[rows]).to(run.device)
         with run.autocast():
             logp = token_logp(model, x, m)                                           # (N,)
-        loss = -logp.mean()                        # the mean over real tokens, not over padding
+        loss = -logp.sum() / total
         loss.backward()
         scale = trapezoid(i, steps)
-        return {"loss": loss.item(), "tokens": len(logp), "lr": lr * scale,
+        return {**add_up_numbers({"loss": loss.item()}), "tokens": total, "lr": lr * scale,
                 "grad_norm": opt.step(scale)}
 
     run.train(unit, model, opt, steps, step)
@@ -301,7 +304,7 @@ def update(run, policy, reference, opt, judgements, adv, scale):
     """One rollout's updates. judgements: B of them, adv: B numbers -> metrics of the last update."""
     cfg = run.cfg
     total = sum(len(j.ids) for j in judgements)
-    order = sorted(range(len(judgements)), key=lambda i: len(judgements[i].tokens))
+    order = share(sorted(range(len(judgements)), key=lambda i: len(judgements[i].tokens)))
     micro = [order[i:i + 64] for i in range(0, len(order), 64)]              # like lengths: little padding
     old, ref = [None] * len(micro), [None] * len(micro)
     for u in range(cfg.rl_updates):
@@ -329,7 +332,7 @@ def update(run, policy, reference, opt, judgements, adv, scale):
             sums["kl"] += float(kl_k3(logp.detach(), ref[m]).sum()) / total
             sums["entropy"] += float(entropy.sum()) / total
             sums["clipped"] += float(((logp.detach() - old[m]).exp() - 1).abs().gt(cfg.clip).sum()) / total
-        sums["grad_norm"] = opt.step(scale)
+        sums = {**add_up_numbers(sums), "grad_norm": opt.step(scale)}
     return sums
 
 # ----------------------------------------------------------------------------------------
@@ -425,13 +428,13 @@ def make_config(argv):
 
 
 def main(argv):
+    start_processes()
     cfg, stage = make_config(argv)
     torch.set_num_threads(cfg.threads)
-    run = Run(cfg, cfg.out)
-    if stage:
-        run.forget([unit for later in STAGES[STAGES.index(stage):] for unit in UNITS[later]])
+    later = STAGES[STAGES.index(stage):] if stage else []
+    run = open_run(cfg, forget=[unit for name in later for unit in UNITS[name]])
     if cfg.dtype == "auto":
-        cfg.dtype = pick_dtype(cfg.device)
+        cfg.dtype = join([pick_dtype(cfg.device)])[0]      # the first process decides
     write_json(run.path("config.json"), asdict(cfg))
     print("\n".join(f"{name:16s} {value}" for name, value in asdict(cfg).items()))
 
@@ -444,10 +447,12 @@ def main(argv):
     policies = {"base": base, "rft": tuned, "rl": policy}
     guide = {name: meta_rm(run, tok, name, policies[name], samples, points) for name in ("rft", "rl")}
     evaluated = {name: evaluate(run, tok, name, model, guide.get(name)) for name, model in policies.items()}
-    final = report.results(run, evaluated)
-    write_json(run.path("results.json"), final)
-    report.figures(run.folder, final)
-    print(report.table(final))
+    if rank() == 0:
+        final = report.results(run, evaluated)
+        write_json(run.path("results.json"), final)
+        report.figures(run.folder, final)
+        print(report.table(final))
+    stop_processes()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,426 @@
+"""
+How fast are the sampler and the trainer, against this machine's own limit and against other programs?
+
+    python experiments/bench.py                       # about ten minutes
+    python experiments/bench.py --quick               # under a minute: the same table, smaller and noisier
+
+Everything is measured in one run, contenders in turn, medians over several rounds: compare the ratios, the
+rates themselves differ from machine to machine and from hour to hour.
+
+- The limit is what a large float32 matrix product reaches here. A share of it counts useful work only: a
+  token once through the matrices and its attention to the tokens before it, a shared prompt once, no padding.
+  (bfloat16 has a limit of its own; a share of the float32 limit can then be above 1.)
+- Sampling needs no trained judge. Prompts are those of the toy world, and each sample is made to end where a
+  simulated expert's judgement of such an item ends: real prompts, real lengths, the same for all contenders.
+- Hugging Face's generate joins in if `transformers` is installed (pip install transformers), on a Llama
+  with as many layers, channels, heads and parameters, in float32 as our sampler.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import random
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+
+import numpy as np
+import torch
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import sample
+import spct
+from data import check_new, command
+from data.annotators import annotate, corpus, document
+from data.tokenizer import END, PAD, Tokenizer, render_prompt, train_bpe
+from data.world import make_items
+from model import GPT, SIZES, GPTConfig, Optimizer, pad_rows, token_logp, trapezoid
+from run import Run, pick_dtype, write_json
+from sample import Judgement, draw, generate
+
+# ----------------------------------------------------------------------------------------
+# Clocks and counts
+
+def seconds(contenders, rounds):
+    """Median seconds of each: {name: function}, called in turn, one round to warm up if they are quick."""
+    times = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, function in contenders.items():
+            start = time.perf_counter()
+            function()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def limit():
+    """What this machine can do: GFLOP/s of a matrix product in both precisions, GB/s of a copy."""
+    rates = {}
+    for name, dtype in (("fp32_gflops", torch.float32), ("bf16_gflops", torch.bfloat16)):
+        a, b = torch.randn(2048, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
+        rates[name] = 2 * 2048 ** 3 / seconds({name: lambda: a @ b}, 9)[name] / 1e9
+    x, y = torch.zeros(2 ** 26), torch.zeros(2 ** 26)
+    rates["copy_gb_s"] = 2 * x.numel() * 4 / seconds({"copy": lambda: y.copy_(x)}, 9)["copy"] / 1e9
+    return rates
+
+
+def forward_flops(cfg, start, end, predicted):
+    """Floating point operations to read tokens number start..end-1 of a text and predict `predicted` of them.
+
+    2 for each weight of a matrix, and 4 C a layer for each token that one attends to (2 for the score, 2 for
+    the sum, over all heads). The last MLP and the output layer are needed for predictions only.
+    """
+    C, tokens = cfg.n_embd, end - start
+    qkv_and_proj, mlp = C * (2 * C + 2 * cfg.n_kv_head * C // cfg.n_head), 8 * C * C
+    seen = (end * (end + 1) - start * (start + 1)) / 2
+    return 2 * (cfg.n_layer * (qkv_and_proj + mlp) - mlp) * tokens + 4 * C * cfg.n_layer * seen + \
+        2 * (mlp + C * cfg.vocab_size) * predicted
+
+
+def sampling_flops(cfg, prompts, lengths):
+    """Of judgements of `lengths` tokens on these prompts, equal prompts read once."""
+    return sum(forward_flops(cfg, 0, len(p), 0) for p in set(prompts)) + \
+        sum(forward_flops(cfg, len(p), len(p) + n, n) for p, n in zip(prompts, lengths))
+
+# ----------------------------------------------------------------------------------------
+# Work to do: real prompts, real lengths
+
+def make_work(tok, count, k=1, n=None):
+    """`count` samples, k of each prompt -> prompts, lengths: where an expert's judgement of that item ends."""
+    least, most = (n, n) if n else (2, 4)
+    items = make_items(0, "test", -(-count // k), least=least, most=most)
+    prompts, lengths = [], []
+    for i in range(count):
+        item = items[i // k]
+        prompts.append(tuple(tok.encode(render_prompt(item.query, item.responses))))
+        lengths.append(len(tok.encode(annotate(random.Random(i), item, "expert"))))
+    return prompts, lengths
+
+
+@contextlib.contextmanager
+def scripted(lengths):
+    """Let the sampler's rows end on cue: the sample with seed s writes lengths[s % N] tokens.
+
+    A random number of 2 is the cue: there the token is END, and nowhere else.
+    """
+    def uniforms(seed, count):
+        u = np.random.default_rng(seed).random(count, dtype=np.float32)
+        u[lengths[seed % len(lengths)] - 1:] = 2.0
+        return u
+
+    def draw_on_cue(logits, u, temperature):
+        ids, logp = draw(logits, u.clamp(max=0.999), temperature)
+        return torch.where(u > 1, END, torch.where(ids == END, PAD, ids)), logp
+
+    before = sample.uniforms, sample.draw
+    sample.uniforms, sample.draw = uniforms, draw_on_cue
+    try:
+        yield
+    finally:
+        sample.uniforms, sample.draw = before
+
+
+class Unshared(tuple):
+    """A prompt that equals itself alone, so that the sampler reads it for each of its samples."""
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+
+def ours(model, prompts, lengths, slots=256, block=16, refill=True, shared=True):
+    """Our sampler, or without some of what makes it fast."""
+    before = sample.SLOTS, sample.BLOCK
+    sample.SLOTS, sample.BLOCK = slots, block
+    if not shared:
+        prompts = [Unshared(p) for p in prompts]
+    try:
+        step = len(prompts) if refill else slots
+        for i in range(0, len(prompts), step):
+            with scripted(lengths[i:i + step]):
+                done = generate(model, prompts[i:i + step], range(len(prompts[i:i + step])))
+            assert [len(ids) for ids, _ in done] == lengths[i:i + step]
+    finally:
+        sample.SLOTS, sample.BLOCK = before
+
+# ----------------------------------------------------------------------------------------
+# Contenders
+
+@torch.inference_mode()
+def no_cache(model, prompts, lengths):
+    """nanoGPT's `generate`: the whole text through the model for each new token, until all rows have ended."""
+    ids, length = pad_rows(prompts)
+    B, target = len(prompts), length + torch.tensor(lengths)
+    text = torch.full((B, int(target.max())), PAD)
+    text[:, :ids.size(1)] = ids[:, :text.size(1)]
+    rows = torch.arange(B)
+    while (length < target).any():
+        x = model(text[:, :int(length.max())])[rows, length - 1]             # (B, C)
+        token, _ = draw(model.logits(x), torch.rand(B), 1.0)
+        going = length < target                    # rows that have ended stay as they are
+        text[rows[going], length[going]] = token[going]
+        length = length + going.long()
+
+
+def hugging_face(cfg):
+    """-> function(prompts, lengths) that samples with transformers, or None if it is not installed."""
+    try:
+        from transformers import LlamaConfig, LlamaForCausalLM, StoppingCriteria, StoppingCriteriaList
+    except ImportError:
+        return None
+    # a gated MLP has three matrices: as many parameters as our two, 8 C^2
+    llama = LlamaForCausalLM(LlamaConfig(
+        vocab_size=cfg.vocab_size, hidden_size=cfg.n_embd, intermediate_size=round(8 * cfg.n_embd / 3),
+        num_hidden_layers=cfg.n_layer, num_attention_heads=cfg.n_head, num_key_value_heads=cfg.n_kv_head,
+        max_position_embeddings=2 * cfg.block_size, tie_word_embeddings=True, pad_token_id=PAD,
+        bos_token_id=None, eos_token_id=None)).eval()
+
+    class Cue(StoppingCriteria):
+        def __init__(self, prompt, lengths):
+            self.end = prompt + torch.tensor(lengths)
+
+        def __call__(self, ids, scores, **_):
+            return ids.size(1) >= self.end         # (B,) which rows have ended
+
+    @torch.inference_mode()
+    def run(prompts, lengths, batch=256):
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        for start in range(0, len(order), batch):
+            chunk = order[start:start + batch]
+            T = max(len(prompts[i]) for i in chunk)                          # padded on the left
+            ids = torch.tensor([[PAD] * (T - len(prompts[i])) + list(prompts[i]) for i in chunk])
+            llama.generate(input_ids=ids, attention_mask=(ids != PAD).long(), do_sample=True, top_k=0, top_p=1.0,
+                           max_new_tokens=max(lengths[i] for i in chunk),
+                           stopping_criteria=StoppingCriteriaList([Cue(T, [lengths[i] for i in chunk])]))
+    return run
+
+# ----------------------------------------------------------------------------------------
+# What is measured
+
+def config(size="S", **changes):
+    return GPTConfig(704, 320, **{"n_kv_head": 1, **SIZES[size], **changes})
+
+
+def bench_sampling(tok, rates, quick, show):
+    """-> the numbers of the table's part on sampling, and what the figure shows."""
+    cfg, rounds = config(), 1 if quick else 3
+    model = GPT(cfg)
+    count, batch = (64, 32) if quick else (1024, 256)
+    prompts, lengths = make_work(tok, count)
+    tokens = sum(lengths)
+    share = lambda s: sampling_flops(cfg, prompts, lengths) / s / 1e9 / rates["fp32_gflops"]
+    ours(model, prompts[:32], lengths[:32])        # warm up
+
+    show(f"sampling, {count} different prompts of {np.mean([len(p) for p in prompts]):.0f} tokens, "
+         f"{np.mean(lengths):.0f} written for each (up to {max(lengths)})")
+    few = {1: 4} if quick else {1: 16, 32: 128}
+    for slots, number in few.items():
+        some = prompts[:number], lengths[:number]
+        s = seconds({"": lambda: ours(model, *some, slots=slots)}, rounds)[""]
+        show(f"  {slots} slots", sum(some[1]) / s, "tokens/s", number / s, "samples/s")
+    sizes = [batch] if quick else [128, 256, 512, 768]
+    times = seconds({slots: lambda slots=slots: ours(model, prompts, lengths, slots=slots) for slots in sizes}, rounds)
+    for slots, s in times.items():
+        show(f"  {slots} slots", tokens / s, "tokens/s", count / s, "samples/s", share(s), "of the fp32 limit")
+    best = min(times, key=times.get)
+
+    # one prompt many times: as RL and votes do
+    k = 8 if quick else 32
+    voted = make_work(tok, count, k)
+    wide = GPT(config(n_kv_head=4))
+    every = {"all of it": {}, "looks at every step": dict(block=1), "looks every 64 steps": dict(block=64),
+             "no refill": dict(refill=False), "prompts not shared": dict(shared=False)}
+    runs = {name: lambda how=how: ours(model, *voted, slots=batch, **how) for name, how in every.items()}
+    runs["4 key/value heads"] = lambda: ours(wide, *voted, slots=batch)
+    ablation = seconds(runs, rounds)
+    show(f"sampling, {k} samples of each prompt, {batch} slots")
+    for name, s in ablation.items():
+        show(f"  {name}", sum(voted[1]) / s, "tokens/s", ablation["all of it"] / s, "of all")
+
+    # k votes at once, or k single judgements one after the other
+    one_prompt = [voted[0][0]] * k, voted[1][:k]
+    votes = seconds({"votes": lambda: ours(model, *one_prompt),
+                     "single": lambda: [ours(model, [p], [n]) for p, n in zip(*one_prompt)],
+                     "unshared": lambda: ours(model, *one_prompt, shared=False)}, rounds)
+    show(f"{k} votes on one item")
+    show(f"  against {k} single judgements", votes["single"] / votes["votes"], "times cheaper")
+    show("  against one batch that reads the prompt each time", votes["unshared"] / votes["votes"], "times cheaper")
+
+    # other programs, same batch
+    some = prompts[:batch], lengths[:batch]
+    slow = seconds({"ours": lambda: ours(model, *some, slots=batch), "loop": lambda: no_cache(model, *some)}, 1)
+    nocache = slow["loop"] / slow["ours"]
+    show(f"other samplers, batch {batch}")
+    show("  loop without a cache", sum(some[1]) / slow["loop"], "tokens/s", nocache, "times slower than ours")
+    hf, hf_ratio, fixed_ratio = hugging_face(cfg), None, None
+    if hf:
+        T, steps = 33, 32 if quick else 96
+        fixed = [tuple(np.random.default_rng(i).integers(20, 700, T).tolist()) for i in range(batch)], [steps] * batch
+        hf(*(x[:32] for x in fixed))               # warm up
+        race = seconds({"real": lambda: ours(model, prompts, lengths, slots=batch),
+                        "hf real": lambda: hf(prompts, lengths, batch),
+                        "fixed": lambda: ours(model, *fixed, slots=batch), "hf fixed": lambda: hf(*fixed, batch)}, rounds)
+        hf_ratio, fixed_ratio = race["hf real"] / race["real"], race["hf fixed"] / race["fixed"]
+        show("  Hugging Face, real prompts and ends", tokens / race["hf real"], "tokens/s", hf_ratio,
+             "times slower than ours")
+        show(f"  Hugging Face, {T} + {steps} tokens each", sum(fixed[1]) / race["hf fixed"], "tokens/s", fixed_ratio,
+             "times slower than ours")
+    else:
+        show("  Hugging Face: transformers is not installed")
+    rates_shown = {"no-cache loop": sum(some[1]) / slow["loop"], "Hugging Face": hf and tokens / race["hf real"],
+                   **{f"without: {n}" if n != "all of it" else "ours": sum(voted[1]) / s for n, s in ablation.items()}}
+    return {"tok_s": tokens / times[best], "nocache_ratio": nocache, "hf_ratio": hf_ratio,
+            "hf_fixed_ratio": fixed_ratio, "limit_share": share(times[best]),
+            "shared_prompt_ratio": votes["single"] / votes["votes"]}, rates_shown
+
+
+def bench_training(tok, rates, quick, show):
+    """Whole pre-training steps on real rows, optimizer included -> {size: numbers}."""
+    rows, dtype, result = spct.Config.pretrain_rows, getattr(torch, pick_dtype("cpu")), {}
+    ids, mask = corpus(tok, 0, 40_000, 320)
+    x, m = torch.from_numpy(ids[:rows].astype(np.int64)), torch.from_numpy(mask[:rows])
+    show(f"training, {rows} rows of 320 tokens a step, {str(dtype).removeprefix('torch.')}")
+    for size in SIZES:
+        cfg = config(size)
+        model = GPT(cfg)
+        opt = Optimizer(model, 1e-3)
+
+        def step():
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+                loss = -token_logp(model, x, m).mean()
+            loss.backward()
+            opt.step(trapezoid(5, 100))
+
+        seconds({size: step}, 2)                   # warm up
+        s = seconds({size: step}, 3 if quick else 15 if size == "S" else 7)[size]
+        flops = 3 * rows * forward_flops(cfg, 0, 320, int(m[:, 1:].sum()) / rows)
+        tokens = rows * 320
+        result[size] = {"tok_s": tokens / s, "limit_share": flops / s / 1e9 / rates["fp32_gflops"]}
+        show(f"  size {size}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters", tokens / s,
+             "tokens/s", result[size]["limit_share"], "of the fp32 limit")
+    return result
+
+
+def bench_rl_step(tok, quick, show):
+    """One step of spct.rl in the default setting: seconds in sampling, in model passes, in all the rest."""
+    clock = {"sampling": 0.0, "passes": 0.0}
+
+    def timed(function, part):
+        def wrapped(*args, **kwargs):
+            start = time.perf_counter()
+            result = function(*args, **kwargs)
+            clock[part] += time.perf_counter() - start
+            return result
+        return wrapped
+
+    with tempfile.TemporaryDirectory() as folder:
+        cfg = spct.Config(device="cpu", dtype=pick_dtype("cpu"), out=folder, rl_steps=1 if quick else 4,
+                          **(dict(rl_points=4) if quick else {}))
+        points = make_items(0, "train", 40)
+        never_right = [[Judgement(p.id, 0, [], 0, (), [], 0.0)] for p in points]
+        _, lengths = make_work(tok, 64)
+        policy = GPT(GPTConfig(tok.vocab_size))
+        patches = [(sample, "generate", "sampling"), (spct, "token_logits", "passes"),
+                   (spct, "token_logp", "passes"), (torch.Tensor, "backward", "passes")]
+        before = [(where, name, getattr(where, name)) for where, name, _ in patches]
+        for where, name, part in patches:
+            setattr(where, name, timed(getattr(where, name), part))
+        try:
+            start = time.perf_counter()
+            with scripted(lengths), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                spct.rl(Run(cfg, folder), tok, policy, points, never_right)
+            total = (time.perf_counter() - start) / cfg.rl_steps
+        finally:
+            for where, name, function in before:
+                setattr(where, name, function)
+    parts = {name: s / cfg.rl_steps for name, s in clock.items()}
+    parts["other"] = total - sum(parts.values())
+    show(f"one RL step, {cfg.rl_points} points x {cfg.group}")
+    for name, s in parts.items():
+        show(f"  {name}", s, "s", s / total, "of the step")
+    return parts
+
+
+def bench_growth(tok, quick, show):
+    """Seconds a judgement as k, the number of responses, the prompt and the model grow -> {panel: (x, y)}."""
+    model, rounds, panels = GPT(config()), 1 if quick else 3, {}
+    ours(model, *make_work(tok, 16))
+
+    def panel(name, cases):
+        times = seconds({x: lambda how=how: ours(*how, slots=512) for x, how in cases.items()}, rounds)
+        per = {x: s / len(cases[x][1]) for x, s in times.items()}
+        show(f"milliseconds a judgement, by {name}: " + ", ".join(f"{x}: {1e3 * s:.1f}" for x, s in per.items()))
+        panels[name] = list(per), list(per.values())
+
+    items = 2 if quick else 8
+    panel("votes k on each of a few items", {k: (model, *make_work(tok, items * k, k))
+                                             for k in ((1, 8) if quick else (1, 2, 4, 8, 16, 32, 64))})
+    count = 32 if quick else 256
+    panel("number of responses n", {n: (model, *make_work(tok, count, 8, n)) for n in (1, 2, 3, 4)})
+    random_prompt = lambda i, T: tuple(np.random.default_rng(i).integers(20, 700, T).tolist())
+    panel("tokens of the prompt", {T: (model, [random_prompt(i, T) for i in range(count)], [60] * count)
+                                   for T in (32, 64, 128, 240)})
+    panel("model size", {size: (GPT(config(size)), *make_work(tok, count, 8)) for size in SIZES})
+    return panels
+
+
+def figure(path, shown, panels):
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    fig, axes = plt.subplots(1, 3, figsize=(15, 4.2), width_ratios=[2, 1, 1])
+    shown = {name: rate for name, rate in shown.items() if rate}
+    axes[0].barh(list(shown)[::-1], list(shown.values())[::-1])
+    axes[0].set(title="sampling, same batch", xlabel="tokens/s (more is better)")
+    for ax, name in zip(axes[1:], ("votes k on each of a few items", "tokens of the prompt")):
+        x, y = panels[name]
+        ax.plot(x, 1e3 * np.array(y), "o-")
+        ax.set(title="milliseconds a judgement", xlabel=name, ylim=(0, None), xscale="log", xticks=x, xticklabels=x)
+        ax.minorticks_off()
+    fig.tight_layout()
+    fig.savefig(path, dpi=100)
+
+
+def show(text, *numbers_and_units):
+    """One line of the table: a name, then numbers, each with its unit."""
+    pairs = zip(numbers_and_units[::2], numbers_and_units[1::2])
+    cells = [f"{x:10,.0f} {unit}" if x >= 100 else f"{x:10.3f} {unit}" for x, unit in pairs]
+    print(f"{text:52s}" * bool(cells) + text * (not cells) + "  ".join(cells), flush=True)
+
+
+def main(argv):
+    parser = argparse.ArgumentParser(description="Measure the speed of sampling and training.")
+    parser.add_argument("--quick", action="store_true", help="under a minute, smaller and noisier")
+    parser.add_argument("--json", help="write the main numbers here, too")
+    parser.add_argument("--figure", help="draw them (a .png)")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args(argv)
+    for path in filter(None, (args.json, args.figure)):
+        check_new(path)
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    tok = Tokenizer(train_bpe((p for i in range(2000) for p in document(0, i) if isinstance(p, str)), 704))
+    rates = limit()
+    show(f"limit of this machine, {args.threads} threads, torch {torch.__version__}")
+    show("  matrix product, float32", rates["fp32_gflops"], "GFLOP/s")
+    show("  matrix product, bfloat16", rates["bf16_gflops"], "GFLOP/s")
+    show("  copy of memory", rates["copy_gb_s"], "GB/s")
+    peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    sampling, shown = bench_sampling(tok, rates, args.quick, show)
+    show("peak memory so far", peak(), "MB")
+    training = bench_training(tok, rates, args.quick, show)
+    rl_step = bench_rl_step(tok, args.quick, show)
+    panels = bench_growth(tok, args.quick, show)
+    show("peak memory of it all", peak(), "MB")
+    if args.json:
+        write_json(args.json, {"limit": {k: rates[k] for k in ("fp32_gflops", "bf16_gflops")}, "sampling": sampling,
+                               "training": training, "rl_step": rl_step})
+    if args.figure:
+        figure(args.figure, shown, panels)
+
+
+if __name__ == "__main__":
+    command(main)
