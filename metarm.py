@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from data.world import seed_of
 from model import Optimizer, RewardModel, pad_rows, trapezoid
-from run import add_up_numbers, join, share
+from parallel import add_up_numbers, join, share
 from sample import vote
 
 # ----------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from data import UserError
-from run import add_up
+from parallel import add_up
 
 
 @dataclass
@@ -166,8 +166,8 @@ class GPT(nn.Module):
             std = 0.02 if name == "wte.weight" else 0.5 * cfg.n_embd ** -0.5
             nn.init.normal_(p, 0, 0.0 if name.endswith("proj.weight") else std, generator=gen)
 
-    def forward(self, ids, mask=None, keep_kv=False):
-        """ids (B, T) -> hidden states (B, T, C), or (N, C), those of the N tokens under the mask (B, T).
+    def forward(self, ids, at=None, keep_kv=False):
+        """ids (B, T) -> hidden states (B, T, C), or (N, C), those of N tokens alone: at (N,), indices into B * T.
 
         keep_kv: also the keys and values, (L, 2, B, K, T, D).
         """
@@ -177,8 +177,8 @@ class GPT(nn.Module):
         for block in self.blocks:
             y, k, v = block.attn(norm(x), self.turn[:T])
             x = x + y
-            if mask is not None and block is self.blocks[-1]:
-                x = x[mask]                        # nobody will ask for the others: spare them the last MLP
+            if at is not None and block is self.blocks[-1]:
+                x = x.flatten(0, 1)[at]            # nobody will ask for the others: spare them the last MLP
             x = x + block.mlp(norm(x))
             if keep_kv:
                 kv.append(torch.stack([k, v]))
@@ -186,7 +186,7 @@ class GPT(nn.Module):
 
     def prefill(self, ids, length):
         """Read right-padded prompts, ids (B, T), length (B,) -> a cache."""
-        _, kv = self(ids, torch.zeros_like(ids, dtype=torch.bool), keep_kv=True)
+        _, kv = self(ids, at=length[:0], keep_kv=True)
         return KVCache(kv, length)
 
     def step(self, ids, caches):
@@ -217,8 +217,9 @@ class RewardModel(nn.Module):
 
     def forward(self, ids, length):
         """ids (B, T) right-padded, length (B,) -> (B,), read off the last real token: it has seen all."""
-        mask = torch.arange(ids.size(1), device=ids.device) == length[:, None] - 1               # (B, T)
-        last = self.gpt(ids, mask).float()                                   # (B, C)
+        B, T = ids.shape
+        at = torch.arange(B, device=ids.device) * T + length - 1             # (B,)
+        last = self.gpt(ids, at).float()                                     # (B, C)
         # a product and a sum, which autocast leaves in float32: rounded logits would tie
         return (last * self.head.weight[0]).sum(dim=-1) + self.head.bias
 
@@ -248,8 +249,9 @@ def token_logits(model, ids, mask):
     ids (B, T); mask (B, T) bool, True on the tokens to be predicted -> logits (N, V), targets (N,) in row
     order, N = number of masked tokens but for the first column, which nothing precedes.
     """
-    x = model(ids[:, :-1], mask[:, 1:])                                      # (N, C)
-    return model.logits(x), ids[:, 1:][mask[:, 1:]]
+    before = F.pad(mask[:, 1:], (0, 1)).flatten().nonzero()[:, 0]            # (N,) the token before each
+    x = model(ids, F.pad(before, (0, -len(before) % 128)))                   # few shapes: see pad_rows
+    return model.logits(x)[:len(before)], ids.flatten()[before + 1]
 
 
 def token_logp(model, ids, mask):

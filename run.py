@@ -17,86 +17,14 @@ import math
 import os
 import pickle
 import shutil
-import sys
 import time
 from dataclasses import asdict
 
 import torch
-import torch.distributed as dist
 from tqdm import tqdm
 
 from data import UserError
-
-# ----------------------------------------------------------------------------------------
-# Several processes, each a share of the work: torchrun --nproc_per_node=2 spct.py --threads 1
-#
-# All processes hold the same data, models and random seeds, and so agree on every batch. Each trains on its
-# share() of the rows and samples its share of the judgements; add_up() and join() bring the results together.
-# The first process alone writes files. With one process all of these do nothing.
-
-def rank():
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def world():
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def start_processes():
-    """Join the other processes if torchrun started this one. Only the first one prints."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    if rank() > 0:
-        sys.stdout = open(os.devnull, "w")
-
-
-def stop_processes():
-    """Together: a process that leaves early may take the others down."""
-    wait()
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-def wait():
-    """Until all processes are here."""
-    if world() > 1:
-        dist.barrier()
-
-
-def share(rows):
-    """This process's part of a list."""
-    return rows[rank()::world()]
-
-
-def join(mine):
-    """The parts of all processes, put together again: join(share(x)) == x."""
-    if world() == 1:
-        return mine
-    parts = [None] * world()
-    dist.all_gather_object(parts, mine)
-    return [parts[i % world()][i // world()] for i in range(sum(map(len, parts)))]
-
-
-def add_up(tensors):
-    """Replace each tensor by its sum over the processes, all in one message."""
-    if world() > 1:
-        flat = torch.cat([t.flatten() for t in tensors])
-        dist.all_reduce(flat)
-        for t, total in zip(tensors, flat.split([t.numel() for t in tensors])):
-            t.copy_(total.view_as(t))
-
-
-def add_up_numbers(numbers):
-    """The same for a dict of numbers."""
-    totals = torch.tensor(list(numbers.values()), dtype=torch.float64)
-    add_up([totals])
-    return dict(zip(numbers, totals.tolist()))
-
-# ----------------------------------------------------------------------------------------
-# Flags and values
+from parallel import rank, wait, world
 
 
 def parse_flags(argv, types, stages):
@@ -167,6 +95,9 @@ def check_values(cfg):
             positive = name.endswith(("lr", "temperature"))
             if not (0 < value < math.inf or value == 0 and not positive):
                 raise UserError(f"--{name} {value}: expected {'more than 0' if positive else '0 or more'}")
+    rows = min(cfg.pretrain_rows, cfg.rft_rows, cfg.rl_points)
+    if world() > rows:
+        raise UserError(f"--nproc_per_node {world()}: a step has {rows} rows, start as many processes or fewer")
     if cfg.rl_points > cfg.points:
         raise UserError(f"--rl_points {cfg.rl_points}: expected --points ({cfg.points}) or less")
     if cfg.rft_general >= 1 or cfg.noise >= 1:

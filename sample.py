@@ -13,6 +13,7 @@ very distribution that it samples from.
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import math
@@ -31,7 +32,8 @@ from data.tokenizer import (CHECKS, CRITIQUE, END, MARKS, PAD, RESPONSE, SCORES,
                             render_prompt)
 from data.world import Item, seed_of
 from model import GPT, GPTConfig, pad_rows
-from run import join, load_tensors, rank, share
+from parallel import join, rank, share
+from run import load_tensors
 
 # ----------------------------------------------------------------------------------------
 # The sampler
@@ -261,7 +263,10 @@ def judge(model, tok, items, k, seed, purpose, temperature=1.0, shuffle=True, hi
             prompt = tuple(tok.encode(render_prompt(item.query, responses, best)))
             own_seed = seed_of(seed, purpose, item.id, sample)
             blank.append(Judgement(item.id, sample, order, own_seed, prompt, [], 0.0))
-    done = generate(model, [j.prompt for j in blank], [j.seed for j in blank], temperature, desc=desc)
+    # bfloat16 on a GPU; on a CPU float32 is as fast, and rounds too little to tip a sample over
+    gpu = model.wte.weight.device.type == "cuda"
+    with torch.autocast("cuda", torch.bfloat16) if gpu else contextlib.nullcontext():
+        done = generate(model, [j.prompt for j in blank], [j.seed for j in blank], temperature, desc=desc)
     for j, (ids, logp) in zip(blank, done):
         j.ids, j.logp = ids, logp
         j.status, j.principles, j.critiques, slots = parse(tok, j.ids, len(j.order))

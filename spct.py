@@ -34,8 +34,8 @@ from data.annotators import corpus, document, general_text, pack, written
 from data.tokenizer import HINT, PAD, Tokenizer, train_bpe
 from data.world import make_items, seed_of
 from model import GPT, SIZES, GPTConfig, Optimizer, pad_rows, token_logits, token_logp, trapezoid
-from run import (add_up_numbers, check_values, earlier_config, join, open_run, parse_flags, pick_dtype, rank,
-                 share, start_processes, stop_processes, write_json)
+from parallel import add_up_numbers, join, rank, share, start_processes, stop_processes
+from run import check_values, earlier_config, open_run, parse_flags, pick_dtype, write_json
 from sample import correct, judge, read_judgements, write_judgements
 
 # ----------------------------------------------------------------------------------------
@@ -118,7 +118,7 @@ FIRST_FIELD = {"pretrain": "n_layer", "rft": "points", "rl": "rl_steps", "metarm
 # saves; after an interruption it goes on from the last checkpoint.
 
 def train_lm(run, unit, model, ids, mask, lr, batch, epochs=1):
-    """Next-token training on packed rows, for pre-training and RFT. ids, mask: (rows, T + 1)."""
+    """Next-token training on packed rows, for pre-training and RFT. ids, mask: (rows, T)."""
     opt = Optimizer(model, lr)
     shuffle = lambda epoch: np.random.default_rng(seed_of(run.cfg.seed, unit, epoch)).permutation(len(ids))
     order = np.concatenate([shuffle(epoch) for epoch in range(epochs)])
@@ -130,7 +130,7 @@ def train_lm(run, unit, model, ids, mask, lr, batch, epochs=1):
         rows = order[i * batch:(i + 1) * batch]
         total = int(mask[rows, 1:].sum())          # real tokens, not padding
         rows = share(rows)                         # all of them, but if there are several processes
-        x = torch.from_numpy(ids[rows].astype(np.int64)).to(run.device)              # (B, T + 1)
+        x = torch.from_numpy(ids[rows].astype(np.int64)).to(run.device)              # (B, T)
         m = torch.from_numpy(mask[rows]).to(run.device)
         with run.autocast():
             logp = token_logp(model, x, m)                                           # (N,)

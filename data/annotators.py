@@ -165,7 +165,7 @@ def written(ids):
 
 
 def pack(documents, T, seed):
-    """Whole documents into rows of up to T + 1 tokens -> (ids, mask), each (rows, T + 1).
+    """Whole documents into rows of up to T tokens -> (ids, mask), each (rows, T).
 
     documents: (ids, mask) pairs, mask True on the tokens to be learned. Each goes into the first of the
     last few rows that has room. The rest of a row is PAD and not learned, END is.
@@ -173,17 +173,17 @@ def pack(documents, T, seed):
     rows, used = [], []                            # the documents of each row, and its number of tokens
     for document in documents:
         size = len(document[0])
-        if size > T + 1:
+        if size > T:
             raise UserError(f"a document of {size} tokens: raise --block_size or --vocab_size")
         last = range(max(0, len(rows) - 8), len(rows))
-        fits = [i for i in last if used[i] + size <= T + 1] + [len(rows)]
+        fits = [i for i in last if used[i] + size <= T] + [len(rows)]
         i = fits[0]
         if i == len(rows):
             rows.append([])
             used.append(0)
         rows[i].append(document)
         used[i] += size
-    ids, mask = np.full((len(rows), T + 1), PAD, np.int16), np.zeros((len(rows), T + 1), bool)
+    ids, mask = np.full((len(rows), T), PAD, np.int16), np.zeros((len(rows), T), bool)
     rng = random.Random(seed)
     for i, row in enumerate(rows):
         rng.shuffle(row)                           # long documents open rows: they must not always come first

@@ -27,7 +27,6 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -48,7 +47,7 @@ from sample import Judgement, draw, generate
 # Clocks and counts
 
 def seconds(contenders, rounds):
-    """Median seconds of each: {name: function}, called in turn, one round to warm up if they are quick."""
+    """{name: function} -> {name: median of its seconds}; the functions are called in turn, `rounds` times."""
     times = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, function in contenders.items():
@@ -56,6 +55,13 @@ def seconds(contenders, rounds):
             function()
             times[name].append(time.perf_counter() - start)
     return {name: statistics.median(t) for name, t in times.items()}
+
+
+def show(text, *numbers_and_units):
+    """One line of the table: a name, then numbers, each with its unit."""
+    pairs = zip(numbers_and_units[::2], numbers_and_units[1::2])
+    cells = [f"{x:10,.0f} {unit}" if x >= 100 else f"{x:10.3f} {unit}" for x, unit in pairs]
+    print(f"{text:52s}" * bool(cells) + text * (not cells) + "  ".join(cells), flush=True)
 
 
 def limit():
@@ -100,6 +106,10 @@ def make_work(tok, count, k=1, n=None):
         prompts.append(tuple(tok.encode(render_prompt(item.query, item.responses))))
         lengths.append(len(tok.encode(annotate(random.Random(i), item, "expert"))))
     return prompts, lengths
+
+
+def random_prompt(seed, T):
+    return tuple(np.random.default_rng(seed).integers(20, 700, T).tolist())
 
 
 @contextlib.contextmanager
@@ -204,80 +214,78 @@ def config(size="S", **changes):
     return GPTConfig(704, 320, **{"n_kv_head": 1, **SIZES[size], **changes})
 
 
-def bench_sampling(tok, rates, quick, show):
-    """-> the numbers of the table's part on sampling, and what the figure shows."""
-    cfg, rounds = config(), 1 if quick else 3
-    model = GPT(cfg)
-    count, batch = (64, 32) if quick else (1024, 256)
-    prompts, lengths = make_work(tok, count)
-    tokens = sum(lengths)
-    share = lambda s: sampling_flops(cfg, prompts, lengths) / s / 1e9 / rates["fp32_gflops"]
-    ours(model, prompts[:32], lengths[:32])        # warm up
-
-    show(f"sampling, {count} different prompts of {np.mean([len(p) for p in prompts]):.0f} tokens, "
+def bench_slots(model, rates, prompts, lengths, quick):
+    """Tokens a second and share of the limit, by the number of slots -> those of the best one."""
+    show(f"sampling, {len(prompts)} different prompts of {np.mean([len(p) for p in prompts]):.0f} tokens, "
          f"{np.mean(lengths):.0f} written for each (up to {max(lengths)})")
-    few = {1: 4} if quick else {1: 16, 32: 128}
-    for slots, number in few.items():
-        some = prompts[:number], lengths[:number]
-        s = seconds({"": lambda: ours(model, *some, slots=slots)}, rounds)[""]
-        show(f"  {slots} slots", sum(some[1]) / s, "tokens/s", number / s, "samples/s")
-    sizes = [batch] if quick else [128, 256, 512, 768]
-    times = seconds({slots: lambda slots=slots: ours(model, prompts, lengths, slots=slots) for slots in sizes}, rounds)
-    for slots, s in times.items():
-        show(f"  {slots} slots", tokens / s, "tokens/s", count / s, "samples/s", share(s), "of the fp32 limit")
-    best = min(times, key=times.get)
+    few = {1: 4} if quick else {1: 16, 32: 128}    # slots: samples
+    sizes = [32] if quick else [128, 256, 512, 768]
+    work = {n: (prompts[:few.get(n, len(prompts))], lengths[:few.get(n, len(prompts))]) for n in [*few, *sizes]}
+    times = seconds({n: lambda n=n: ours(model, *work[n], slots=n) for n in work}, 1 if quick else 3)
+    tok_s = {n: sum(work[n][1]) / s for n, s in times.items()}
+    share = {n: sampling_flops(model.cfg, *work[n]) / s / 1e9 / rates["fp32_gflops"] for n, s in times.items()}
+    for n, s in times.items():
+        show(f"  {n} slots", tok_s[n], "tokens/s", len(work[n][0]) / s, "samples/s", share[n], "of the fp32 limit")
+    best = max(share, key=share.get)
+    return {"tok_s": tok_s[best], "limit_share": share[best]}
 
-    # one prompt many times: as RL and votes do
-    k = 8 if quick else 32
-    voted = make_work(tok, count, k)
+
+def bench_ablation(model, tok, count, k, batch, rounds):
+    """Our sampler without each of its means, on k samples of each prompt -> {name: tokens a second}."""
+    prompts, lengths = make_work(tok, count, k)
     wide = GPT(config(n_kv_head=4))
-    every = {"all of it": {}, "looks at every step": dict(block=1), "looks every 64 steps": dict(block=64),
-             "no refill": dict(refill=False), "prompts not shared": dict(shared=False)}
-    runs = {name: lambda how=how: ours(model, *voted, slots=batch, **how) for name, how in every.items()}
-    runs["4 key/value heads"] = lambda: ours(wide, *voted, slots=batch)
-    ablation = seconds(runs, rounds)
+    without = {"all of it": {}, "looks at every step": dict(block=1), "looks every 64 steps": dict(block=64),
+               "no refill": dict(refill=False), "prompts not shared": dict(shared=False)}
+    runs = {name: lambda how=how: ours(model, prompts, lengths, slots=batch, **how) for name, how in without.items()}
+    runs["4 key/value heads"] = lambda: ours(wide, prompts, lengths, slots=batch)
+    times = seconds(runs, rounds)
     show(f"sampling, {k} samples of each prompt, {batch} slots")
-    for name, s in ablation.items():
-        show(f"  {name}", sum(voted[1]) / s, "tokens/s", ablation["all of it"] / s, "of all")
+    for name, s in times.items():
+        show(f"  {name}", sum(lengths) / s, "tokens/s", times["all of it"] / s, "of all")
+    return {name: sum(lengths) / s for name, s in times.items()}
 
-    # k votes at once, or k single judgements one after the other
-    one_prompt = [voted[0][0]] * k, voted[1][:k]
-    votes = seconds({"votes": lambda: ours(model, *one_prompt),
-                     "single": lambda: [ours(model, [p], [n]) for p, n in zip(*one_prompt)],
-                     "unshared": lambda: ours(model, *one_prompt, shared=False)}, rounds)
+
+def bench_votes(model, tok, k, rounds):
+    """k votes on one item at once against k single judgements -> how many times cheaper."""
+    work = make_work(tok, k, k)
+    times = seconds({"votes": lambda: ours(model, *work),
+                     "single": lambda: [ours(model, [p], [n]) for p, n in zip(*work)],
+                     "unshared": lambda: ours(model, *work, shared=False)}, rounds)
     show(f"{k} votes on one item")
-    show(f"  against {k} single judgements", votes["single"] / votes["votes"], "times cheaper")
-    show("  against one batch that reads the prompt each time", votes["unshared"] / votes["votes"], "times cheaper")
+    show(f"  against {k} single judgements", times["single"] / times["votes"], "times cheaper")
+    show("  against one batch that reads the prompt each time", times["unshared"] / times["votes"], "times cheaper")
+    return times["single"] / times["votes"]
 
-    # other programs, same batch
-    some = prompts[:batch], lengths[:batch]
+
+def bench_others(model, prompts, lengths, batch, quick):
+    """Against a loop without a cache and Hugging Face -> ratios, and {name: tokens a second}."""
+    some, tokens, ratios = (prompts[:batch], lengths[:batch]), sum(lengths), {}
     slow = seconds({"ours": lambda: ours(model, *some, slots=batch), "loop": lambda: no_cache(model, *some)}, 1)
-    nocache = slow["loop"] / slow["ours"]
+    ratios["nocache_ratio"] = slow["loop"] / slow["ours"]
+    rates = {"no cache": sum(some[1]) / slow["loop"]}
     show(f"other samplers, batch {batch}")
-    show("  loop without a cache", sum(some[1]) / slow["loop"], "tokens/s", nocache, "times slower than ours")
-    hf, hf_ratio, fixed_ratio = hugging_face(cfg), None, None
-    if hf:
-        T, steps = 33, 32 if quick else 96
-        fixed = [tuple(np.random.default_rng(i).integers(20, 700, T).tolist()) for i in range(batch)], [steps] * batch
-        hf(*(x[:32] for x in fixed))               # warm up
-        race = seconds({"real": lambda: ours(model, prompts, lengths, slots=batch),
-                        "hf real": lambda: hf(prompts, lengths, batch),
-                        "fixed": lambda: ours(model, *fixed, slots=batch), "hf fixed": lambda: hf(*fixed, batch)}, rounds)
-        hf_ratio, fixed_ratio = race["hf real"] / race["real"], race["hf fixed"] / race["fixed"]
-        show("  Hugging Face, real prompts and ends", tokens / race["hf real"], "tokens/s", hf_ratio,
-             "times slower than ours")
-        show(f"  Hugging Face, {T} + {steps} tokens each", sum(fixed[1]) / race["hf fixed"], "tokens/s", fixed_ratio,
-             "times slower than ours")
-    else:
+    show("  loop without a cache", rates["no cache"], "tokens/s", ratios["nocache_ratio"], "times slower than ours")
+    hf = hugging_face(model.cfg)
+    if hf is None:
         show("  Hugging Face: transformers is not installed")
-    rates_shown = {"no-cache loop": sum(some[1]) / slow["loop"], "Hugging Face": hf and tokens / race["hf real"],
-                   **{f"without: {n}" if n != "all of it" else "ours": sum(voted[1]) / s for n, s in ablation.items()}}
-    return {"tok_s": tokens / times[best], "nocache_ratio": nocache, "hf_ratio": hf_ratio,
-            "hf_fixed_ratio": fixed_ratio, "limit_share": share(times[best]),
-            "shared_prompt_ratio": votes["single"] / votes["votes"]}, rates_shown
+        return {**ratios, "hf_ratio": None, "hf_fixed_ratio": None}, rates
+    steps = 32 if quick else 96
+    fixed = [random_prompt(i, 33) for i in range(batch)], [steps] * batch
+    hf(fixed[0][:32], fixed[1][:32], 32)           # warm up
+    times = seconds({"ours": lambda: ours(model, prompts, lengths, slots=batch),
+                     "hf": lambda: hf(prompts, lengths, batch),
+                     "ours fixed": lambda: ours(model, *fixed, slots=batch),
+                     "hf fixed": lambda: hf(*fixed, batch)}, 1 if quick else 3)
+    ratios["hf_ratio"], ratios["hf_fixed_ratio"] = times["hf"] / times["ours"], times["hf fixed"] / times["ours fixed"]
+    rates["Hugging Face"] = tokens / times["hf"]
+    show("  Hugging Face, real prompts and ends", rates["Hugging Face"], "tokens/s",
+         ratios["hf_ratio"], "times slower than ours")
+    show(f"  Hugging Face, 33 + {steps} tokens each", batch * steps / times["hf fixed"], "tokens/s",
+         ratios["hf_fixed_ratio"], "times slower than ours")
+    return ratios, rates
 
 
-def bench_training(tok, rates, quick, show):
+def bench_training(tok, rates, quick):
     """Whole pre-training steps on real rows, optimizer included -> {size: numbers}."""
     rows, dtype, result = spct.Config.pretrain_rows, getattr(torch, pick_dtype("cpu")), {}
     ids, mask = corpus(tok, 0, 40_000, 320)
@@ -304,7 +312,7 @@ def bench_training(tok, rates, quick, show):
     return result
 
 
-def bench_rl_step(tok, quick, show):
+def bench_rl_step(tok, quick):
     """One step of spct.rl in the default setting: seconds in sampling, in model passes, in all the rest."""
     clock = {"sampling": 0.0, "passes": 0.0}
 
@@ -329,8 +337,8 @@ def bench_rl_step(tok, quick, show):
         for where, name, part in patches:
             setattr(where, name, timed(getattr(where, name), part))
         try:
-            start = time.perf_counter()
-            with scripted(lengths), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            start, quiet = time.perf_counter(), io.StringIO()
+            with scripted(lengths), contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
                 spct.rl(Run(cfg, folder), tok, policy, points, never_right)
             total = (time.perf_counter() - start) / cfg.rl_steps
         finally:
@@ -344,7 +352,7 @@ def bench_rl_step(tok, quick, show):
     return parts
 
 
-def bench_growth(tok, quick, show):
+def bench_growth(tok, quick):
     """Seconds a judgement as k, the number of responses, the prompt and the model grow -> {panel: (x, y)}."""
     model, rounds, panels = GPT(config()), 1 if quick else 3, {}
     ours(model, *make_work(tok, 16))
@@ -360,21 +368,19 @@ def bench_growth(tok, quick, show):
                                              for k in ((1, 8) if quick else (1, 2, 4, 8, 16, 32, 64))})
     count = 32 if quick else 256
     panel("number of responses n", {n: (model, *make_work(tok, count, 8, n)) for n in (1, 2, 3, 4)})
-    random_prompt = lambda i, T: tuple(np.random.default_rng(i).integers(20, 700, T).tolist())
     panel("tokens of the prompt", {T: (model, [random_prompt(i, T) for i in range(count)], [60] * count)
                                    for T in (32, 64, 128, 240)})
     panel("model size", {size: (GPT(config(size)), *make_work(tok, count, 8)) for size in SIZES})
     return panels
 
 
-def figure(path, shown, panels):
+def figure(path, rates, panels):
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(1, 3, figsize=(15, 4.2), width_ratios=[2, 1, 1])
-    shown = {name: rate for name, rate in shown.items() if rate}
-    axes[0].barh(list(shown)[::-1], list(shown.values())[::-1])
-    axes[0].set(title="sampling, same batch", xlabel="tokens/s (more is better)")
+    axes[0].barh(list(rates)[::-1], list(rates.values())[::-1])
+    axes[0].set(title="sampling with the same number of slots", xlabel="tokens/s (more is better)")
     for ax, name in zip(axes[1:], ("votes k on each of a few items", "tokens of the prompt")):
         x, y = panels[name]
         ax.plot(x, 1e3 * np.array(y), "o-")
@@ -382,13 +388,6 @@ def figure(path, shown, panels):
         ax.minorticks_off()
     fig.tight_layout()
     fig.savefig(path, dpi=100)
-
-
-def show(text, *numbers_and_units):
-    """One line of the table: a name, then numbers, each with its unit."""
-    pairs = zip(numbers_and_units[::2], numbers_and_units[1::2])
-    cells = [f"{x:10,.0f} {unit}" if x >= 100 else f"{x:10.3f} {unit}" for x, unit in pairs]
-    print(f"{text:52s}" * bool(cells) + text * (not cells) + "  ".join(cells), flush=True)
 
 
 def main(argv):
@@ -409,17 +408,25 @@ def main(argv):
     show("  matrix product, bfloat16", rates["bf16_gflops"], "GFLOP/s")
     show("  copy of memory", rates["copy_gb_s"], "GB/s")
     peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    sampling, shown = bench_sampling(tok, rates, args.quick, show)
+    model, quick, rounds = GPT(config()), args.quick, 1 if args.quick else 3
+    count, batch, k = (64, 32, 8) if quick else (1024, 256, 32)
+    work = make_work(tok, count)
+    ours(model, work[0][:32], work[1][:32])        # warm up
+    sampling = bench_slots(model, rates, *work, quick)
+    ablation = bench_ablation(model, tok, count, k, batch, rounds)
+    sampling["shared_prompt_ratio"] = bench_votes(model, tok, k, rounds)
+    ratios, others = bench_others(model, *work, batch, quick)
+    sampling.update(ratios)
     show("peak memory so far", peak(), "MB")
-    training = bench_training(tok, rates, args.quick, show)
-    rl_step = bench_rl_step(tok, args.quick, show)
-    panels = bench_growth(tok, args.quick, show)
+    training = bench_training(tok, rates, quick)
+    rl_step = bench_rl_step(tok, quick)
+    panels = bench_growth(tok, quick)
     show("peak memory of it all", peak(), "MB")
     if args.json:
-        write_json(args.json, {"limit": {k: rates[k] for k in ("fp32_gflops", "bf16_gflops")}, "sampling": sampling,
-                               "training": training, "rl_step": rl_step})
+        limits = {name: rates[name] for name in ("fp32_gflops", "bf16_gflops")}
+        write_json(args.json, {"limit": limits, "sampling": sampling, "training": training, "rl_step": rl_step})
     if args.figure:
-        figure(args.figure, shown, panels)
+        figure(args.figure, {**ablation, **others}, panels)
 
 
 if __name__ == "__main__":

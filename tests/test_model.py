@@ -82,14 +82,14 @@ def test_no_look_ahead(tiny):
         assert not torch.allclose(model(a)[0, 6], model(b)[0, 6])
 
 
-def test_masked_forward_is_a_part_of_the_whole(tiny):
+def test_forward_at_some_tokens_is_a_part_of_the_whole(tiny):
     """Guards against tokens that are dropped before another token of a later layer has seen them."""
     model = tiny()
     ids = torch.randint(0, 40, (3, 20), generator=torch.Generator().manual_seed(1))
     mask = torch.rand(3, 20, generator=torch.Generator().manual_seed(2)) < 0.3
     with torch.no_grad():
-        torch.testing.assert_close(model(ids, mask), model(ids)[mask])
-        assert model(ids, mask & False).shape == (0, 32)
+        torch.testing.assert_close(model(ids, mask.flatten().nonzero()[:, 0]), model(ids)[mask])
+        assert model(ids, torch.arange(0)).shape == (0, 32)
 
 
 def test_token_logp_equals_loop(tiny):

@@ -16,7 +16,7 @@ sys.path.insert(0, ROOT)
 
 from metarm import from_policy, score
 from model import GPT, GPTConfig, Optimizer
-from run import join, rank, share, start_processes, stop_processes
+from parallel import join, rank, share, start_processes, stop_processes
 from sample import Judgement, generate
 from spct import Config, update
 
@@ -25,8 +25,8 @@ PROMPTS = [(5, 6, 7), (9,) * 20, (5, 6, 7), (8, 12), (13,) * 40] * 3
 
 
 def torchrun(*argv):
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *argv],
-                          cwd=ROOT, env=ENV, capture_output=True, text=True)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run([*launch, *argv], cwd=ROOT, env=ENV, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 
@@ -38,7 +38,7 @@ def work():
         p.data = torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.2
         q.data = p.data.clone()
     samples = generate(model, PROMPTS, range(15))
-    js = [Judgement("", i, [], i, p, ids, logp, scores=[1]) for i, (p, (ids, logp)) in enumerate(zip(PROMPTS, samples))]
+    js = [Judgement("", i, [], i, p, *sample, scores=[1]) for i, (p, sample) in enumerate(zip(PROMPTS, samples))]
     run = SimpleNamespace(cfg=Config(), device="cpu", autocast=nullcontext)
     meta = from_policy(model)
     torch.nn.init.normal_(meta.head.weight, generator=torch.Generator().manual_seed(0))

@@ -58,6 +58,30 @@ def test_sample_does_not_depend_on_its_batch(tiny):
     assert len({ids[0] for ids, _ in generate(model, [(5, 6)] * 50, range(50))}) > 5
 
 
+def test_refilled_slots_do_not_change_samples(tiny, monkeypatch):
+    """Guards against rows of two cohorts that mix, lose their random numbers, or come back in another order:
+    few slots, so that most samples begin while others are half written."""
+    model = tiny()
+    model.wte.weight.data *= 0.4
+    together = generate(model, PROMPTS * 4, range(28))
+    monkeypatch.setattr(sample, "SLOTS", 5)
+    monkeypatch.setattr(sample, "BLOCK", 3)
+    assert [ids for ids, _ in generate(model, PROMPTS * 4, range(28))] == [ids for ids, _ in together]
+
+
+def test_sampler_in_bfloat16(tiny):
+    """Guards against a cache or a mask that only works in float32 (a GPU samples in bfloat16): the sampler's
+    log-probabilities are those of float32 up to bfloat16's rounding."""
+    model = tiny()
+    model.wte.weight.data *= 0.4
+    with torch.autocast("cpu", torch.bfloat16):
+        samples = generate(model, PROMPTS, range(7))
+    for (ids, logp), prompt in zip(samples, PROMPTS):
+        row = torch.tensor([list(prompt) + ids])
+        mask = torch.arange(row.size(1))[None] >= len(prompt)
+        assert abs(token_logp(model, row, mask).sum().item() - logp) < 0.03 * len(ids)
+
+
 def test_samples_end_once_or_fill_the_context(tiny):
     """Guards against text after END, an END that is dropped, and judgements longer than the context."""
     model = tiny()
@@ -249,7 +273,7 @@ def test_judge_maps_scores_back(tok, tiny, monkeypatch):
         return out
 
     monkeypatch.setattr(sample, "generate", mock)
-    judged = judge(None, tok, [item], 20, 0, "t")[0]
+    judged = judge(tiny(), tok, [item], 20, 0, "t")[0]
     assert len({tuple(j.order) for j in judged}) > 5                         # a fresh order for each vote
     assert all(j.scores == [2, 7, 4, 9] for j in judged)
 

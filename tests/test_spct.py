@@ -31,7 +31,7 @@ def test_pack_loses_nothing_and_learns_end_but_not_pad(tok):
     documents = [(rng.integers(13, 99, rng.integers(1, 30)).tolist() + [END],) for _ in range(200)]
     documents = [(d, [i >= len(d) // 2 for i in range(len(d))]) for (d,) in documents]
     ids, mask = pack(documents, 40, 0)
-    assert ids.shape == mask.shape and ids.shape[1] == 41
+    assert ids.shape == mask.shape and ids.shape[1] == 40
     assert not mask[ids == PAD].any() and mask[ids == END].all()
     found = sorted(tuple(part) for row in ids for part in split_after(row[row != PAD].tolist(), END))
     assert found == sorted(tuple(d) for d, _ in documents)

@@ -1,0 +1,47 @@
+"""The benchmark in experiments/: its counts, and that it runs."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, os.path.join(ROOT, "experiments"))
+
+from bench import config, forward_flops
+from model import GPT, SIZES
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_flops_are_those_that_torch_counts(size):
+    """Guards against a share of the limit that counts work twice or leaves some out. Torch counts attention to
+    the tokens behind, too: 4 C T^2 a layer, where we count what a causal model needs."""
+    cfg, T, predicted = config(size), 24, 10
+    ids = torch.zeros(1, T, dtype=torch.long)
+    model = GPT(cfg)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.logits(model(ids, torch.arange(predicted)))
+    behind = 4 * cfg.n_embd * cfg.n_layer * (T * T - T * (T + 1) / 2)
+    assert forward_flops(cfg, 0, T, predicted) == counter.get_total_flops() - behind
+    halves = forward_flops(cfg, 0, 9, 4) + forward_flops(cfg, 9, T, 6)
+    assert halves == pytest.approx(forward_flops(cfg, 0, T, predicted))
+
+
+def test_quick_benchmark(tmp_path):
+    """Guards against a benchmark that no longer runs, or numbers that are missing or mean nothing."""
+    out, png = tmp_path / "bench.json", tmp_path / "bench.png"
+    done = subprocess.run([sys.executable, "experiments/bench.py", "--quick", "--json", str(out), "--figure", str(png)],
+                          cwd=ROOT, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    assert done.returncode == 0, done.stderr[-3000:]
+    r = json.loads(out.read_text())
+    assert set(r) == {"limit", "sampling", "training", "rl_step"}
+    assert set(r["sampling"]) == {"tok_s", "nocache_ratio", "hf_ratio", "hf_fixed_ratio", "limit_share",
+                                  "shared_prompt_ratio"}
+    assert set(r["limit"]) == {"fp32_gflops", "bf16_gflops"} and set(r["training"]) == set(SIZES)
+    assert r["sampling"]["nocache_ratio"] > 5 and r["sampling"]["shared_prompt_ratio"] > 1.5
+    assert 0.01 < r["sampling"]["limit_share"] < 1 and all(s > 0 for s in r["rl_step"].values())
+    assert png.stat().st_size > 10_000
