@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from data.world import seed_of
 from model import Optimizer, RewardModel, pad_rows, trapezoid
-from parallel import add_up_numbers, join, share
+from parallel import add_up_numbers, join, processes, share
 from sample import vote
 
 # ----------------------------------------------------------------------------------------
@@ -45,7 +45,8 @@ def train(run, unit, model, examples):
     rows, labels = [j.tokens for j, _ in examples], [float(right) for _, right in examples]
     opt = Optimizer(model, cfg.meta_lr)
     batches = [chunk for epoch in range(cfg.meta_epochs)
-               for chunk in batches_by_length(rows, 32, random.Random(seed_of(cfg.seed, unit, epoch)))]
+               for chunk in batches_by_length(rows, 32, random.Random(seed_of(cfg.seed, unit, epoch)))
+               if len(chunk) >= processes()]
 
     def step(i):
         mine = share(batches[i])                   # the whole batch, but if there are several processes
@@ -56,8 +57,8 @@ def train(run, unit, model, examples):
         loss = F.binary_cross_entropy_with_logits(logit, right, reduction="sum") / len(batches[i])
         loss.backward()
         agree = ((logit > 0) == (right > 0.5)).float().sum() / len(batches[i])
-        return {**add_up_numbers({"loss": loss.item(), "agree": float(agree)}),
-                "grad_norm": opt.step(trapezoid(i, len(batches)))}
+        grad_norm = opt.step(trapezoid(i, len(batches)))
+        return {**add_up_numbers({"loss": loss.item(), "agree": float(agree)}), "grad_norm": grad_norm}
 
     run.train(unit, model, opt, len(batches), step)
 
@@ -82,8 +83,8 @@ def score(run, model, judgements):
 def keep_best(ballots, metas, k_meta):
     """The ballots (scores of a sample) that the Meta RM likes best, k_meta of them; the earlier one on ties.
     Samples that do not parse have the ballot None and meta None: they come last."""
-    rank = sorted(range(len(ballots)), key=lambda i: (metas[i] is None, -(metas[i] or 0.0), i))
-    return [ballots[i] for i in rank[:k_meta]]
+    best_first = sorted(range(len(ballots)), key=lambda i: (metas[i] is None, -(metas[i] or 0.0), i))
+    return [ballots[i] for i in best_first[:k_meta]]
 
 
 def keep_random(ballots, k_meta, seed):

@@ -5,7 +5,8 @@ Several processes, each with a share of the work:
 
 All processes hold the same data, models and random seeds, and so agree on every batch. Each trains on its
 share() of the rows and samples its share of the judgements; add_up() and join() bring the results together.
-The first process alone prints and writes files. With one process all of this does nothing.
+The first process alone prints and writes files; all of them must see its run folder, also from other machines.
+With one process all of this does nothing.
 """
 
 import os
@@ -19,7 +20,7 @@ def rank():
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def world():
+def processes():
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -43,27 +44,27 @@ def stop_processes():
 
 def wait():
     """Until all processes are here."""
-    if world() > 1:
+    if processes() > 1:
         dist.barrier()
 
 
 def share(rows):
     """This process's part of a list."""
-    return rows[rank()::world()]
+    return rows[rank()::processes()]
 
 
 def join(mine):
     """The parts of all processes, put together again: join(share(x)) == x."""
-    if world() == 1:
+    if processes() == 1:
         return mine
-    parts = [None] * world()
+    parts = [None] * processes()
     dist.all_gather_object(parts, mine)
-    return [parts[i % world()][i // world()] for i in range(sum(map(len, parts)))]
+    return [parts[i % processes()][i // processes()] for i in range(sum(map(len, parts)))]
 
 
 def add_up(tensors):
     """Replace each tensor by its sum over the processes, all in one message."""
-    if world() > 1:
+    if processes() > 1:
         flat = torch.cat([t.flatten() for t in tensors])
         dist.all_reduce(flat)
         for t, total in zip(tensors, flat.split([t.numel() for t in tensors])):

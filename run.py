@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 from data import UserError
-from parallel import rank, wait, world
+from parallel import processes, rank, wait
 
 
 def parse_flags(argv, types, stages):
@@ -95,9 +95,9 @@ def check_values(cfg):
             positive = name.endswith(("lr", "temperature"))
             if not (0 < value < math.inf or value == 0 and not positive):
                 raise UserError(f"--{name} {value}: expected {'more than 0' if positive else '0 or more'}")
-    rows = min(cfg.pretrain_rows, cfg.rft_rows, cfg.rl_points)
-    if world() > rows:
-        raise UserError(f"--nproc_per_node {world()}: a step has {rows} rows, start as many processes or fewer")
+    rows = min(cfg.pretrain_rows, cfg.rft_rows, cfg.rl_points, 32)     # 32: the Meta RM's
+    if processes() > rows:
+        raise UserError(f"{processes()} processes: a step may have {rows} rows only, start as many or fewer")
     if cfg.rl_points > cfg.points:
         raise UserError(f"--rl_points {cfg.rl_points}: expected --points ({cfg.points}) or less")
     if cfg.rft_general >= 1 or cfg.noise >= 1:

@@ -59,7 +59,7 @@ def draw(logits, u, temperature):
 
 def uniforms(seed, count):
     """The random numbers of one sample, one for each step: a function of its seed alone, so that a
-    sample does not depend on the batch that it is drawn in."""
+    sample does not depend on the batch that it is drawn in. (More of them begin with the same ones.)"""
     return np.random.Generator(np.random.Philox(seed)).random(count, dtype=np.float32)
 
 
@@ -76,23 +76,25 @@ class Cohort:
         unique = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
         ids, length = pad_rows([prompt[:-1] for prompt in unique], PAD, device)
         rows = torch.tensor([unique[prompt] for prompt in prompts], device=device)           # (B,)
-        self.cache = model.prefill(ids[:, :int(length.max())], length).select(rows, BLOCK)
+        ids = ids[:, :int(length.max())]           # each column of padding would cost time in every step
+        self.cache = model.prefill(ids, length).select(rows, BLOCK)
         self.token = torch.tensor([prompt[-1] for prompt in prompts], device=device)         # the next to read
         self.index = np.array(index)
         self.room = model.cfg.block_size - np.array([len(prompt) for prompt in prompts])     # tokens to write
+        assert self.room.min() > 0, "a prompt fills the context, no room is left to write"
         steps = -(-self.room.max() // BLOCK) * BLOCK                         # whole blocks
         self.u = torch.from_numpy(np.stack([uniforms(seed, steps) for seed in seeds])).to(device)    # (B, steps)
         self.ids = np.empty((len(rows), 0), int)
         self.logp = np.empty((len(rows), 0), np.float32)
 
-    def numbers(self):
+    def next_uniforms(self):
         """The random numbers of the next block, (B, BLOCK)."""
         t = self.ids.shape[1]
         return self.u[:, t:t + BLOCK]
 
     def add(self, ids, logp):
         """Append a block, ids and logp (B, BLOCK), and drop the rows that are done: they have an END, or fill
-        the context -> their (index, ids, logp)."""
+        the context -> their (index, (ids, logp)), a list."""
         self.token = torch.from_numpy(ids[:, -1]).to(self.token.device)
         self.ids, self.logp = np.hstack([self.ids, ids]), np.hstack([self.logp, logp])       # (B, t)
         done = (ids == END).any(axis=1) | (self.ids.shape[1] >= self.room)
@@ -100,10 +102,12 @@ class Cohort:
         for b in np.flatnonzero(done):
             row = self.ids[b, :self.room[b]].tolist()
             stop = row.index(END) + 1 if END in row else len(row)
-            results.append((self.index[b], row[:stop], float(self.logp[b, :stop].sum())))
+            results.append((self.index[b], (row[:stop], float(self.logp[b, :stop].sum()))))
         keep = np.flatnonzero(~done)
         self.index, self.room = self.index[keep], self.room[keep]
         self.ids, self.logp = self.ids[keep], self.logp[keep]
+        # The cache is copied, which drops the rows that are done and makes room for the next block. To grow it
+        # block by block keeps it small: decoding is bound by memory.
         rows = torch.from_numpy(keep).to(self.token.device)
         self.token, self.u, self.cache = self.token[rows], self.u[rows], self.cache.select(rows, BLOCK)
         return results
@@ -118,7 +122,7 @@ def generate(model, prompts, seeds, temperature=1.0, desc=None):
     differences between batch shapes. `desc` names the progress bar, None shows none.
     """
     model.eval()
-    results, cohorts, busy = [None] * len(prompts), [], 0
+    done, cohorts, busy = {}, [], 0                # done: index -> (ids, logp)
     # Long prompts first: their judgements are long, too. Equal prompts side by side: they are read once.
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]), reverse=True)
     queue = share(order)                           # of several processes, each takes its part
@@ -129,24 +133,24 @@ def generate(model, prompts, seeds, temperature=1.0, desc=None):
             new, queue = queue[:SLOTS - busy], queue[SLOTS - busy:]
             cohorts.append(Cohort(model, new, [prompts[i] for i in new], [seeds[i] for i in new]))
         # 2. All rows write a block of tokens. Nobody looks at them meanwhile.
-        token, u = torch.cat([c.token for c in cohorts]), torch.cat([c.numbers() for c in cohorts])
+        token, u = torch.cat([c.token for c in cohorts]), torch.cat([c.next_uniforms() for c in cohorts])
         ids, logp = torch.empty_like(u, dtype=torch.long), torch.empty_like(u)               # (B, BLOCK)
         for t in range(BLOCK):
             logits = model.logits(model.step(token, [c.cache for c in cohorts]))             # (B, V)
             token, logp[:, t] = draw(logits, u[:, t], temperature)
             ids[:, t] = token
         # 3. Collect the rows that have ended.
-        ends = np.cumsum([len(c.index) for c in cohorts])[:-1]
-        for c, *block in zip(cohorts, np.split(ids.cpu().numpy(), ends), np.split(logp.cpu().numpy(), ends)):
-            for i, *result in c.add(*block):
-                results[i] = tuple(result)
-                bar.update()
+        ids, logp, start = ids.cpu().numpy(), logp.cpu().numpy(), 0
+        for c in cohorts:
+            rows = slice(start, start + len(c.index))
+            start = rows.stop
+            done.update(c.add(ids[rows], logp[rows]))
         cohorts = [c for c in cohorts if len(c.index)]
         busy = sum(len(c.index) for c in cohorts)
+        bar.update(len(done) - bar.n)
     bar.close()
-    for i, result in zip(order, join([results[i] for i in share(order)])):
-        results[i] = result
-    return results
+    results = dict(zip(order, join([done[i] for i in share(order)])))        # those of all processes
+    return [results[i] for i in range(len(prompts))]
 
 # ----------------------------------------------------------------------------------------
 # Judgements and their grammar
@@ -263,7 +267,7 @@ def judge(model, tok, items, k, seed, purpose, temperature=1.0, shuffle=True, hi
             prompt = tuple(tok.encode(render_prompt(item.query, responses, best)))
             own_seed = seed_of(seed, purpose, item.id, sample)
             blank.append(Judgement(item.id, sample, order, own_seed, prompt, [], 0.0))
-    # bfloat16 on a GPU; on a CPU float32 is as fast, and rounds too little to tip a sample over
+    # bfloat16 on a GPU; on a CPU float32 is as fast, and its rounding tips hardly any sample over
     gpu = model.wte.weight.device.type == "cuda"
     with torch.autocast("cuda", torch.bfloat16) if gpu else contextlib.nullcontext():
         done = generate(model, [j.prompt for j in blank], [j.seed for j in blank], temperature, desc=desc)

@@ -137,8 +137,8 @@ def train_lm(run, unit, model, ids, mask, lr, batch, epochs=1):
         loss = -logp.sum() / total
         loss.backward()
         scale = trapezoid(i, steps)
-        return {**add_up_numbers({"loss": loss.item()}), "tokens": total, "lr": lr * scale,
-                "grad_norm": opt.step(scale)}
+        grad_norm = opt.step(scale)
+        return {**add_up_numbers({"loss": loss.item()}), "tokens": total, "lr": lr * scale, "grad_norm": grad_norm}
 
     run.train(unit, model, opt, steps, step)
 
@@ -158,10 +158,13 @@ def right(judgement, item):
     return correct(judgement.scores, item.gold)
 
 
+def too_easy(samples, item):
+    return all(right(j, item) for j in samples)
+
+
 def reject(samples, item):
     """RFT's rules for a point's non-hinted samples: drop the wrong; drop all if all are right (too easy)."""
-    kept = [j for j in samples if right(j, item)]
-    return [] if len(kept) == len(samples) else kept
+    return [] if too_easy(samples, item) else [j for j in samples if right(j, item)]
 
 
 def reject_hinted(samples, item):
@@ -187,8 +190,8 @@ def rft_samples(run, tok, base, points):
     if cfg.hinted:
         hinted = judge(base, tok, several, cfg.hinted, cfg.seed, "hinted", hint=True, desc="rft: hinted")
     run.log("rft-samples", points=len(points),
-            too_easy=float(np.mean([all(right(j, p) for j in s) for s, p in zip(samples, points)])),
-            hinted_right=float(np.mean([right(s[0], p) for s, p in zip(hinted, several)] or [0.0])),
+            too_easy=float(np.mean([too_easy(s, p) for s, p in zip(samples, points)])),
+            hinted_right=float(np.mean([right(j, p) for s, p in zip(hinted, several) for j in s] or [0.0])),
             **report.judgement_stats(samples, points))
     write_judgements(run.path("judgements-rft.jsonl"), sum(samples, []))
     write_judgements(run.path("judgements-hinted.jsonl"), sum(hinted, []))
@@ -267,7 +270,7 @@ def kl_k3(logp, logp_ref):
 
 def not_too_easy(points, samples):
     """RL's points: those that a weaker model (the base) does not get right every time."""
-    return [p for p, s in zip(points, samples) if not all(right(j, p) for j in s)]
+    return [p for p, s in zip(points, samples) if not too_easy(s, p)]
 
 
 def rl(run, tok, reference, points, samples):
@@ -301,7 +304,8 @@ def rl(run, tok, reference, points, samples):
 
 
 def update(run, policy, reference, opt, judgements, adv, scale):
-    """One rollout's updates. judgements: B of them, adv: B numbers -> metrics of the last update."""
+    """One rollout's updates. judgements: B of them, those of all processes; adv: B numbers -> metrics of the
+    last update."""
     cfg = run.cfg
     total = sum(len(j.ids) for j in judgements)
     order = share(sorted(range(len(judgements)), key=lambda i: len(judgements[i].tokens)))
@@ -320,8 +324,8 @@ def update(run, policy, reference, opt, judgements, adv, scale):
                 logp = -F.cross_entropy(logits, targets, reduction="none")                     # (N,)
                 with torch.no_grad():
                     entropy = torch.distributions.Categorical(logits=logits).entropy()         # (N,)
-                    # on the same path as logp, so that the ratio is exactly 1 (the sampler itself computes
-                    # in float32: with bfloat16 training, the policy that sampled differs by rounding)
+                    # on the same path as logp, so that the ratio is exactly 1 (the sampler rounds otherwise, in
+                    # float32 on a CPU: with bfloat16 training, the policy that sampled differs by rounding)
                     if u == 0:
                         old[m], ref[m] = logp.detach(), token_logp(reference, ids, mask.bool())
             # Each token of the batch weighs the same: the sum over all tokens by their number. A mean
@@ -332,8 +336,8 @@ def update(run, policy, reference, opt, judgements, adv, scale):
             sums["kl"] += float(kl_k3(logp.detach(), ref[m]).sum()) / total
             sums["entropy"] += float(entropy.sum()) / total
             sums["clipped"] += float(((logp.detach() - old[m]).exp() - 1).abs().gt(cfg.clip).sum()) / total
-        sums = {**add_up_numbers(sums), "grad_norm": opt.step(scale)}
-    return sums
+        metrics = {**add_up_numbers(sums), "grad_norm": opt.step(scale)}
+    return metrics
 
 # ----------------------------------------------------------------------------------------
 # 4. Meta RM
@@ -401,7 +405,8 @@ def make_tokenizer(run):
         return Tokenizer.load(path)
     texts = (part for i in range(8000) for part in document(cfg.seed, i) if isinstance(part, str))
     tok = Tokenizer(train_bpe(texts, cfg.vocab_size))
-    tok.save(path)
+    if rank() == 0:
+        tok.save(path)
     return tok
 
 

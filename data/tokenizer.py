@@ -93,7 +93,7 @@ def render_prompt(query, responses, hint=None):
     """What the judge reads, as parts: the query, and the responses in the order given.
 
     hint: the slot of the best response, for RFT's hinted sampling, which finds more right judgements of hard
-    points. The hint is a mark behind that response: a tiny model does not learn to use "the best is response
+    points. The hint is a mark after that response: a tiny model does not learn to use "the best is response
     j" at the end. The prompt ends with <principles>: what follows is the first principle.
     """
     parts = [QUERY, " " + query]

@@ -4,8 +4,8 @@ How fast are the sampler and the trainer, against this machine's own limit and a
     python experiments/bench.py                       # about ten minutes
     python experiments/bench.py --quick               # under a minute: the same table, smaller and noisier
 
-Everything is measured in one run, contenders in turn, medians over several rounds: compare the ratios, the
-rates themselves differ from machine to machine and from hour to hour.
+Everything is measured in one run, contenders in turn, medians of three rounds or more (but one round of the
+slow loop without a cache): compare the ratios, the rates differ from machine to machine and hour to hour.
 
 - The limit is what a large float32 matrix product reaches here. A share of it counts useful work only: a
   token once through the matrices and its attention to the tokens before it, a shared prompt once, no padding.
@@ -61,7 +61,7 @@ def show(text, *numbers_and_units):
     """One line of the table: a name, then numbers, each with its unit."""
     pairs = zip(numbers_and_units[::2], numbers_and_units[1::2])
     cells = [f"{x:10,.0f} {unit}" if x >= 100 else f"{x:10.3f} {unit}" for x, unit in pairs]
-    print(f"{text:52s}" * bool(cells) + text * (not cells) + "  ".join(cells), flush=True)
+    print(f"{text:52s}{'  '.join(cells)}".rstrip(), flush=True)
 
 
 def limit():
@@ -90,8 +90,9 @@ def forward_flops(cfg, start, end, predicted):
 
 def sampling_flops(cfg, prompts, lengths):
     """Of judgements of `lengths` tokens on these prompts, equal prompts read once."""
-    return sum(forward_flops(cfg, 0, len(p), 0) for p in set(prompts)) + \
-        sum(forward_flops(cfg, len(p), len(p) + n, n) for p, n in zip(prompts, lengths))
+    # the last token of a prompt is read by each of its samples, END is not read
+    return sum(forward_flops(cfg, 0, len(p) - 1, 0) for p in set(prompts)) + \
+        sum(forward_flops(cfg, len(p) - 1, len(p) - 1 + n, n) for p, n in zip(prompts, lengths))
 
 # ----------------------------------------------------------------------------------------
 # Work to do: real prompts, real lengths
@@ -148,6 +149,9 @@ def ours(model, prompts, lengths, slots=256, block=16, refill=True, shared=True)
     if not shared:
         prompts = [Unshared(p) for p in prompts]
     try:
+        if not refill:                             # sorted as the sampler sorts them, then batch by batch
+            order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+            prompts, lengths = [prompts[i] for i in order], [lengths[i] for i in order]
         step = len(prompts) if refill else slots
         for i in range(0, len(prompts), step):
             with scripted(lengths[i:i + step]):
@@ -246,7 +250,8 @@ def bench_ablation(model, tok, count, k, batch, rounds):
 
 
 def bench_votes(model, tok, k, rounds):
-    """k votes on one item at once against k single judgements -> how many times cheaper."""
+    """k votes on one item at once against k single judgements, one after the other -> how many times cheaper.
+    Most of that is the larger batch; what reading the prompt once saves is printed below."""
     work = make_work(tok, k, k)
     times = seconds({"votes": lambda: ours(model, *work),
                      "single": lambda: [ours(model, [p], [n]) for p, n in zip(*work)],
@@ -276,7 +281,8 @@ def bench_others(model, prompts, lengths, batch, quick):
                      "hf": lambda: hf(prompts, lengths, batch),
                      "ours fixed": lambda: ours(model, *fixed, slots=batch),
                      "hf fixed": lambda: hf(*fixed, batch)}, 1 if quick else 3)
-    ratios["hf_ratio"], ratios["hf_fixed_ratio"] = times["hf"] / times["ours"], times["hf fixed"] / times["ours fixed"]
+    ratios["hf_ratio"] = times["hf"] / times["ours"]
+    ratios["hf_fixed_ratio"] = times["hf fixed"] / times["ours fixed"]
     rates["Hugging Face"] = tokens / times["hf"]
     show("  Hugging Face, real prompts and ends", rates["Hugging Face"], "tokens/s",
          ratios["hf_ratio"], "times slower than ours")
@@ -304,8 +310,8 @@ def bench_training(tok, rates, quick):
 
         seconds({size: step}, 2)                   # warm up
         s = seconds({size: step}, 3 if quick else 15 if size == "S" else 7)[size]
-        flops = 3 * rows * forward_flops(cfg, 0, 320, int(m[:, 1:].sum()) / rows)
-        tokens = rows * 320
+        flops = 3 * sum(forward_flops(cfg, 0, int((a != PAD).sum()), int(b.sum())) for a, b in zip(x, m[:, 1:]))
+        tokens = int((x != PAD).sum())
         result[size] = {"tok_s": tokens / s, "limit_share": flops / s / 1e9 / rates["fp32_gflops"]}
         show(f"  size {size}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters", tokens / s,
              "tokens/s", result[size]["limit_share"], "of the fp32 limit")
@@ -407,7 +413,8 @@ def main(argv):
     show("  matrix product, float32", rates["fp32_gflops"], "GFLOP/s")
     show("  matrix product, bfloat16", rates["bf16_gflops"], "GFLOP/s")
     show("  copy of memory", rates["copy_gb_s"], "GB/s")
-    peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    unit = 2 ** 20 if sys.platform == "darwin" else 2 ** 10                  # macOS counts bytes, others KiB
+    peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
     model, quick, rounds = GPT(config()), args.quick, 1 if args.quick else 3
     count, batch, k = (64, 32, 8) if quick else (1024, 256, 32)
     work = make_work(tok, count)

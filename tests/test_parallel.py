@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
 import torch
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -26,7 +25,8 @@ PROMPTS = [(5, 6, 7), (9,) * 20, (5, 6, 7), (8, 12), (13,) * 40] * 3
 
 def torchrun(*argv):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run([*launch, *argv], cwd=ROOT, env=ENV, capture_output=True, text=True)
+    done = subprocess.run([*launch, *argv], cwd=ROOT, env=ENV, capture_output=True, text=True,
+                          timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 
@@ -46,18 +46,10 @@ def work():
     opt, adv = Optimizer(model, 1e-3), np.random.default_rng(0).normal(size=15).tolist()
     metrics = [update(run, model, reference, opt, js, adv, 1.0) for _ in range(3)]
     return {"ids": [ids for ids, _ in samples], "meta": [j.meta for j in js], "metrics": metrics,
-            "weights": [p.double().sum().item() for p in model.parameters()], "shares": join(share(list(range(7))))}
+            "weights": [p.flatten()[:50].tolist() for p in model.parameters()], "shares": join(share(list(range(7))))}
 
 
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def test_two_processes_do_what_one_does(tmp_path, one_thread):
+def test_two_processes_do_what_one_does(tmp_path):
     """Guards against gradients that are averaged twice or not at all, a loss over a part of the batch, and
     samples or scores that come back in another order. Tolerance: that of float32 sums in another order."""
     out = tmp_path / "two.json"
@@ -65,7 +57,8 @@ def test_two_processes_do_what_one_does(tmp_path, one_thread):
     two, one = json.loads(out.read_text()), work()
     assert two["ids"] == one["ids"] and two["shares"] == one["shares"] == list(range(7))
     np.testing.assert_allclose(two["meta"], one["meta"], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(two["weights"], one["weights"], rtol=1e-3, atol=1e-3)
+    for a, b in zip(two["weights"], one["weights"]):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
     for a, b in zip(two["metrics"], one["metrics"]):
         np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=1e-3, atol=1e-5)
     assert one["metrics"][2]["kl"] > 1e-4          # something was learned, so there was something to get wrong
@@ -73,7 +66,8 @@ def test_two_processes_do_what_one_does(tmp_path, one_thread):
 
 def test_a_run_on_two_processes(tmp_path):
     """Guards against processes that both write, wait for each other for ever, or drift apart: a whole small
-    run gives the loss curve of one process (within 1%, in pre-training), and one of them prints."""
+    run gives the loss curve of one process (within 1%, in pre-training and for the Meta RM), and one of them
+    prints."""
     flags = ["spct.py", "--preset", "smoke", "--device", "cpu", "--threads", "1", "--dtype", "float32",
              "--pretrain_tokens", "30000", "--eval_items", "4", "--val_items", "4", "--rl_steps", "1", "--k", "2",
              "--points", "8", "--meta_items", "4"]
@@ -83,9 +77,10 @@ def test_a_run_on_two_processes(tmp_path):
     assert done.stdout.count("items of the test split") == 1
     one, two = ([json.loads(line) for line in open(tmp_path / name / "metrics.jsonl")] for name in ("one", "two"))
     assert [m["unit"] for m in one] == [m["unit"] for m in two]
-    losses = [[m["loss"] for m in run if m["unit"] == "base"] for run in (one, two)]
-    assert len(losses[0]) > 15
-    np.testing.assert_allclose(*losses, rtol=0.01)
+    for unit, least in (("base", 15), ("meta-rft", 1)):
+        losses = [[m["loss"] for m in run if m["unit"] == unit] for run in (one, two)]
+        assert len(losses[0]) >= least
+        np.testing.assert_allclose(*losses, rtol=0.01)
 
 
 if __name__ == "__main__":          # one of the processes

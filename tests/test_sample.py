@@ -53,8 +53,7 @@ def test_sample_does_not_depend_on_its_batch(tiny):
     model.wte.weight.data *= 0.4
     together = generate(model, PROMPTS * 3, range(21))
     alone = [generate(model, [p], [s])[0] for p, s in zip(PROMPTS * 3, range(21))]
-    small = generate(model, PROMPTS * 3, range(21))
-    assert [ids for ids, _ in together] == [ids for ids, _ in alone] == [ids for ids, _ in small]
+    assert [ids for ids, _ in together] == [ids for ids, _ in alone]
     assert len({ids[0] for ids, _ in generate(model, [(5, 6)] * 50, range(50))}) > 5
 
 
