@@ -116,12 +116,13 @@ class Attention(nn.Module):
         return self.proj(y.transpose(1, 2).reshape(B, T, C)), k, v
 
     def step(self, x, turn, caches, layer):
-        """One new token a row, x (B, C), where the B rows are those of all the caches, one after the other."""
+        """One new token a row, x (B, C): the B rows are those of all the caches, one after the other."""
         B, C = x.shape
         qk, v = self.qkv(x).view(B, -1, self.D).split([self.H + self.K, self.K], dim=1)
         q, k = rotate(qk, turn).to(v.dtype).split([self.H, self.K], dim=1)
         rows = [len(cache.length) for cache in caches]
-        y = [cache.attend(layer, *qkv) for cache, *qkv in zip(caches, q.split(rows), k.split(rows), v.split(rows))]
+        parts = zip(caches, q.split(rows), k.split(rows), v.split(rows))
+        y = [cache.attend(layer, q, k, v) for cache, q, k, v in parts]
         return self.proj(torch.cat(y).view(B, C))
 
 
@@ -164,9 +165,9 @@ class GPT(nn.Module):
             nn.init.normal_(p, 0, 0.0 if name.endswith("proj.weight") else std, generator=gen)
 
     def forward(self, ids, at=None, keep_kv=False):
-        """ids (B, T) -> hidden states (B, T, C), or (N, C), those of N tokens alone: at (N,), indices into B * T.
+        """ids (B, T) -> hidden states (B, T, C), or those of N tokens alone, (N, C).
 
-        keep_kv: also the keys and values, (L, 2, B, K, T, D).
+        at (N,): which tokens, as indices into B * T. keep_kv: also the keys and values, (L, 2, B, K, T, D).
         """
         B, T = ids.shape
         assert T <= self.cfg.block_size, f"{T} tokens do not fit in a context of {self.cfg.block_size}"

@@ -5,10 +5,11 @@ Several processes, each with a share of the work:
 
 All processes hold the same data, models and random seeds, and so agree on every batch. Each trains on its
 share() of the rows and samples its share of the judgements; add_up() and join() bring the results together.
-The first process alone prints and writes files; all of them must see its run folder, also from other machines.
-With one process all of this does nothing.
+The first process alone prints and writes files; all of them must see its run folder, also from other
+machines. With one process all of this does nothing.
 """
 
+import functools
 import os
 import sys
 
@@ -46,6 +47,15 @@ def wait():
     """Until all processes are here."""
     if processes() > 1:
         dist.barrier()
+
+
+def first_only(write):
+    """Decorator for what writes files: the first process does it, the others pass."""
+    @functools.wraps(write)
+    def guarded(*args, **kwargs):
+        if rank() == 0:
+            write(*args, **kwargs)
+    return guarded
 
 
 def share(rows):

@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 from data import UserError
-from parallel import processes, rank, wait
+from parallel import first_only, processes, rank, wait
 
 
 def parse_flags(argv, types, stages):
@@ -119,10 +119,9 @@ def check_values(cfg):
         raise UserError(f"--out {cfg.out}: {error.strerror}, name another folder") from None
 
 
+@first_only
 def write_json(path, value):
     """Written beside and renamed: a crash leaves the old file or the new one, never half of one."""
-    if rank() > 0:
-        return
     with open(path + ".tmp", "w") as f:
         json.dump(value, f, indent=1)
     os.replace(path + ".tmp", path)
@@ -188,10 +187,9 @@ class Run:
             return contextlib.nullcontext()
         return torch.autocast(self.device, dtype=torch.bfloat16)
 
+    @first_only
     def log(self, unit, **values):
         """One dense line in metrics.jsonl. Six digits are enough and read well."""
-        if rank() > 0:
-            return
         short = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()}
         with open(self.path("metrics.jsonl"), "a") as f:
             f.write(json.dumps({"unit": unit, **short}) + "\n")
@@ -199,17 +197,15 @@ class Run:
     def metrics_bytes(self):
         return os.path.getsize(self.path("metrics.jsonl"))
 
+    @first_only
     def cut_metrics(self):
         """Back to the checkpoint that the run goes on from, or else to the end of the last finished unit."""
-        if rank() > 0:
-            return
         finished = max([p["metrics_bytes"] for p in self.progress.values()], default=0)
         with open(self.path("metrics.jsonl"), "ab") as f:
             f.truncate(self.state["metrics_bytes"] if self.state else finished)
 
+    @first_only
     def save(self, name, value):
-        if rank() > 0:
-            return
         torch.save(value, self.path(name) + ".tmp")
         os.replace(self.path(name) + ".tmp", self.path(name))
 
@@ -236,10 +232,9 @@ class Run:
         self.state = None
         wait()                                     # now the others may read what the first process wrote
 
+    @first_only                                    # the others then find it done: see open_run
     def forget(self, units):
         """Repeat these units. All files are first copied to a folder old-<number>: nothing is lost."""
-        if rank() > 0:                             # done already: see open_run
-            return
         number = 1
         while os.path.exists(self.path(f"old-{number}")):
             number += 1
@@ -251,8 +246,8 @@ class Run:
             self.progress.pop(unit, None)
         if self.state and self.state["unit"] in units:
             self.state = None
-        # First the checkpoint: without its unit in progress.json it would count as that of an interrupted one.
-        # Last the results that no longer belong to what stands here.
+        # First the checkpoint: without its unit in progress.json it would count as that of an interrupted
+        # one. Last the results that no longer belong to what stands here.
         stale = ["results.json", "per_item.npz", "votes.png", "subsets.png", "rl.png"]
         stale += [unit + ".pt" for unit in units] + (["tokenizer.tiktoken"] if "base" in units else [])
         if self.state is None:

@@ -32,7 +32,7 @@ from data.tokenizer import (CHECKS, CRITIQUE, END, MARKS, PAD, RESPONSE, SCORES,
                             render_prompt)
 from data.world import Item, seed_of
 from model import GPT, GPTConfig, pad_rows
-from parallel import join, rank, share
+from parallel import first_only, join, rank, share
 from run import load_tensors
 
 # ----------------------------------------------------------------------------------------
@@ -70,20 +70,21 @@ class Cohort:
     """
 
     def __init__(self, model, index, prompts, seeds):
-        # All but the last token of each prompt is read at once; the last one starts the row. Equal prompts are
-        # read once, and each of their samples takes a copy of the keys and values.
+        # All but the last token of each prompt is read at once; the last one starts the row. Equal prompts
+        # are read once, and each of their samples takes a copy of the keys and values.
         device = model.wte.weight.device
         unique = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
         ids, length = pad_rows([prompt[:-1] for prompt in unique], PAD, device)
         rows = torch.tensor([unique[prompt] for prompt in prompts], device=device)           # (B,)
         ids = ids[:, :int(length.max())]           # each column of padding would cost time in every step
         self.cache = model.prefill(ids, length).select(rows, BLOCK)
-        self.token = torch.tensor([prompt[-1] for prompt in prompts], device=device)         # the next to read
+        self.token = torch.tensor([prompt[-1] for prompt in prompts], device=device)   # the next to read
         self.index = np.array(index)
         self.room = model.cfg.block_size - np.array([len(prompt) for prompt in prompts])     # tokens to write
         assert self.room.min() > 0, "a prompt fills the context, no room is left to write"
         steps = -(-self.room.max() // BLOCK) * BLOCK                         # whole blocks
-        self.u = torch.from_numpy(np.stack([uniforms(seed, steps) for seed in seeds])).to(device)    # (B, steps)
+        u = np.stack([uniforms(seed, steps) for seed in seeds])
+        self.u = torch.from_numpy(u).to(device)                              # (B, steps)
         self.ids = np.empty((len(rows), 0), int)
         self.logp = np.empty((len(rows), 0), np.float32)
 
@@ -106,8 +107,8 @@ class Cohort:
         keep = np.flatnonzero(~done)
         self.index, self.room = self.index[keep], self.room[keep]
         self.ids, self.logp = self.ids[keep], self.logp[keep]
-        # The cache is copied, which drops the rows that are done and makes room for the next block. To grow it
-        # block by block keeps it small: decoding is bound by memory.
+        # The cache is copied, which drops the rows that are done and makes room for the next block. To grow
+        # it block by block keeps it small: decoding is bound by memory.
         rows = torch.from_numpy(keep).to(self.token.device)
         self.token, self.u, self.cache = self.token[rows], self.u[rows], self.cache.select(rows, BLOCK)
         return results
@@ -279,10 +280,9 @@ def judge(model, tok, items, k, seed, purpose, temperature=1.0, shuffle=True, hi
     return [blank[i:i + k] for i in range(0, len(blank), k)]
 
 
+@first_only
 def write_judgements(path, judgements):
     """One JSON object a line, written beside and renamed."""
-    if rank() > 0:
-        return
     with open(path + ".tmp", "w") as f:
         f.writelines(json.dumps(vars(j)) + "\n" for j in judgements)
     os.replace(path + ".tmp", path)

@@ -138,7 +138,8 @@ def train_lm(run, unit, model, ids, mask, lr, batch, epochs=1):
         loss.backward()
         scale = trapezoid(i, steps)
         grad_norm = opt.step(scale)
-        return {**add_up_numbers({"loss": loss.item()}), "tokens": total, "lr": lr * scale, "grad_norm": grad_norm}
+        loss = add_up_numbers({"loss": loss.item()})
+        return {**loss, "tokens": total, "lr": lr * scale, "grad_norm": grad_norm}
 
     run.train(unit, model, opt, steps, step)
 
@@ -324,8 +325,8 @@ def update(run, policy, reference, opt, judgements, adv, scale):
                 logp = -F.cross_entropy(logits, targets, reduction="none")                     # (N,)
                 with torch.no_grad():
                     entropy = torch.distributions.Categorical(logits=logits).entropy()         # (N,)
-                    # on the same path as logp, so that the ratio is exactly 1 (the sampler rounds otherwise, in
-                    # float32 on a CPU: with bfloat16 training, the policy that sampled differs by rounding)
+                    # on the same path as logp, so that the ratio is exactly 1 (the sampler rounds otherwise,
+                    # in float32 on a CPU: the policy that sampled differs by that)
                     if u == 0:
                         old[m], ref[m] = logp.detach(), token_logp(reference, ids, mask.bool())
             # Each token of the batch weighs the same: the sum over all tokens by their number. A mean

@@ -1,4 +1,4 @@
-"""What every program of the project shares: how mistakes of the user are reported."""
+"""What every program of the project shares: how mistakes of the user are reported, how memory is kept."""
 
 import ctypes
 import os

@@ -98,7 +98,7 @@ def sampling_flops(cfg, prompts, lengths):
 # Work to do: real prompts, real lengths
 
 def make_work(tok, count, k=1, n=None):
-    """`count` samples, k of each prompt -> prompts, lengths: where an expert's judgement of that item ends."""
+    """`count` samples, k of each prompt -> prompts, lengths: where an expert's judgement would end."""
     least, most = (n, n) if n else (2, 4)
     items = make_items(0, "test", -(-count // k), least=least, most=most)
     prompts, lengths = [], []
@@ -165,7 +165,7 @@ def ours(model, prompts, lengths, slots=256, block=16, refill=True, shared=True)
 
 @torch.inference_mode()
 def no_cache(model, prompts, lengths):
-    """nanoGPT's `generate`: the whole text through the model for each new token, until all rows have ended."""
+    """nanoGPT's `generate`: the whole text through the model for each new token, until all rows end."""
     ids, length = pad_rows(prompts)
     B, target = len(prompts), length + torch.tensor(lengths)
     text = torch.full((B, int(target.max())), PAD)
@@ -206,8 +206,8 @@ def hugging_face(cfg):
             chunk = order[start:start + batch]
             T = max(len(prompts[i]) for i in chunk)                          # padded on the left
             ids = torch.tensor([[PAD] * (T - len(prompts[i])) + list(prompts[i]) for i in chunk])
-            llama.generate(input_ids=ids, attention_mask=(ids != PAD).long(), do_sample=True, top_k=0, top_p=1.0,
-                           max_new_tokens=max(lengths[i] for i in chunk),
+            llama.generate(input_ids=ids, attention_mask=(ids != PAD).long(), do_sample=True, top_k=0,
+                           top_p=1.0, max_new_tokens=max(lengths[i] for i in chunk),
                            stopping_criteria=StoppingCriteriaList([Cue(T, [lengths[i] for i in chunk])]))
     return run
 
@@ -224,12 +224,15 @@ def bench_slots(model, rates, prompts, lengths, quick):
          f"{np.mean(lengths):.0f} written for each (up to {max(lengths)})")
     few = {1: 4} if quick else {1: 16, 32: 128}    # slots: samples
     sizes = [32] if quick else [128, 256, 512, 768]
-    work = {n: (prompts[:few.get(n, len(prompts))], lengths[:few.get(n, len(prompts))]) for n in [*few, *sizes]}
+    first = lambda count: (prompts[:count], lengths[:count])
+    work = {n: first(few.get(n, len(prompts))) for n in [*few, *sizes]}
     times = seconds({n: lambda n=n: ours(model, *work[n], slots=n) for n in work}, 1 if quick else 3)
     tok_s = {n: sum(work[n][1]) / s for n, s in times.items()}
-    share = {n: sampling_flops(model.cfg, *work[n]) / s / 1e9 / rates["fp32_gflops"] for n, s in times.items()}
+    most = rates["fp32_gflops"] * 1e9
+    share = {n: sampling_flops(model.cfg, *work[n]) / s / most for n, s in times.items()}
     for n, s in times.items():
-        show(f"  {n} slots", tok_s[n], "tokens/s", len(work[n][0]) / s, "samples/s", share[n], "of the fp32 limit")
+        show(f"  {n} slots", tok_s[n], "tokens/s", len(work[n][0]) / s, "samples/s",
+             share[n], "of the fp32 limit")
     best = max(share, key=share.get)
     return {"tok_s": tok_s[best], "limit_share": share[best]}
 
@@ -240,7 +243,8 @@ def bench_ablation(model, tok, count, k, batch, rounds):
     wide = GPT(config(n_kv_head=4))
     without = {"all of it": {}, "looks at every step": dict(block=1), "looks every 64 steps": dict(block=64),
                "no refill": dict(refill=False), "prompts not shared": dict(shared=False)}
-    runs = {name: lambda how=how: ours(model, prompts, lengths, slots=batch, **how) for name, how in without.items()}
+    runs = {name: lambda how=how: ours(model, prompts, lengths, slots=batch, **how)
+            for name, how in without.items()}
     runs["4 key/value heads"] = lambda: ours(wide, prompts, lengths, slots=batch)
     times = seconds(runs, rounds)
     show(f"sampling, {k} samples of each prompt, {batch} slots")
@@ -258,18 +262,21 @@ def bench_votes(model, tok, k, rounds):
                      "unshared": lambda: ours(model, *work, shared=False)}, rounds)
     show(f"{k} votes on one item")
     show(f"  against {k} single judgements", times["single"] / times["votes"], "times cheaper")
-    show("  against one batch that reads the prompt each time", times["unshared"] / times["votes"], "times cheaper")
+    show("  against one batch that reads the prompt each time", times["unshared"] / times["votes"],
+         "times cheaper")
     return times["single"] / times["votes"]
 
 
 def bench_others(model, prompts, lengths, batch, quick):
     """Against a loop without a cache and Hugging Face -> ratios, and {name: tokens a second}."""
     some, tokens, ratios = (prompts[:batch], lengths[:batch]), sum(lengths), {}
-    slow = seconds({"ours": lambda: ours(model, *some, slots=batch), "loop": lambda: no_cache(model, *some)}, 1)
+    slow = seconds({"ours": lambda: ours(model, *some, slots=batch),
+                    "loop": lambda: no_cache(model, *some)}, 1)
     ratios["nocache_ratio"] = slow["loop"] / slow["ours"]
-    rates = {"no cache": sum(some[1]) / slow["loop"]}
+    rates = {"ours": sum(some[1]) / slow["ours"], "no cache": sum(some[1]) / slow["loop"]}
     show(f"other samplers, batch {batch}")
-    show("  loop without a cache", rates["no cache"], "tokens/s", ratios["nocache_ratio"], "times slower than ours")
+    show("  loop without a cache", rates["no cache"], "tokens/s",
+         ratios["nocache_ratio"], "times slower than ours")
     hf = hugging_face(model.cfg)
     if hf is None:
         show("  Hugging Face: transformers is not installed")
@@ -283,7 +290,7 @@ def bench_others(model, prompts, lengths, batch, quick):
                      "hf fixed": lambda: hf(*fixed, batch)}, 1 if quick else 3)
     ratios["hf_ratio"] = times["hf"] / times["ours"]
     ratios["hf_fixed_ratio"] = times["hf fixed"] / times["ours fixed"]
-    rates["Hugging Face"] = tokens / times["hf"]
+    rates["ours"], rates["Hugging Face"] = tokens / times["ours"], tokens / times["hf"]
     show("  Hugging Face, real prompts and ends", rates["Hugging Face"], "tokens/s",
          ratios["hf_ratio"], "times slower than ours")
     show(f"  Hugging Face, 33 + {steps} tokens each", batch * steps / times["hf fixed"], "tokens/s",
@@ -310,7 +317,8 @@ def bench_training(tok, rates, quick):
 
         seconds({size: step}, 2)                   # warm up
         s = seconds({size: step}, 3 if quick else 15 if size == "S" else 7)[size]
-        flops = 3 * sum(forward_flops(cfg, 0, int((a != PAD).sum()), int(b.sum())) for a, b in zip(x, m[:, 1:]))
+        flops = 3 * sum(forward_flops(cfg, 0, int((row != PAD).sum()), int(learn.sum()))
+                        for row, learn in zip(x, m[:, 1:]))
         tokens = int((x != PAD).sum())
         result[size] = {"tok_s": tokens / s, "limit_share": flops / s / 1e9 / rates["fp32_gflops"]}
         show(f"  size {size}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters", tokens / s,
@@ -366,7 +374,8 @@ def bench_growth(tok, quick):
     def panel(name, cases):
         times = seconds({x: lambda how=how: ours(*how, slots=512) for x, how in cases.items()}, rounds)
         per = {x: s / len(cases[x][1]) for x, s in times.items()}
-        show(f"milliseconds a judgement, by {name}: " + ", ".join(f"{x}: {1e3 * s:.1f}" for x, s in per.items()))
+        cells = ", ".join(f"{x}: {1e3 * s:.1f}" for x, s in per.items())
+        show(f"milliseconds a judgement, by {name}: {cells}")
         panels[name] = list(per), list(per.values())
 
     items = 2 if quick else 8
@@ -380,17 +389,20 @@ def bench_growth(tok, quick):
     return panels
 
 
-def figure(path, rates, panels):
+def figure(path, k, ablation, others, panels):
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(1, 3, figsize=(15, 4.2), width_ratios=[2, 1, 1])
+    rates = {**{f"{name} (k = {k})": rate for name, rate in ablation.items()},
+             **{f"{name} (k = 1)": rate for name, rate in others.items()}}
     axes[0].barh(list(rates)[::-1], list(rates.values())[::-1])
-    axes[0].set(title="sampling with the same number of slots", xlabel="tokens/s (more is better)")
+    axes[0].set(title="sampling with the same number of slots, k samples a prompt", xlabel="tokens/s (more is better)")
     for ax, name in zip(axes[1:], ("votes k on each of a few items", "tokens of the prompt")):
         x, y = panels[name]
         ax.plot(x, 1e3 * np.array(y), "o-")
-        ax.set(title="milliseconds a judgement", xlabel=name, ylim=(0, None), xscale="log", xticks=x, xticklabels=x)
+        ax.set(title="milliseconds a judgement", xlabel=name, ylim=(0, None), xscale="log")
+        ax.set_xticks(x, x)
         ax.minorticks_off()
     fig.tight_layout()
     fig.savefig(path, dpi=100)
@@ -431,9 +443,10 @@ def main(argv):
     show("peak memory of it all", peak(), "MB")
     if args.json:
         limits = {name: rates[name] for name in ("fp32_gflops", "bf16_gflops")}
-        write_json(args.json, {"limit": limits, "sampling": sampling, "training": training, "rl_step": rl_step})
+        write_json(args.json, {"limit": limits, "sampling": sampling, "training": training,
+                               "rl_step": rl_step})
     if args.figure:
-        figure(args.figure, {**ablation, **others}, panels)
+        figure(args.figure, k, ablation, others, panels)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from model import GPT, SIZES
 
 @pytest.mark.parametrize("size", SIZES)
 def test_flops_are_those_that_torch_counts(size):
-    """Guards against a share of the limit that counts work twice or leaves some out. Torch counts attention to
-    later tokens, too: 4 C T^2 a layer, where we count what a causal model needs."""
+    """Guards against a share of the limit that counts work twice or leaves some out. Torch counts attention
+    to later tokens, too: 4 C T^2 a layer, where we count what a causal model needs."""
     cfg, T, predicted = config(size), 24, 10
     ids = torch.zeros(1, T, dtype=torch.long)
     model = GPT(cfg).bfloat16()                    # attention as plain products, which torch can count
@@ -35,8 +35,8 @@ def test_quick_benchmark(tmp_path):
     """Guards against a benchmark that no longer runs, or numbers that are missing or mean nothing."""
     out, png = tmp_path / "bench.json", tmp_path / "bench.png"
     flags = ["--quick", "--json", str(out), "--figure", str(png)]
-    done = subprocess.run([sys.executable, "experiments/bench.py", *flags], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, timeout=400)
+    done = subprocess.run([sys.executable, "experiments/bench.py", *flags], cwd=ROOT, text=True, timeout=400,
+                          capture_output=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
     assert done.returncode == 0, done.stderr[-3000:]
     r = json.loads(out.read_text())
     assert set(r) == {"limit", "sampling", "training", "rl_step"}

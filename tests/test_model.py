@@ -155,7 +155,8 @@ def test_muon_in_stacks_is_torch_muon():
     rate: three steps against torch.optim.Muon, which takes the matrices one by one, and a restored state."""
     ours, theirs = GPT(GPTConfig(40, 64, 2, 4, 1, 32), seed=1), GPT(GPTConfig(40, 64, 2, 4, 1, 32), seed=1)
     opt = Optimizer(ours, 1e-2)
-    muon = torch.optim.Muon(theirs.blocks.parameters(), lr=1e-2, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    muon = torch.optim.Muon(theirs.blocks.parameters(), lr=1e-2, weight_decay=0.0,
+                            adjust_lr_fn="match_rms_adamw")
     gen = torch.Generator().manual_seed(1)
     for step in range(3):
         for p, q in zip(ours.parameters(), theirs.parameters()):

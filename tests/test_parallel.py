@@ -38,7 +38,8 @@ def work():
         p.data = torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.2
         q.data = p.data.clone()
     samples = generate(model, PROMPTS, range(15))
-    js = [Judgement("", i, [], i, p, *sample, scores=[1]) for i, (p, sample) in enumerate(zip(PROMPTS, samples))]
+    js = [Judgement("", i, [], i, prompt, ids, logp, scores=[1])
+          for i, (prompt, (ids, logp)) in enumerate(zip(PROMPTS, samples))]
     run = SimpleNamespace(cfg=Config(), device="cpu", autocast=nullcontext)
     meta = from_policy(model)
     torch.nn.init.normal_(meta.head.weight, generator=torch.Generator().manual_seed(0))
@@ -46,7 +47,8 @@ def work():
     opt, adv = Optimizer(model, 1e-3), np.random.default_rng(0).normal(size=15).tolist()
     metrics = [update(run, model, reference, opt, js, adv, 1.0) for _ in range(3)]
     return {"ids": [ids for ids, _ in samples], "meta": [j.meta for j in js], "metrics": metrics,
-            "weights": [p.flatten()[:50].tolist() for p in model.parameters()], "shares": join(share(list(range(7))))}
+            "weights": [p.flatten()[:50].tolist() for p in model.parameters()],
+            "shares": join(share(list(range(7))))}
 
 
 def test_two_processes_do_what_one_does(tmp_path):
@@ -61,7 +63,7 @@ def test_two_processes_do_what_one_does(tmp_path):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
     for a, b in zip(two["metrics"], one["metrics"]):
         np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=1e-3, atol=1e-5)
-    assert one["metrics"][2]["kl"] > 1e-4          # something was learned, so there was something to get wrong
+    assert one["metrics"][2]["kl"] > 1e-4          # something was learned: it could go wrong
 
 
 def test_a_run_on_two_processes(tmp_path):
@@ -69,13 +71,15 @@ def test_a_run_on_two_processes(tmp_path):
     run gives the loss curve of one process (within 1%, in pre-training and for the Meta RM), and one of them
     prints."""
     flags = ["spct.py", "--preset", "smoke", "--device", "cpu", "--threads", "1", "--dtype", "float32",
-             "--pretrain_tokens", "30000", "--eval_items", "4", "--val_items", "4", "--rl_steps", "1", "--k", "2",
-             "--points", "8", "--meta_items", "4"]
+             "--pretrain_tokens", "30000", "--eval_items", "4", "--val_items", "4", "--rl_steps", "1",
+             "--k", "2", "--points", "8", "--meta_items", "4"]
     subprocess.run([sys.executable, *flags, "--out", str(tmp_path / "one")], cwd=ROOT, env=ENV, check=True,
                    capture_output=True)
     done = torchrun(*flags, "--out", str(tmp_path / "two"))
+    assert done.stdout.count("\npreset ") + done.stdout.startswith("preset ") == 1
     assert done.stdout.count("items of the test split") == 1
-    one, two = ([json.loads(line) for line in open(tmp_path / name / "metrics.jsonl")] for name in ("one", "two"))
+    read = lambda name: [json.loads(line) for line in open(tmp_path / name / "metrics.jsonl")]
+    one, two = read("one"), read("two")
     assert [m["unit"] for m in one] == [m["unit"] for m in two]
     for unit, least in (("base", 15), ("meta-rft", 1)):
         losses = [[m["loss"] for m in run if m["unit"] == unit] for run in (one, two)]
