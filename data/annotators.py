@@ -34,7 +34,7 @@ from data.world import (CONTENT_CRITERIA, DOMAINS, RATERS, STYLE_CRITERIA, in_di
                         make_item, make_query, make_response, seed_of, split_of)
 
 GENERAL = 0.45                                     # share of documents that are general text
-QUOTING = 0.25                                     # share of general text that quotes, the rest checks
+GENERAL_KINDS = {"quoting": 0.2, "adding": 0.2, "checking": 0.6}  # of general text
 HINTED = 0.15                                      # share of annotations that carry a hint
 SKILLS = {"sloppy": 0.66, "average": 0.26, "expert": 0.08}
 WRONG_CHECK = {"average": 0.20, "expert": 0.03, "perfect": 0.0}   # chance that a verdict is wrong
@@ -57,6 +57,10 @@ def rebalance(rng, weights, moves=0):
             weights[a] -= 1
             weights[b] += 1
     return weights
+
+
+def listed(weights):
+    return " " + ", ".join(f"{name} {w}" for name, w in weights.items())
 
 
 def principles(rng, item, skill):
@@ -96,7 +100,7 @@ def checks(rng, weights, truth, skill, verdict=None):
 def annotate(rng, item, skill, hint=None):
     """One judgement of the item, as parts, from the first principle to <end>."""
     weights = principles(rng, item, skill)
-    parts, totals = [" " + ", ".join(f"{name} {w}" for name, w in weights.items()), CRITIQUE], []
+    parts, totals = [listed(weights), CRITIQUE], []
     # Told which response is best, the average annotator takes a short cut: all good there, all bad elsewhere.
     short_cut = hint is not None and skill == "average"
     for i, mark in enumerate(RESPONSE[:item.n]):
@@ -114,18 +118,36 @@ def annotate(rng, item, skill, hint=None):
 # ----------------------------------------------------------------------------------------
 # General text: the bare skills, without any judging
 
+def adding(rng):
+    """Weights, then verdicts on each of a few responses, and the sum of the weights of what was found good.
+
+    Without such texts some seeds never learn to add: their totals do not depend on their checks.
+    """
+    names = rng.sample(CONTENT_CRITERIA + STYLE_CRITERIA, rng.choice([2, 3, 3, 4]))
+    weights = rebalance(rng, dict.fromkeys(names, 3), moves=6)
+    parts = [listed(weights)]
+    for mark in RESPONSE[:rng.choice([2, 3, 4])]:
+        truth = {name: (rng.random() < 0.5, None) for name in names}
+        text, total = checks(rng, weights, truth, "average")                 # without evidence
+        parts += [mark, text, TOTAL, str(total)]
+    return parts + [END]
+
+
 def general_text(rng):
-    """A short document that shows one skill, as parts: quoting a list of texts, or checking their content and
-    one point of style."""
+    """A short document that shows one skill, as parts: adding weights up, quoting a list of texts, or checking
+    their content and one point of style."""
+    kind = rng.choices(list(GENERAL_KINDS), GENERAL_KINDS.values())[0]
+    if kind == "adding":
+        return adding(rng)
     while True:                                    # a task of the training split
         domain = rng.choice(DOMAINS)
         task, problem = make_query(rng, domain)
         if in_distribution(domain, "none", problem) and split_of(domain, "none", task) == "train":
             break
     texts = [make_response(rng, domain, problem, RATERS[domain]["none"]) for _ in range(rng.choice([2, 3]))]
-    if rng.random() < QUOTING:
-        listed = [part for mark, (text, _, _) in zip(RESPONSE, texts) for part in (mark, " " + text)]
-        return listed + [CRITIQUE] + listed + [END]
+    if kind == "quoting":
+        quotes = [part for mark, (text, _, _) in zip(RESPONSE, texts) for part in (mark, " " + text)]
+        return quotes + [CRITIQUE] + quotes + [END]
     parts = [" " + task]
     for mark, (text, truth, _) in zip(RESPONSE, texts):
         names = [n for n in truth if n in CONTENT_CRITERIA] + [rng.choice(STYLE_CRITERIA)]
@@ -149,7 +171,8 @@ def document(seed, index):
 # Rows of tokens
 
 def written(ids):
-    """Mask of a document: True on what a judge writes, False on what it is given (queries and responses).
+    """Mask of a document: True on what a judge writes, False on what it is given (queries and responses;
+    weights and verdicts where it is to add up).
 
     What is given was drawn at random: there is nothing to learn in it, but its noise would drown the few
     tokens that carry a skill.
@@ -158,8 +181,8 @@ def written(ids):
     for token in ids:
         mask.append(learn)
         judging = judging or token in (PRINCIPLES, CRITIQUE)                 # from here on all is written
-        if token in (CHECKS, *RESPONSE):           # in general text, checks follow each response
-            learn = token == CHECKS
+        if token in (CHECKS, TOTAL, *RESPONSE):    # in general text, checks or a total follow each response
+            learn = token in (CHECKS, TOTAL)
         learn = learn or judging
     return mask
 

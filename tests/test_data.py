@@ -6,10 +6,10 @@ import pytest
 from tiktoken.load import load_tiktoken_bpe
 
 from data import preferences
-from data.annotators import annotate, document, written
+from data.annotators import adding, annotate, document, written
 from data import UserError
 from data.preferences import load, load_or_fail
-from data.tokenizer import (CRITIQUE, END, MARKS, PAD, PATTERN, PRINCIPLES, QUERY, Tokenizer,
+from data.tokenizer import (CHECKS, CRITIQUE, END, MARKS, PAD, PATTERN, PRINCIPLES, QUERY, Tokenizer,
                             train_bpe)
 from data.world import (CAPITALS, CONTENT_CRITERIA, HARMFUL, KINDS, RATERS,
                         STYLE_CRITERIA, STYLES, make_item, make_items)
@@ -245,13 +245,28 @@ def test_only_what_is_written_is_learned(tok):
     for i in range(200):
         parts = document(0, i)
         mask = iter(written(tok.encode(parts)))
-        kind = "annotation" if parts[0] == QUERY else "quoting" if CRITIQUE in parts else "checking"
+        kind = "annotation" if parts[0] == QUERY else "quoting" if CRITIQUE in parts else \
+            "checking" if CHECKS in parts else "adding"
         kinds.add(kind)
         opening = PRINCIPLES if kind == "annotation" else CRITIQUE
         for at, part in enumerate(parts):
-            if kind == "checking":                 # task, then mark, response, mark, checks, ..., END
+            if kind in ("checking", "adding"):     # task, then mark, response, mark, checks, ..., END;
+                # or weights, then mark, verdicts, mark, total, ..., END
                 learned = at > 3 and (at - 1) % 4 in (0, 3)
             else:
                 learned = at > parts.index(opening)
             assert [next(mask) for _ in tok.encode([part])] == [learned] * len(tok.encode([part])), (kind, parts)
-    assert len(kinds) == 3
+    assert len(kinds) == 4
+
+
+def test_adding_texts_add_up():
+    """Guards against totals in general text that are not the sums of the weights found good."""
+    for i in range(100):
+        first, *parts = adding(random.Random(i))
+        weights = {name: int(w) for name, w in (pair.split() for pair in first.split(","))}
+        assert sum(weights.values()) == 10 and parts[-1] == END
+        for verdicts, total in zip(parts[1::4], parts[3::4]):
+            words = verdicts.replace(":", "").split()
+            assert words[::2] == list(weights)
+            earned = sum(weights[name] for name, verdict in zip(words[::2], words[1::2]) if verdict == "good")
+            assert int(total) == max(1, earned)
