@@ -32,13 +32,13 @@ from data.tokenizer import (CHECKS, CRITIQUE, END, MARKS, PAD, RESPONSE, SCORES,
                             render_prompt)
 from data.world import Item, seed_of
 from model import GPT, GPTConfig, pad_rows
-from parallel import first_only, join, rank, share
+from parallel import first_only, in_threads, join, rank, share
 from run import load_tensors
 
 # ----------------------------------------------------------------------------------------
 # The sampler
 
-SLOTS = 512  # rows that are written side by side: many rows make large matrix products
+SLOTS = 768  # rows that are written side by side: many rows make large matrix products
 BLOCK = 16   # steps between two looks at what has ended: no copies and no synchronisation in between
 
 
@@ -115,23 +115,14 @@ class Cohort:
 
 
 @torch.inference_mode()
-def generate(model, prompts, seeds, temperature=1.0, desc=None):
-    """Complete each prompt (a tuple of ids) up to END or the end of the context, one seed a sample.
-
-    -> list of (ids, logp): the completion with its END, and the sum of its log-probabilities in nats.
-    Samples with the same (prompt, seed) are equal whatever else is in the batch, up to rounding
-    differences between batch shapes. `desc` names the progress bar, None shows none.
-    """
-    model.eval()
-    done, cohorts, busy = {}, [], 0                # done: index -> (ids, logp)
-    # Long prompts first: their judgements are long, too. Equal prompts side by side: they are read once.
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]), reverse=True)
-    queue = share(order)                           # of several processes, each takes its part
-    bar = tqdm(total=len(queue), desc=desc, disable=desc is None or rank() > 0, mininterval=2.0)
+def complete(model, prompts, seeds, temperature, queue, slots, bar):
+    """The sampler's loop: complete the prompts whose indices are in the queue -> {index: (ids, logp)}."""
+    done, cohorts, busy = {}, [], 0
     while queue or cohorts:
         # 1. When a quarter of the slots is free, a new cohort takes them.
-        if queue and busy <= SLOTS * 3 // 4:
-            new, queue = queue[:SLOTS - busy], queue[SLOTS - busy:]
+        if queue and busy <= slots * 3 // 4:
+            new = queue[:slots - busy]
+            del queue[:slots - busy]
             cohorts.append(Cohort(model, new, [prompts[i] for i in new], [seeds[i] for i in new]))
         # 2. All rows write a block of tokens. Nobody looks at them meanwhile.
         token, u = torch.cat([c.token for c in cohorts]), torch.cat([c.next_uniforms() for c in cohorts])
@@ -145,12 +136,31 @@ def generate(model, prompts, seeds, temperature=1.0, desc=None):
         for c in cohorts:
             rows = slice(start, start + len(c.index))
             start = rows.stop
-            done.update(c.add(ids[rows], logp[rows]))
+            results = c.add(ids[rows], logp[rows])
+            done.update(results)
+            bar.update(len(results))
         cohorts = [c for c in cohorts if len(c.index)]
         busy = sum(len(c.index) for c in cohorts)
-        bar.update(len(done) - bar.n)
-    bar.close()
-    results = dict(zip(order, join([done[i] for i in share(order)])))        # those of all processes
+    return done
+
+
+def generate(model, prompts, seeds, temperature=1.0, desc=None):
+    """Complete each prompt (a tuple of ids) up to END or the end of the context, one seed a sample.
+
+    -> list of (ids, logp): the completion with its END, and the sum of its log-probabilities in nats.
+    Samples with the same (prompt, seed) are equal whatever else is in the batch, up to rounding
+    differences between batch shapes. `desc` names the progress bar, None shows none.
+    """
+    model.eval()
+    # Long prompts first: their judgements are long, too. Equal prompts side by side: they are read once.
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]), reverse=True)
+    mine = share(order)                            # of several processes, each takes its part
+    threads = min(torch.get_num_threads(), SLOTS) if model.wte.weight.device.type == "cpu" else 1
+    with tqdm(total=len(mine), desc=desc, disable=desc is None or rank() > 0, mininterval=2.0) as bar:
+        run = lambda queue: complete(model, prompts, seeds, temperature, queue, SLOTS // threads, bar)
+        parts = in_threads(run, mine, threads)
+    done = {i: result for part in parts for i, result in part.items()}
+    results = dict(zip(order, join([done[i] for i in mine])))                # those of all processes
     return [results[i] for i in range(len(prompts))]
 
 # ----------------------------------------------------------------------------------------

@@ -343,17 +343,21 @@ def update(run, policy, reference, opt, judgements, adv, scale):
 # ----------------------------------------------------------------------------------------
 # 4. Meta RM
 
-def meta_rm(run, tok, name, policy, samples, points):
-    """The Meta RM of a policy, "rft" or "rl", from RFT's non-hinted samples and fresh ones of the policy."""
+def meta_rm(run, tok, name, policy, samples, points, start=None):
+    """The Meta RM of a policy, "rft" or "rl", from RFT's non-hinted samples and fresh ones of the policy.
+
+    start: a Meta RM to go on from. That of the RL policy goes on from that of the RFT policy: what they judge is
+    much alike, so that it gets further, and with one epoch.
+    """
     cfg, unit = run.cfg, f"meta-{name}"
-    model = metarm.from_policy(policy)
+    model = metarm.from_policy(policy) if start is None else copy.deepcopy(start)
     if run.load_if_done(unit, model):
         return model
     fresh = make_items(cfg.seed, "train", cfg.meta_items, start=cfg.points, noise=cfg.noise)
     more = judge(policy, tok, fresh, cfg.meta_samples, cfg.seed, unit, cfg.temperature, desc=f"{unit} data")
     old = samples[:cfg.meta_old]
     examples = [(j, right(j, p)) for s, p in zip(old + more, points[:len(old)] + fresh) for j in s]
-    metarm.train(run, unit, model, examples)
+    metarm.train(run, unit, model, examples, cfg.meta_epochs if start is None else 1)
     return model
 
 # ----------------------------------------------------------------------------------------
@@ -451,7 +455,8 @@ def main(argv):
     tuned = rft(run, tok, base, points, samples, hinted)
     policy = rl(run, tok, tuned, points, samples)
     policies = {"base": base, "rft": tuned, "rl": policy}
-    guide = {name: meta_rm(run, tok, name, policies[name], samples, points) for name in ("rft", "rl")}
+    guide = {"rft": meta_rm(run, tok, "rft", tuned, samples, points)}
+    guide["rl"] = meta_rm(run, tok, "rl", policy, samples, points, start=guide["rft"])
     evaluated = {name: evaluate(run, tok, name, model, guide.get(name)) for name, model in policies.items()}
     if rank() == 0:
         final = report.results(run, evaluated)

@@ -1,4 +1,6 @@
 import random
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from data.annotators import SKILLS, annotate
 from data.tokenizer import CHECKS, CRITIQUE, END, MARKS, R1, R2, R3, R4, SCORES, TOTAL, render_prompt
 from data.world import Item, make_item
 from model import token_logp
+from parallel import in_threads
 from sample import check_length, correct, draw, generate, judge, parse, shuffled, uniforms, verdict, vote
 
 # ----------------------------------------------------------------------------------------
@@ -66,6 +69,39 @@ def test_refilled_slots_do_not_change_samples(tiny, monkeypatch):
     monkeypatch.setattr(sample, "SLOTS", 5)
     monkeypatch.setattr(sample, "BLOCK", 3)
     assert [ids for ids, _ in generate(model, PROMPTS * 4, range(28))] == [ids for ids, _ in together]
+
+
+def test_threads_do_not_change_samples(tiny):
+    """Guards against threads that mix up their rows or leave some out, and against a process that goes on with
+    one thread after it."""
+    model = tiny()
+    model.wte.weight.data *= 0.4
+    one = generate(model, PROMPTS * 4, range(28))
+    torch.set_num_threads(3)
+    try:
+        three, left = generate(model, PROMPTS * 4, range(28)), torch.get_num_threads()
+    finally:
+        torch.set_num_threads(1)
+    assert [ids for ids, _ in three] == [ids for ids, _ in one] and left == 3
+
+
+def test_an_interruption_stops_all_threads():
+    """Guards against Ctrl-C in one thread while the others work on to their end."""
+    began, seen = threading.Event(), []
+
+    def work(queue):
+        if queue[0] == 0:
+            began.wait(10)
+            raise KeyboardInterrupt
+        while queue:
+            seen.append(queue.pop())
+            began.set()
+            time.sleep(0.01)
+
+    with pytest.raises(KeyboardInterrupt):
+        in_threads(work, list(range(2000)), 2)
+    torch.set_num_threads(1)
+    assert 0 < len(seen) < 1000
 
 
 def test_sampler_in_bfloat16(tiny):
