@@ -39,13 +39,12 @@ def from_policy(policy):
     return model
 
 
-def train(run, unit, model, examples, epochs):
-    """Binary cross-entropy on examples, (Judgement, right) pairs, each seen `epochs` times."""
+def train(run, unit, model, examples):
+    """Binary cross-entropy on examples, (Judgement, right) pairs, each seen once."""
     cfg = run.cfg
     rows, labels = [j.tokens for j, _ in examples], [float(right) for _, right in examples]
     opt = Optimizer(model, cfg.meta_lr)
-    batches = [chunk for epoch in range(epochs)
-               for chunk in batches_by_length(rows, 32, random.Random(seed_of(cfg.seed, unit, epoch)))
+    batches = [chunk for chunk in batches_by_length(rows, 32, random.Random(seed_of(cfg.seed, unit)))
                if len(chunk) >= processes()]
 
     def step(i):

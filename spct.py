@@ -85,7 +85,6 @@ class Config:
     meta_samples: int = 4
     temperature: float = 1.0       # of these samples and of the votes: a Meta RM learns on what it will judge
     meta_old: int = 500            # points whose RFT samples are used too
-    meta_epochs: int = 2
     meta_lr: float = 1e-3
     # evaluation
     eval_split: str = "test"       # val while you tune
@@ -346,8 +345,8 @@ def update(run, policy, reference, opt, judgements, adv, scale):
 def meta_rm(run, tok, name, policy, samples, points, start=None):
     """The Meta RM of a policy, "rft" or "rl", from RFT's non-hinted samples and fresh ones of the policy.
 
-    start: a Meta RM to go on from. That of the RL policy goes on from that of the RFT policy: what they judge is
-    much alike, so that it gets further, and with one epoch.
+    start: a Meta RM to go on from. That of the RL policy goes on from that of the RFT policy: what they read is
+    much alike, and so it gets further.
     """
     cfg, unit = run.cfg, f"meta-{name}"
     model = metarm.from_policy(policy) if start is None else copy.deepcopy(start)
@@ -357,7 +356,7 @@ def meta_rm(run, tok, name, policy, samples, points, start=None):
     more = judge(policy, tok, fresh, cfg.meta_samples, cfg.seed, unit, cfg.temperature, desc=f"{unit} data")
     old = samples[:cfg.meta_old]
     examples = [(j, right(j, p)) for s, p in zip(old + more, points[:len(old)] + fresh) for j in s]
-    metarm.train(run, unit, model, examples, cfg.meta_epochs if start is None else 1)
+    metarm.train(run, unit, model, examples)
     return model
 
 # ----------------------------------------------------------------------------------------
