@@ -59,7 +59,7 @@ class Config:
     block_size: int = 320          # context in tokens
     vocab_size: int = 704
     # pre-training
-    pretrain_tokens: int = 7_000_000
+    pretrain_tokens: int = 5_500_000
     pretrain_rows: int = 9         # rows of block_size tokens a step; small steps learn to check sooner
     pretrain_lr: float = 6e-3
     # preference data: RFT and RL use the same points
