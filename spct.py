@@ -59,7 +59,7 @@ class Config:
     block_size: int = 320          # context in tokens
     vocab_size: int = 704
     # pre-training
-    pretrain_tokens: int = 5_500_000
+    pretrain_tokens: int = 6_500_000
     pretrain_rows: int = 9         # rows of block_size tokens a step; small steps learn to check sooner
     pretrain_lr: float = 6e-3
     # preference data: RFT and RL use the same points
@@ -73,7 +73,7 @@ class Config:
     rft_epochs: int = 2
     rft_lr: float = 1e-3
     # RL
-    rl_steps: int = 32
+    rl_steps: int = 36
     rl_points: int = 32            # points a step
     group: int = 8                 # G: samples a point
     rl_updates: int = 1            # updates a rollout
