@@ -199,12 +199,16 @@ def rft_samples(run, tok, base, points):
     return samples, hinted
 
 
-def rft_examples(cfg, tok, points, samples, hinted):
-    """The judgements that survive the rules, mixed with general text -> (ids, mask) pairs, mask True on the
-    tokens to be learned: the judgement with its END, not the prompt."""
+def keep_right(points, samples, hinted):
+    """The judgements that survive the rules."""
     by_id = {p.id: p for p in points}
     kept = [j for s in samples for j in reject(s, by_id[s[0].item])]
-    kept += [j for s in hinted for j in reject_hinted(s, by_id[s[0].item])]
+    return kept + [j for s in hinted for j in reject_hinted(s, by_id[s[0].item])]
+
+
+def rft_examples(cfg, tok, kept):
+    """Judgements, mixed with general text -> (ids, mask) pairs, mask True on the tokens to be learned: the
+    judgement with its END, not the prompt."""
     examples = []
     for j in kept:
         prompt = forget_hint(j.prompt)
@@ -216,12 +220,12 @@ def rft_examples(cfg, tok, points, samples, hinted):
     return examples
 
 
-def rft(run, tok, base, points, samples, hinted):
-    """Fine-tune the base model on its own judgements that survive the rules, mixed with general text."""
+def rft(run, tok, base, kept):
+    """Fine-tune the base model on its own judgements that were kept, mixed with general text."""
     cfg, model = run.cfg, copy.deepcopy(base)
     if run.load_if_done("rft", model):
         return model
-    examples = rft_examples(cfg, tok, points, samples, hinted)
+    examples = rft_examples(cfg, tok, kept)
     ids, mask = pack(examples, cfg.block_size, seed_of(cfg.seed, "rft-pack"))
     train_lm(run, "rft", model, ids, mask, cfg.rft_lr, cfg.rft_rows, cfg.rft_epochs)
     return model
@@ -451,7 +455,7 @@ def main(argv):
     points = make_items(cfg.seed, "train", cfg.points, noise=cfg.noise)
     base = pretrain(run, tok)
     samples, hinted = rft_samples(run, tok, base, points)
-    tuned = rft(run, tok, base, points, samples, hinted)
+    tuned = rft(run, tok, base, keep_right(points, samples, hinted))
     policy = rl(run, tok, tuned, points, samples)
     policies = {"base": base, "rft": tuned, "rl": policy}
     guide = {"rft": meta_rm(run, tok, "rft", tuned, samples, points)}

@@ -68,7 +68,8 @@ def test_rft_examples(tok):
     item = Item("x", "s", "q", ["a", "b"], [9, 2])
     right, wrong = judgement([8, 3], plain, (15, END)), judgement([3, 8], plain, (16, END))
     told, too_easy = judgement([8, 3], hinted, (17, 18, END)), judgement([3, 8], hinted, (19, END))
-    examples = spct.rft_examples(Config(), tok, [item], [[right, wrong, right]], [[told], [too_easy]])
+    kept = spct.keep_right([item], [[right, wrong, right]], [[told], [too_easy]])
+    examples = spct.rft_examples(Config(), tok, kept)
     mine = sorted([ids, mask] for ids, mask in examples if ids[:len(plain)] == plain)
     unlearned = [False] * len(plain)
     assert mine == [[plain + [15, END], unlearned + [True] * 2]] * 2 + [
