@@ -148,7 +148,7 @@ def ours(model, prompts, lengths, slots=256, block=16, refill=True, shared=True,
     sample.SLOTS, sample.BLOCK = slots, block
     if not threads:                                # one loop with all slots, torch's threads share operations
         sample.SLOTS = slots * torch.get_num_threads()
-        sample.in_threads = lambda function, rows, count: [function(rows)]
+        sample.in_threads = lambda function, rows, count: [function(list(rows))]
     if not shared:
         prompts = [Unshared(p) for p in prompts]
     try:
