@@ -39,6 +39,7 @@ from run import load_tensors
 # The sampler
 
 SLOTS = 768  # rows that are written side by side: many rows make large matrix products
+LOOP = 64    # rows from which a thread gets a loop of its own: with fewer it is better to share operations
 BLOCK = 16   # steps between two looks at what has ended: no copies and no synchronisation in between
 
 
@@ -155,7 +156,8 @@ def generate(model, prompts, seeds, temperature=1.0, desc=None):
     # Long prompts first: their judgements are long, too. Equal prompts side by side: they are read once.
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]), reverse=True)
     mine = share(order)                            # of several processes, each takes its part
-    threads = min(torch.get_num_threads(), SLOTS) if model.wte.weight.device.type == "cpu" else 1
+    loops = max(1, min(SLOTS, len(mine)) // LOOP)
+    threads = min(torch.get_num_threads(), loops) if model.wte.weight.device.type == "cpu" else 1
     with tqdm(total=len(mine), desc=desc, disable=desc is None or rank() > 0, mininterval=2.0) as bar:
         run = lambda queue: complete(model, prompts, seeds, temperature, queue, SLOTS // threads, bar)
         parts = in_threads(run, mine, threads)
