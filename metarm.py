@@ -49,7 +49,7 @@ def train(run, unit, model, examples):
 
     def step(i):
         mine = share(batches[i])                   # the whole batch, but if there are several processes
-        ids, length = pad_rows([rows[j] for j in mine], device=run.device)
+        ids, length = pad_rows([rows[j] for j in mine], device=run.device)           # (B, T), (B,)
         right = torch.tensor([labels[j] for j in mine], device=run.device)           # (B,)
         with run.autocast():
             logit = model(ids, length)                                               # (B,)
@@ -70,7 +70,7 @@ def score(run, model, judgements):
     mine, metas = share(todo), []
     for start in range(0, len(mine), 128):
         chunk = mine[start:start + 128]
-        ids, length = pad_rows([j.tokens for j in chunk], device=run.device)
+        ids, length = pad_rows([j.tokens for j in chunk], device=run.device)     # (B, T), (B,)
         with run.autocast():
             metas += model(ids, length).tolist()
     for j, meta in zip(todo, join(metas)):

@@ -2,7 +2,8 @@
 A modern small GPT, written out: RMSNorm without weights, rotary positions, multi-query attention,
 squared ReLU, tied embeddings, a KV cache for sampling, and a scalar head for reward models.
 
-Shapes: B batch, T tokens, C channels, V vocabulary, H query heads, K key/value heads, D head size.
+Shapes: B batch, T tokens, C channels, V vocabulary, H query heads, K key/value heads, D head size, L layers,
+N tokens that were picked out of B * T.
 
 Simplifications: no dropout (KL to a reference must be 0 at step 0), no biases, documents packed in
 one row of pre-training see each other (positions are relative, so this is mild noise).
@@ -109,7 +110,7 @@ class Attention(nn.Module):
         """Whole sequences, each token sees itself and those before. Also returns keys and values."""
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, self.H + 2 * self.K, self.D)
-        qk, v = qkv.split([self.H + self.K, self.K], dim=2)
+        qk, v = qkv.split([self.H + self.K, self.K], dim=2)                  # (B, T, H + K, D), (B, T, K, D)
         q, k = rotate(qk, turn).to(v.dtype).split([self.H, self.K], dim=2)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)    # (B, H or K, T, D)
         y = attend(q, k, v)                                                  # (B, H, T, D)
@@ -118,11 +119,11 @@ class Attention(nn.Module):
     def step(self, x, turn, caches, layer):
         """One new token a row, x (B, C): the B rows are those of all the caches, one after the other."""
         B, C = x.shape
-        qk, v = self.qkv(x).view(B, -1, self.D).split([self.H + self.K, self.K], dim=1)
-        q, k = rotate(qk, turn).to(v.dtype).split([self.H, self.K], dim=1)
+        qk, v = self.qkv(x).view(B, -1, self.D).split([self.H + self.K, self.K], dim=1)      # (B, H + K, D)
+        q, k = rotate(qk, turn).to(v.dtype).split([self.H, self.K], dim=1)   # (B, H, D), (B, K, D)
         rows = [len(cache.length) for cache in caches]
         parts = zip(caches, q.split(rows), k.split(rows), v.split(rows))
-        y = [cache.attend(layer, q, k, v) for cache, q, k, v in parts]
+        y = [cache.attend(layer, q, k, v) for cache, q, k, v in parts]       # each (its rows, H, D)
         return self.proj(torch.cat(y).view(B, C))
 
 

@@ -76,19 +76,19 @@ def join(mine):
 def in_threads(function, rows, count):
     """[function(rows[0::count]), function(rows[1::count]), ...], side by side in threads of this process.
 
-    Each has one of torch's `count` threads for itself. Where operations are small that is faster than to let
-    all of them share each operation, and wait for each other each time. (autocast and the like do not reach
-    into threads.)
+    They divide torch's threads among them. Where operations are small that is faster than to let all threads
+    share each operation, and wait for each other each time. (autocast and the like do not reach into threads.)
     """
     parts = [rows[i::count] for i in range(count)]
     if count == 1:
         return [function(parts[0])]
 
+    before = torch.get_num_threads()
+
     def work(part):
-        torch.set_num_threads(1)                   # in this thread
+        torch.set_num_threads(max(1, before // count))                       # in this thread
         return function(part)
 
-    before = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(count) as pool:
             try:

@@ -11,6 +11,7 @@ hand: some queries of the toy world come up in many items, and another seed trai
 
 import json
 import os
+import zipfile
 
 import numpy as np
 
@@ -18,7 +19,7 @@ import metarm
 from data import UserError, command
 from data.world import DOMAINS, VERIFIABLE, seed_of
 from run import read_json
-from sample import CHECK, correct, interval, vote
+from sample import CHECK, bootstrap, correct, interval, vote
 
 # ----------------------------------------------------------------------------------------
 # Measures of one judgement
@@ -128,7 +129,8 @@ def choose_k_meta(items, samples, k):
     """How many of k samples to keep: the best k_meta < k on validation items, the larger one on ties."""
     accuracy = {}
     for keep in [1] + votes_up_to(k)[:-1]:
-        votes = [metarm.guided_vote([j.scores for j in s[:k]], [j.meta for j in s[:k]], keep) for s in samples]
+        votes = [metarm.guided_vote([j.scores for j in s[:k]], [j.meta for j in s[:k]], keep)
+                 for s in samples]
         accuracy[keep] = np.mean([correct(v, item.gold) for v, item in zip(votes, items)])
     return max(accuracy, key=lambda keep: (accuracy[keep], keep))
 
@@ -192,6 +194,7 @@ def meta_results(parts, columns, k_meta):
     row = {"auc_pooled": metarm.auc(*(sum(part, []) for part in zip(*groups))),
            "auc_within": metarm.auc_within(groups), "k_meta": k_meta[max(k_meta)],
            "k_meta_at": {str(k): keep for k, keep in k_meta.items()}}
+    # "vote" is the guided vote here, "random" its control
     for name, prefix in [("vote", "meta"), ("random", "meta_random"), ("half", "half"),
                          ("half_random", "half_random"), ("sweep", "sweep")]:
         put_votes(row, name, columns, prefix)
@@ -338,12 +341,12 @@ DIFFERENCES = [  # (what, better column, worse column) in per_item.npz
     ("vote@8 - one sample, base", "base/vote@8", "base/sample"),
     ("vote@8 - one sample, RFT", "rft/vote@8", "rft/sample"),
     ("vote@8 - one sample, RL", "rl/vote@8", "rl/sample"),
-    ("meta@32 - vote@32, RFT", "rft/meta@32", "rft/vote@32"),
-    ("meta@32 - its random control, RFT", "rft/meta@32", "rft/meta_random@32"),
-    ("meta@8 - vote@8, RL", "rl/meta@8", "rl/vote@8"),
-    ("meta@8 - its random control, RL", "rl/meta@8", "rl/meta_random@8"),
-    ("meta@32 - vote@32, RL", "rl/meta@32", "rl/vote@32"),
-    ("meta@32 - its random control, RL", "rl/meta@32", "rl/meta_random@32"),
+    ("guided@32 - vote@32, RFT", "rft/meta@32", "rft/vote@32"),
+    ("guided@32 - random subset@32, RFT", "rft/meta@32", "rft/meta_random@32"),
+    ("guided@8 - vote@8, RL", "rl/meta@8", "rl/vote@8"),
+    ("guided@8 - random subset@8, RL", "rl/meta@8", "rl/meta_random@8"),
+    ("guided@32 - vote@32, RL", "rl/meta@32", "rl/vote@32"),
+    ("guided@32 - random subset@32, RL", "rl/meta@32", "rl/meta_random@32"),
 ]
 DIFFERENCES += [(f"{b} - {a}, faithful {name}", f"{b.lower()}/{name}", f"{a.lower()}/{name}")
                 for a, b in [("base", "RFT"), ("RFT", "RL")] for name in FAITHFUL]
@@ -353,15 +356,6 @@ COLUMNS = {"parse": "parses", "greedy": "greedy", "sample": "one sample", "vote@
            "meta@8": "guided@8, best k_meta", "meta_random@8": "random subset@8",
            "meta@32": "guided@32, best k_meta", "meta_random@32": "random subset@32", "pass@32": "pass@32",
            **{name: f"faithful {name}" for name in FAITHFUL}}
-
-
-def pooled_draws(values, seed=0, draws=1000):
-    """Bootstrap over the items of each run: (draws,) means over runs of the mean over items.
-    values: one array (items,) a run. They speak for these runs: the spread over seeds is shown beside them.
-    """
-    rng = np.random.default_rng(seed)
-    resampled = lambda v: v[rng.integers(0, len(v), len(v))].mean()
-    return np.array([np.mean([resampled(v) for v in values]) for _ in range(draws)])
 
 
 def in_words(values, draws, sign=""):
@@ -377,7 +371,7 @@ def markdown(rows):
 def mean_of(arrays, column):
     """The mean of a column over the runs as text; empty if there is no such column."""
     values = [a[column] for a in arrays if column in a]
-    return in_words(values, pooled_draws(values)) if values else ""
+    return in_words(values, bootstrap(values)) if values else ""
 
 
 def main_rows(runs, arrays):
@@ -406,7 +400,7 @@ def difference_rows(arrays):
     for what, better, worse in DIFFERENCES:
         if better in arrays[0] and worse in arrays[0]:
             d = [a[better] - a[worse] for a in arrays]
-            low, high = np.quantile(pooled_draws(d), [0.025, 0.975])
+            low, high = np.quantile(bootstrap(d), [0.025, 0.975])
             rows.append([what, f"{np.mean([x.mean() for x in d]):+.3f}", f"{low:+.3f} to {high:+.3f}",
                          ", ".join(f"{x.mean():+.3f}" for x in d)])
     return rows
@@ -421,15 +415,22 @@ def subset_rows(arrays):
     for name, domains in [*((d, [d]) for d in DOMAINS), ("verifiable", VERIFIABLE), ("others", others)]:
         if not all(np.isin(a["subset"], domains).any() for a in arrays):
             continue                               # a short run may have no item of a subset
-        rows.append([name, *(in_words(cut(c, domains), pooled_draws(cut(c, domains))) for c in columns)])
+        rows.append([name, *(in_words(cut(c, domains), bootstrap(cut(c, domains))) for c in columns)])
     if not {"verifiable", "others"} <= {row[0] for row in rows}:
         return rows
     row = ["others - verifiable"]
     for c in columns:                              # different items: two bootstraps, not a paired one
         behind = [a.mean() - b.mean() for a, b in zip(cut(c, others), cut(c, VERIFIABLE))]
-        draws = pooled_draws(cut(c, others), seed=0) - pooled_draws(cut(c, VERIFIABLE), seed=1)
+        draws = bootstrap(cut(c, others), seed=0) - bootstrap(cut(c, VERIFIABLE), seed=1)
         row.append(in_words(np.array(behind), draws, "+"))
     return rows + [row]
+
+
+def read_arrays(path):
+    try:
+        return dict(np.load(path))
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is damaged ({error}): repeat the evaluation, --resume --stage eval") from None
 
 
 def main(folders):
@@ -440,13 +441,16 @@ def main(folders):
         if not all(os.path.exists(os.path.join(folder, name)) for name in ("results.json", "per_item.npz")):
             raise UserError(f"no results in {folder}: name a run folder whose run has finished")
     runs = [read_json(os.path.join(folder, "results.json")) for folder in folders]
+    for folder, r in zip(folders, runs):
+        if not {"config", "seed", "items", "stages"} <= set(r):
+            raise UserError(f"{folder} holds results of another program: name run folders of this one")
     free = ("seed", "out", "device", "dtype", "threads")
     for name in {name for r in runs for name in r["config"]}.difference(free):
         if len({r["config"].get(name) for r in runs}) > 1:
             raise UserError(f"the runs differ in --{name}: only runs that differ in their seed have a mean")
     if len({r["seed"] for r in runs}) < len(runs):
         raise UserError("two of the runs have the same seed")
-    arrays = [dict(np.load(os.path.join(folder, "per_item.npz"))) for folder in folders]
+    arrays = [read_arrays(os.path.join(folder, "per_item.npz")) for folder in folders]
     print(f"{len(runs)} runs, {runs[0]['items']} items of the {runs[0]['config']['eval_split']} split each\n")
     for rows in (main_rows(runs, arrays), difference_rows(arrays), subset_rows(arrays)):
         print(markdown(rows) + "\n")

@@ -27,10 +27,15 @@ from data import UserError
 from parallel import first_only, processes, rank, wait
 
 
-def parse_flags(argv, types, stages):
+# Each stage with the units of work that it is made of: what --stage STAGE repeats.
+UNITS = {"pretrain": ["base"], "rft": ["rft-samples", "rft"], "rl": ["rl"], "metarm": ["meta-rft", "meta-rl"],
+         "eval": ["eval-base", "eval-rft", "eval-rl"]}
+
+
+def parse_flags(argv, types):
     """--name value ... -> ({field: value}, resume, stage or None). Unknown flags are refused.
 
-    types: {field: type} of the config; --resume takes no value, --stage one of `stages`.
+    types: {field: type} of the config; --resume takes no value, --stage one of UNITS.
     """
     values, argv = {}, list(argv)
     known = {**types, "stage": str, "resume": bool}
@@ -53,8 +58,8 @@ def parse_flags(argv, types, stages):
             kind = "a whole number" if known[name] is int else "a number"
             raise UserError(f"{flag} {text}: expected {kind}") from None
     resume, stage = values.pop("resume", False), values.pop("stage", None)
-    if stage and stage not in stages:
-        raise UserError(f"--stage {stage}: expected one of {', '.join(stages)}")
+    if stage and stage not in UNITS:
+        raise UserError(f"--stage {stage}: expected one of {', '.join(UNITS)}")
     return values, resume, stage
 
 
@@ -117,6 +122,8 @@ def check_values(cfg):
         os.makedirs(cfg.out, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {cfg.out}: {error.strerror}, name another folder") from None
+    if not os.access(cfg.out, os.W_OK):
+        raise UserError(f"--out {cfg.out} cannot be written to, name another folder")
 
 
 @first_only
@@ -132,7 +139,7 @@ def read_json(path):
         with open(path) as f:
             return json.load(f)
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): use --out FOLDER for a new run") from None
+        raise UserError(f"{path} is damaged ({error}): a new run needs another folder") from None
 
 
 def load_tensors(path, device):
@@ -141,7 +148,8 @@ def load_tensors(path, device):
         return torch.load(path, weights_only=True, map_location=device)
     except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path} cannot be read ({reason}): train it again") from None
+        advice = "remove it to go on without" if path.endswith("state.pt") else "train it again"
+        raise UserError(f"{path} cannot be read ({reason}): {advice}") from None
 
 
 def pick_dtype(device):
@@ -259,10 +267,8 @@ class Run:
 
     def seconds(self):
         """Wall-clock seconds by stage."""
-        sums = {"pretrain": 0.0, "rft": 0.0, "rl": 0.0, "metarm": 0.0, "eval": 0.0}
-        stage = {"base": "pretrain", "rft-samples": "rft", "rft": "rft", "rl": "rl"}
-        for unit, p in self.progress.items():
-            sums[stage.get(unit, "metarm" if unit.startswith("meta") else "eval")] += p["seconds"]
+        of = lambda units: sum(self.progress[unit]["seconds"] for unit in units if unit in self.progress)
+        sums = {stage: of(units) for stage, units in UNITS.items()}
         return {name: round(s, 1) for name, s in {**sums, "total": sum(sums.values())}.items()}
 
     def train(self, unit, model, opt, steps, step_fn):

@@ -173,11 +173,11 @@ class Judgement:
     """One sampled judgement of one item, as it is stored: a line of judgements.jsonl."""
     item: str
     sample: int
-    order: list               # order[slot] = index of the response that stood in that slot
+    order: list               # order[slot] = index of the response in that slot, a place of the prompt
     seed: int
     prompt: tuple             # ids
     ids: list                 # ids of the completion, END included
-    logp: float               # nats, under the sampler's distribution
+    logp: float               # nats, under the sampler's distribution (RL computes its own: spct.update)
     status: str = "ok"        # or the reason why it does not parse
     principles: list = None   # [name, weight] pairs
     critiques: list = None    # per slot {"quote", "checks", "total"}
@@ -198,9 +198,9 @@ def parse(tok, ids, n):
     """Strict grammar: ids -> (status, principles, critiques, scores of the n slots).
 
     Structure is read from marks, numbers are read in full; whatever deviates gives a status other
-    than "ok" and scores None, never an exception and never a guess. A judgement that was cut off by the end of
-    the context has the status "no end". What a judgement says is not checked (weights that sum to 10, totals
-    that add up): to get that right is what RL has to teach.
+    than "ok" and scores None, never an exception and never a guess. A judgement that was cut off by the end
+    of the context has the status "no end". What a judgement says is not checked (weights that sum to 10,
+    totals that add up): to get that right is what RL has to teach.
     """
     cut = [i for i, token in enumerate(ids) if token < len(MARKS)]           # where the marks are
     marks = [ids[i] for i in cut]
@@ -250,11 +250,20 @@ def vote(ballots):
     return [sum(column) for column in zip(*votes)] if votes else None
 
 
-def interval(values, seed=0, draws=1000):
-    """95% interval of a mean by bootstrap over items: [low, high]."""
-    values, rng = np.asarray(values, float), np.random.default_rng(seed)
-    means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(draws)]
-    return [round(float(q), 4) for q in np.quantile(means, [0.025, 0.975])]
+def bootstrap(runs, seed=0, draws=1000):
+    """Draw the items of each run anew: (draws,) means over runs of the mean over items.
+
+    runs: one array (items,) a run. They speak for these runs alone, not for other seeds.
+    """
+    rng = np.random.default_rng(seed)
+    resampled = lambda values: values[rng.integers(0, len(values), len(values))].mean()
+    return np.array([np.mean([resampled(values) for values in runs]) for _ in range(draws)])
+
+
+def interval(values):
+    """95% interval of a mean over items: [low, high]."""
+    draws = bootstrap([np.asarray(values, float)])
+    return [round(float(q), 4) for q in np.quantile(draws, [0.025, 0.975])]
 
 # ----------------------------------------------------------------------------------------
 # Judging items
@@ -333,20 +342,24 @@ def check_length(tok, item, block_size):
                         f"{judgement}, the context holds {block_size}: shorten or drop a response")
 
 
+def agrees(scores, best, n):
+    """Would this sample alone have picked the response `best`? (A single response: always.)"""
+    return n == 1 or best is not None and correct(scores, [int(i == best) for i in range(n)])
+
+
 def verdict(samples, n):
     """The vote over one item's judgements -> {"scores", "best", "sure", "parsed"}.
 
     best: index from 0, None on a tie or without any vote. sure: share of the parsed samples that alone
-    would have picked the same response.
+    would have picked the same response (1.0 for a single response: there is nothing to pick).
     """
     parsed = [j.scores for j in samples if j.scores is not None]
     total = vote(parsed)
     if total is None:
         return {"scores": None, "best": None, "sure": 0.0, "parsed": 0}
     best = total.index(max(total)) if total.count(max(total)) == 1 else None
-    target = [int(i == best) for i in range(n)]    # a sample agrees if it were right with this as gold reward
-    agree = [n == 1 or (best is not None and correct(s, target)) for s in parsed]
-    return {"scores": total, "best": best, "sure": round(float(np.mean(agree)), 4), "parsed": len(parsed)}
+    sure = float(np.mean([agrees(scores, best, n) for scores in parsed]))
+    return {"scores": total, "best": best, "sure": round(sure, 4), "parsed": len(parsed)}
 
 
 def show(item, samples, result):
@@ -354,8 +367,7 @@ def show(item, samples, result):
     parsed, best = [j for j in samples if j.scores is not None], result["best"]
     print(f"query       {item.query}")
     if parsed:
-        picked = [int(i == best) for i in range(item.n)]           # as if that were the gold reward
-        j = next((j for j in parsed if best is not None and correct(j.scores, picked)), parsed[0])
+        j = next((j for j in parsed if agrees(j.scores, best, item.n)), parsed[0])
         print(f"\njudgement {j.sample + 1} of {len(samples)}, which read the responses in the order "
               + " ".join(str(i + 1) for i in j.order))
         print("principles  " + ", ".join(f"{name} {weight}" for name, weight in j.principles))
@@ -404,7 +416,7 @@ def main(argv):
     parser.add_argument("--query")
     parser.add_argument("--response", action="append", default=[], help="give it 1 to 4 times")
     parser.add_argument("--data", help="a JSONL file of pairs or best-of-n items, in place of --query")
-    parser.add_argument("--out", default="judgements.jsonl", help="where the judgements of --data go")
+    parser.add_argument("--out", help="where the judgements of --data go, by default judgements.jsonl")
     parser.add_argument("--run", default="runs/cpu-seed0", help="run folder of the judge")
     parser.add_argument("--stage", choices=["base", "rft", "rl"], default="rl", help="the policy that judges")
     parser.add_argument("-k", type=int, default=8, help="number of samples that vote")
@@ -417,11 +429,14 @@ def main(argv):
     if bool(args.data) == bool(args.query) or args.data and (args.response or args.json):
         raise UserError("give --data FILE without --query, --response or --json, or --query TEXT with 1 to 4 "
                         "times --response TEXT")
+    if args.out and not args.data:
+        raise UserError("--out is where the judgements of --data go: give it with --data FILE")
     if any("\ud800" <= char <= "\udfff" for text in [args.query or "", *args.response] for char in text):
         raise UserError("--query and --response must be UTF-8")
     if args.query and not 1 <= len(args.response) <= 4:
         raise UserError(f"{len(args.response)} responses: give --response 1 to 4 times")
     if args.data:
+        args.out = args.out or "judgements.jsonl"
         check_new(args.out)
     model, tok = load_judge(args.run, args.stage)
     if args.data:

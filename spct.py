@@ -35,7 +35,7 @@ from data.tokenizer import HINT, PAD, Tokenizer, train_bpe
 from data.world import make_items, seed_of
 from model import GPT, SIZES, GPTConfig, Optimizer, pad_rows, token_logits, token_logp, trapezoid
 from parallel import add_up_numbers, join, rank, share, start_processes, stop_processes
-from run import check_values, earlier_config, open_run, parse_flags, pick_dtype, write_json
+from run import UNITS, check_values, earlier_config, open_run, parse_flags, pick_dtype, write_json
 from sample import correct, judge, read_judgements, write_judgements
 
 # ----------------------------------------------------------------------------------------
@@ -101,10 +101,6 @@ PRESETS = {
                 rl_steps=150, rl_points=64, meta_items=8000, eval_items=2000, val_items=500),
 }
 
-# Each stage with the units of work that it is made of: what --stage STAGE repeats.
-UNITS = {"pretrain": ["base"], "rft": ["rft-samples", "rft"], "rl": ["rl"], "metarm": ["meta-rft", "meta-rl"],
-         "eval": ["eval-base", "eval-rft", "eval-rl"]}
-STAGES = list(UNITS)
 # The fields of Config stand in the order of the stages: --stage S may change those from here on.
 FIRST_FIELD = {"pretrain": "n_layer", "rft": "points", "rl": "rl_steps", "metarm": "meta_items",
                "eval": "eval_split"}
@@ -130,7 +126,7 @@ def train_lm(run, unit, model, ids, mask, lr, batch, epochs=1):
         total = int(mask[rows, 1:].sum())          # real tokens, not padding
         rows = share(rows)                         # all of them, but if there are several processes
         x = torch.from_numpy(ids[rows].astype(np.int64)).to(run.device)              # (B, T)
-        m = torch.from_numpy(mask[rows]).to(run.device)
+        m = torch.from_numpy(mask[rows]).to(run.device)                              # (B, T)
         with run.autocast():
             logp = token_logp(model, x, m)                                           # (N,)
         loss = -logp.sum() / total
@@ -239,7 +235,7 @@ def reward(judgement, item):
 
 
 def advantages(rewards):
-    """GRPO: (reward - mean of its group) / std of its group. rewards (P, G) -> (P, G).
+    """GRPO: (reward - mean of its group) / std of its group. rewards (P, G) -> (P, G): G samples of P points.
 
     A group that is all right or all wrong says nothing about which sample is better: its advantages are
     0 (and not 0 / 0). Groups are rows, so they never mix.
@@ -321,19 +317,19 @@ def update(run, policy, reference, opt, judgements, adv, scale):
             js = [judgements[i] for i in rows]
             # the very ids that were sampled, never decoded and encoded again
             ids, _ = pad_rows([j.tokens for j in js], PAD, run.device)           # (B, T)
-            mask, _ = pad_rows([[0] * len(j.prompt) + [1] * len(j.ids) for j in js], 0, run.device)
+            mask, _ = pad_rows([[0] * len(j.prompt) + [1] * len(j.ids) for j in js], 0, run.device)  # (B, T)
             a = torch.tensor([adv[i] for i in rows for _ in judgements[i].ids], device=run.device)   # (N,)
             with run.autocast():
                 logits, targets = token_logits(policy, ids, mask.bool())                       # (N, V), (N,)
                 logp = -F.cross_entropy(logits, targets, reduction="none")                     # (N,)
                 with torch.no_grad():
                     entropy = torch.distributions.Categorical(logits=logits).entropy()         # (N,)
-                    # on the same path as logp, so that the ratio is exactly 1 (the sampler rounds otherwise,
-                    # in float32 on a CPU: the policy that sampled differs by that)
+                    # Not the sampler's logp, which was rounded otherwise (other shapes, float32 on a CPU):
+                    # taken from this very pass, the ratio is exactly 1.
                     if u == 0:
                         old[m], ref[m] = logp.detach(), token_logp(reference, ids, mask.bool())
-            # Each token of the batch weighs the same: the sum over all tokens by their number. A mean
-            # per sample would make the tokens of long judgements weigh less, and so reward length when wrong.
+            # Each token of the batch weighs the same: the sum over all tokens by their number. A mean per
+            # sample would make the tokens of long judgements weigh less, and so reward length when wrong.
             loss = (policy_loss(logp, old[m], a, cfg.clip) + cfg.beta * kl_k2(logp, ref[m])).sum() / total
             loss.backward()
             sums["loss"] += loss.item()
@@ -349,8 +345,8 @@ def update(run, policy, reference, opt, judgements, adv, scale):
 def meta_rm(run, tok, name, policy, samples, points, start=None):
     """The Meta RM of a policy, "rft" or "rl", from RFT's non-hinted samples and fresh ones of the policy.
 
-    start: a Meta RM to go on from. That of the RL policy goes on from that of the RFT policy: what they read is
-    much alike, and so it gets further.
+    start: a Meta RM to go on from. That of the RL policy goes on from that of the RFT policy: what they read
+    is much alike, and so it gets further.
     """
     cfg, unit = run.cfg, f"meta-{name}"
     model = metarm.from_policy(policy) if start is None else copy.deepcopy(start)
@@ -385,10 +381,10 @@ def evaluate(run, tok, name, policy, meta=None):
     cfg, parts = run.cfg, eval_parts(run.cfg, meta is not None)
     path = lambda part: run.path(f"judgements-{name}-{part}.jsonl")
     if not run.load_if_done(f"eval-{name}"):
-        for part, (items, k, T) in parts.items():
+        for part, (items, k, temperature) in parts.items():
             # no stage in the seeds: all stages see the same orders and draw with the same random numbers
-            judged = judge(policy, tok, items, k, cfg.seed, f"eval-{part}", temperature=T, shuffle=T > 0,
-                           desc=f"{name}: {part}")
+            judged = judge(policy, tok, items, k, cfg.seed, f"eval-{part}", temperature,
+                           shuffle=temperature > 0, desc=f"{name}: {part}")
             if meta is not None and part in ("votes", "val"):
                 metarm.score(run, meta, sum(judged, []))
             write_judgements(path(part), sum(judged, []))
@@ -423,8 +419,10 @@ def make_config(argv):
     if "--help" in argv:
         print(__doc__, *(f"--{f.name} {f.default}" for f in fields(Config)), "--resume", "--stage", sep="\n")
         sys.exit(0)
-    values, resume, stage = parse_flags(argv, {f.name: f.type for f in fields(Config)}, STAGES)
-    values = {name: value for name, value in values.items() if value != "auto"}      # auto is the default
+    values, resume, stage = parse_flags(argv, {f.name: f.type for f in fields(Config)})
+    for name in ("device", "dtype"):
+        if values.get(name) == "auto":             # the default
+            del values[name]
     device = values.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
     preset = values.get("preset", "gpu" if device == "cuda" else "cpu")
     if preset not in PRESETS:
@@ -444,7 +442,7 @@ def main(argv):
     start_processes()
     cfg, stage = make_config(argv)
     torch.set_num_threads(cfg.threads)
-    later = STAGES[STAGES.index(stage):] if stage else []
+    later = list(UNITS)[list(UNITS).index(stage):] if stage else []
     run = open_run(cfg, forget=[unit for name in later for unit in UNITS[name]])
     if cfg.dtype == "auto":
         cfg.dtype = join([pick_dtype(cfg.device)])[0]      # the first process decides

@@ -134,8 +134,8 @@ def adding(rng):
 
 
 def general_text(rng):
-    """A short document that shows one skill, as parts: adding weights up, quoting a list of texts, or checking
-    their content and one point of style."""
+    """A short document that shows one skill, as parts: adding weights up, quoting a list of texts, or
+    checking their content and one point of style."""
     kind = rng.choices(list(GENERAL_KINDS), GENERAL_KINDS.values())[0]
     if kind == "adding":
         return adding(rng)

@@ -65,7 +65,7 @@ def read_row(line):
     """One line -> (dict, None) or (None, what is wrong and what was expected)."""
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return None, f"not JSON ({error}), expected one object a line"
     if re.search(r"[\ud800-\udfff]", json.dumps(row, ensure_ascii=False)):
         return None, "half of a surrogate pair (\\ud800 to \\udfff), expected text that UTF-8 can hold"

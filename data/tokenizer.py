@@ -6,8 +6,9 @@ Structure is made of special tokens ("marks"). They can only be written by our o
 text from outside goes through `encode_ordinary`, which never yields a mark, so no response can
 forge a score, a marker or an end. Text is data, marks are structure.
 
-Digits are single tokens with or without a space before them. Each text is encoded with a leading space,
-so that a word at its start is the same token as elsewhere; most words of the toy world are one token.
+Digits are single tokens with or without a space before them. Each text but totals and scores is encoded
+with a leading space, so that a word at its start is the same token as elsewhere; most words of the toy
+world are one token.
 """
 
 import base64

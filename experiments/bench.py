@@ -35,7 +35,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import sample
 import spct
-from data import check_new, command
+from data import UserError, check_new, command
 from data.annotators import annotate, corpus, document
 from data.tokenizer import END, PAD, Tokenizer, render_prompt, train_bpe
 from data.world import make_items
@@ -152,7 +152,7 @@ def ours(model, prompts, lengths, slots=256, block=16, refill=True, shared=True,
     if not shared:
         prompts = [Unshared(p) for p in prompts]
     try:
-        if not refill:                             # sorted as the sampler sorts them, then batch by batch
+        if not refill:                             # sorted by length, then batch by batch
             order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
             prompts, lengths = [prompts[i] for i in order], [lengths[i] for i in order]
         step = len(prompts) if refill else slots
@@ -408,7 +408,8 @@ def figure(path, k, ablation, others, panels):
     rates = {**{f"{name} (k = {k})": rate for name, rate in ablation.items()},
              **{f"{name} (k = 1)": rate for name, rate in others.items()}}
     axes[0].barh(list(rates)[::-1], list(rates.values())[::-1])
-    axes[0].set(title="sampling with the same number of slots, k samples a prompt", xlabel="tokens/s (more is better)")
+    axes[0].set(title="sampling with the same number of slots, k samples a prompt",
+                xlabel="tokens/s (more is better)")
     for ax, name in zip(axes[1:], ("votes k on each of a few items", "tokens of the prompt")):
         x, y = panels[name]
         ax.plot(x, 1e3 * np.array(y), "o-")
@@ -426,6 +427,8 @@ def main(argv):
     parser.add_argument("--figure", help="draw them (a .png)")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args(argv)
+    if args.threads < 1:
+        raise UserError(f"--threads {args.threads}: expected 1 or more")
     for path in filter(None, (args.json, args.figure)):
         check_new(path)
     torch.set_num_threads(args.threads)

@@ -239,7 +239,7 @@ def test_missing_and_binary_files(tmp_path):
 
 
 def test_only_what_is_written_is_learned(tok):
-    """Guards against a loss on random queries and responses, on nothing at all, or not on the marks and the END
+    """Guards against a loss on random queries and responses, on nothing at all, or not on marks and the END
     that a judge has to write itself."""
     kinds = set()
     for i in range(200):
@@ -255,7 +255,8 @@ def test_only_what_is_written_is_learned(tok):
                 learned = at > 3 and (at - 1) % 4 in (0, 3)
             else:
                 learned = at > parts.index(opening)
-            assert [next(mask) for _ in tok.encode([part])] == [learned] * len(tok.encode([part])), (kind, parts)
+            size = len(tok.encode([part]))
+            assert [next(mask) for _ in range(size)] == [learned] * size, (kind, parts)
     assert len(kinds) == 4
 
 

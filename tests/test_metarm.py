@@ -52,7 +52,7 @@ def test_random_control_is_random_and_of_equal_size():
     samples = [*range(4), None, None, *range(4, 8)]
     kept = [tuple(sorted(keep_random(samples, 4, seed), key=str)) for seed in range(50)]
     assert all(len(set(k)) == 4 for k in kept) and len(set(kept)) > 20 and len(set(sum(kept, ()))) == 8
-    assert sorted(keep_random(samples, 9, 0)) == list(range(8))              # what does not parse is never kept
+    assert sorted(keep_random(samples, 9, 0)) == list(range(8))              # what does not parse is left out
     assert keep_random(samples, 4, 3) == keep_random(samples, 4, 3)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import report
 from data.world import Item
-from sample import Judgement, correct, vote
+from sample import Judgement, bootstrap, correct, vote
 
 PERFECT = {"correct": (True, "x"), "polite": (False, "none"), "brief": (True, "none")}
 
@@ -73,7 +73,8 @@ def test_columns_against_plain_loops():
         assert columns["parse"][i] == pytest.approx(sum(j.scores is not None for j in judgements) / K)
         for k in (2, 4, 8):
             best = sorted([j for j in judgements[:k] if j.scores], key=lambda j: -j.meta)
-            for name, voters in [("vote", judgements[:k]), ("meta", best[:k_meta[k]]), ("half", best[:k // 2])]:
+            ways = [("vote", judgements[:k]), ("meta", best[:k_meta[k]]), ("half", best[:k // 2])]
+            for name, voters in ways:
                 total = [0] * item.n
                 for j in voters:
                     for r, score in enumerate(j.scores or []):
@@ -106,7 +107,7 @@ def test_pooled_interval_is_that_of_a_mean():
     """Guards against an interval over runs that is too narrow (items pooled twice) or too wide."""
     rng = np.random.default_rng(0)
     values = [(rng.random(400) < p).astype(float) for p in (0.5, 0.6, 0.7)]
-    draws = report.pooled_draws(values)
+    draws = bootstrap(values)
     error = np.sqrt(sum(v.var() / len(v) for v in values)) / 3
     assert draws.std() == pytest.approx(error, rel=0.1)
     assert draws.mean() == pytest.approx(np.mean([v.mean() for v in values]), abs=0.005)

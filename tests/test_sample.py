@@ -72,7 +72,7 @@ def test_refilled_slots_do_not_change_samples(tiny, monkeypatch):
 
 
 def test_threads_do_not_change_samples(tiny, monkeypatch):
-    """Guards against threads that mix up their rows or leave some out, and against a process that goes on with
+    """Guards against threads that mix up rows or leave some out, and against a process that goes on with
     one thread after it."""
     model = tiny()
     model.wte.weight.data *= 0.4
@@ -332,3 +332,10 @@ def test_verdict_of_ties_and_failures():
     assert verdict([j(None)], 2) == {"scores": None, "best": None, "sure": 0.0, "parsed": 0}
     assert verdict([j([9, 1]), j([4, 5]), j(None), j([3, 3])], 2) == {
         "scores": [16, 9], "best": 0, "sure": 0.3333, "parsed": 3}
+
+
+def test_samples_that_agree_with_the_vote():
+    """Guards against a single response that is illustrated by a judgement which gave it 1 point of all."""
+    assert sample.agrees([7], 0, n=1) and sample.agrees([1], 0, n=1)
+    assert sample.agrees([9, 1], 0, n=2) and not sample.agrees([9, 1], 1, n=2)
+    assert not sample.agrees([5, 5], 0, n=2) and not sample.agrees([9, 1], None, n=2)

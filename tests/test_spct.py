@@ -204,7 +204,7 @@ def test_micro_batches_do_not_change_the_update(tiny):
 
 def test_flags():
     """Guards against a flag that is silently ignored or read as the wrong type."""
-    flags = lambda *argv: parse_flags(argv, {f.name: f.type for f in fields(Config)}, spct.STAGES)
+    flags = lambda *argv: parse_flags(argv, {f.name: f.type for f in fields(Config)})
     assert flags("--beta", "0.5", "--seed", "3", "--resume", "--stage", "rl") == (
         {"beta": 0.5, "seed": 3}, True, "rl")
     assert flags() == ({}, False, None)
