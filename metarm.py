@@ -40,9 +40,8 @@ def from_policy(policy):
 
 
 def train(run, unit, model, examples):
-    """Binary cross-entropy on examples, (Judgement, right) pairs, each seen once."""
-    cfg = run.cfg
-    rows, labels = [j.tokens for j, _ in examples], [float(right) for _, right in examples]
+    """Binary cross-entropy on examples, (ids, right) pairs, each seen once."""
+    cfg, (rows, labels) = run.cfg, zip(*examples)
     opt = Optimizer(model, cfg.meta_lr)
     batches = [chunk for chunk in batches_by_length(rows, 32, random.Random(seed_of(cfg.seed, unit)))
                if len(chunk) >= processes()]
@@ -50,7 +49,7 @@ def train(run, unit, model, examples):
     def step(i):
         mine = share(batches[i])                   # the whole batch, but if there are several processes
         ids, length = pad_rows([rows[j] for j in mine], device=run.device)           # (B, T), (B,)
-        right = torch.tensor([labels[j] for j in mine], device=run.device)           # (B,)
+        right = torch.tensor([float(labels[j]) for j in mine], device=run.device)    # (B,)
         with run.autocast():
             logit = model(ids, length)                                               # (B,)
         loss = F.binary_cross_entropy_with_logits(logit, right, reduction="sum") / len(batches[i])
@@ -63,17 +62,24 @@ def train(run, unit, model, examples):
 
 
 @torch.inference_mode()
+def logits(run, model, rows):
+    """The model's number for each row of ids, in their order."""
+    model.eval()
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    mine, found = share(order), []
+    for start in range(0, len(mine), 128):
+        chunk = [rows[i] for i in mine[start:start + 128]]
+        ids, length = pad_rows(chunk, device=run.device)                             # (B, T), (B,)
+        with run.autocast():
+            found += model(ids, length).tolist()
+    by_row = dict(zip(order, join(found)))
+    return [by_row[i] for i in range(len(rows))]
+
+
 def score(run, model, judgements):
     """Set `meta`, the Meta RM's logit, on every judgement that parses (the others never vote)."""
-    model.eval()
-    todo = sorted((j for j in judgements if j.scores is not None), key=lambda j: len(j.tokens))
-    mine, metas = share(todo), []
-    for start in range(0, len(mine), 128):
-        chunk = mine[start:start + 128]
-        ids, length = pad_rows([j.tokens for j in chunk], device=run.device)     # (B, T), (B,)
-        with run.autocast():
-            metas += model(ids, length).tolist()
-    for j, meta in zip(todo, join(metas)):
+    parsed = [j for j in judgements if j.scores is not None]
+    for j, meta in zip(parsed, logits(run, model, [j.tokens for j in parsed])):
         j.meta = meta
 
 # ----------------------------------------------------------------------------------------

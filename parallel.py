@@ -76,8 +76,8 @@ def join(mine):
 def in_threads(function, rows, count):
     """[function(rows[0::count]), function(rows[1::count]), ...], side by side in threads of this process.
 
-    They divide torch's threads among them. Where operations are small that is faster than to let all threads
-    share each operation, and wait for each other each time. (autocast and the like do not reach into threads.)
+    They divide torch's threads among them. Where operations are small, that can be faster than to let all
+    threads share each operation. (autocast and the like do not reach into threads.)
     """
     parts = [rows[i::count] for i in range(count)]
     if count == 1:

@@ -430,7 +430,7 @@ def read_arrays(path):
     try:
         return dict(np.load(path))
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is damaged ({error}): repeat the evaluation, --resume --stage eval") from None
+        raise UserError(f"{path} is damaged ({error}): repeat --resume --stage eval") from None
 
 
 def main(folders):

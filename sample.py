@@ -275,10 +275,12 @@ def shuffled(seed, item, sample):
     return order
 
 
-def judge(model, tok, items, k, seed, purpose, temperature=1.0, shuffle=True, hint=False, desc=None):
+def judge(model, tok, items, k, seed, purpose, temperature=1.0, shuffle=True, hint=False, desc=None,
+          render=render_prompt, read=parse):
     """k judgements of every item -> list (items) of lists (k) of Judgement.
 
     shuffle: a fresh order for each sample, else the item's own. hint: the prompt names the best response.
+    render, read: the prompt and the grammar; studies compare others (experiments/baselines.py).
     """
     blank = []
     for item in items:
@@ -286,7 +288,7 @@ def judge(model, tok, items, k, seed, purpose, temperature=1.0, shuffle=True, hi
             order = shuffled(seed_of(seed, purpose), item, sample) if shuffle else list(range(item.n))
             responses = [item.responses[i] for i in order]
             best = order.index(item.best) if hint else None                  # its slot
-            prompt = tuple(tok.encode(render_prompt(item.query, responses, best)))
+            prompt = tuple(tok.encode(render(item.query, responses, best)))
             own_seed = seed_of(seed, purpose, item.id, sample)
             blank.append(Judgement(item.id, sample, order, own_seed, prompt, [], 0.0))
     # bfloat16 on a GPU; on a CPU float32 is as fast, and its rounding tips hardly any sample over
@@ -295,7 +297,7 @@ def judge(model, tok, items, k, seed, purpose, temperature=1.0, shuffle=True, hi
         done = generate(model, [j.prompt for j in blank], [j.seed for j in blank], temperature, desc=desc)
     for j, (ids, logp) in zip(blank, done):
         j.ids, j.logp = ids, logp
-        j.status, j.principles, j.critiques, slots = parse(tok, j.ids, len(j.order))
+        j.status, j.principles, j.critiques, slots = read(tok, j.ids, len(j.order))
         if slots is not None:                      # scores[response] = score of the slot it stood in
             j.scores = [slots[j.order.index(i)] for i in range(len(slots))]
     return [blank[i:i + k] for i in range(0, len(blank), k)]

@@ -139,11 +139,11 @@ def train_lm(run, unit, model, ids, mask, lr, batch, epochs=1):
     run.train(unit, model, opt, steps, step)
 
 
-def pretrain(run, tok):
+def pretrain(run, tok, document=document):
     cfg = run.cfg
     model = new_model(run, tok)
     if not run.load_if_done("base", model):
-        ids, mask = corpus(tok, cfg.seed, cfg.pretrain_tokens, cfg.block_size)
+        ids, mask = corpus(tok, cfg.seed, cfg.pretrain_tokens, cfg.block_size, document)
         train_lm(run, "base", model, ids, mask, cfg.pretrain_lr, cfg.pretrain_rows)
     return model
 
@@ -216,12 +216,11 @@ def rft_examples(cfg, tok, kept):
     return examples
 
 
-def rft(run, tok, base, kept):
-    """Fine-tune the base model on its own judgements that were kept, mixed with general text."""
+def rft(run, base, examples):
+    """Fine-tune the base model on examples, (ids, mask) pairs."""
     cfg, model = run.cfg, copy.deepcopy(base)
     if run.load_if_done("rft", model):
         return model
-    examples = rft_examples(cfg, tok, kept)
     ids, mask = pack(examples, cfg.block_size, seed_of(cfg.seed, "rft-pack"))
     train_lm(run, "rft", model, ids, mask, cfg.rft_lr, cfg.rft_rows, cfg.rft_epochs)
     return model
@@ -273,7 +272,7 @@ def not_too_easy(points, samples):
     return [p for p, s in zip(points, samples) if not too_easy(s, p)]
 
 
-def rl(run, tok, reference, points, samples):
+def rl(run, tok, reference, points, samples, judge=judge):
     """GRPO from the RFT model, with a KL penalty to it."""
     cfg, policy = run.cfg, copy.deepcopy(reference)
     if run.load_if_done("rl", policy):
@@ -355,7 +354,7 @@ def meta_rm(run, tok, name, policy, samples, points, start=None):
     fresh = make_items(cfg.seed, "train", cfg.meta_items, start=cfg.points, noise=cfg.noise)
     more = judge(policy, tok, fresh, cfg.meta_samples, cfg.seed, unit, cfg.temperature, desc=f"{unit} data")
     old = samples[:cfg.meta_old]
-    examples = [(j, right(j, p)) for s, p in zip(old + more, points[:len(old)] + fresh) for j in s]
+    examples = [(j.tokens, right(j, p)) for s, p in zip(old + more, points[:len(old)] + fresh) for j in s]
     metarm.train(run, unit, model, examples)
     return model
 
@@ -453,7 +452,7 @@ def main(argv):
     points = make_items(cfg.seed, "train", cfg.points, noise=cfg.noise)
     base = pretrain(run, tok)
     samples, hinted = rft_samples(run, tok, base, points)
-    tuned = rft(run, tok, base, keep_right(points, samples, hinted))
+    tuned = rft(run, base, rft_examples(cfg, tok, keep_right(points, samples, hinted)))
     policy = rl(run, tok, tuned, points, samples)
     policies = {"base": base, "rft": tuned, "rl": policy}
     guide = {"rft": meta_rm(run, tok, "rft", tuned, samples, points)}

@@ -217,8 +217,8 @@ def pack(documents, T, seed):
     return ids, mask
 
 
-def corpus(tok, seed, tokens, T):
-    """Documents 0, 1, 2, ... until they hold `tokens` tokens, packed."""
+def corpus(tok, seed, tokens, T, document=document):
+    """Documents 0, 1, 2, ... until they hold `tokens` tokens, packed. Studies have documents of their own."""
     documents, count, index = [], 0, 0
     while count < tokens:
         ids = tok.encode(document(seed, index))

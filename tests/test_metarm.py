@@ -80,7 +80,7 @@ def test_training_separates_right_from_wrong(tmp_path):
             ids[gen.randrange(6)] = 7
         examples.append((Judgement(str(i), 0, [0], 0, (3, 4), ids, 0.0, scores=[1]), right))
     model = metarm.from_policy(GPT(GPTConfig(40, 32, 2, 4, 1, 32)))
-    metarm.train(run, "meta", model, examples * 12)
+    metarm.train(run, "meta", model, [(j.tokens, right) for j, right in examples] * 12)
     metarm.score(run, model, [j for j, _ in examples])
     assert auc([right for _, right in examples], [j.meta for j, _ in examples]) > 0.95
     failed = Judgement("x", 0, [0], 0, (3, 4), [5, 6], 0.0)
