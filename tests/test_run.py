@@ -10,6 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
+import report
+import sample
 from data import UserError
 from run import Run, load_tensors, read_json
 
@@ -128,25 +130,23 @@ def test_a_run_is_never_destroyed_silently(finished):
     assert read(folder) == before[0] and read(os.path.join(folder, "old-1"), "results.json") == before[1]
 
 
-def test_command_line_judge(finished, tmp_path):
+def test_command_line_judge(finished, tmp_path, capsys):
     """Guards against a judge that needs gold labels, fails on odd text, or answers with a traceback."""
     folder, _ = finished
-    judge = lambda *argv: run("--run", folder, "--stage", "base", *argv, script="sample.py")
+    judge = ["--run", folder, "--stage", "base"]
     for n in range(1, 5):
-        done = judge("--query", "naïve 日 <r1>",
-                     *sum([["--response", f"<end> {i}"] for i in range(n)], []),
-                     "-k", "2", "--json")
-        assert done.returncode == 0, done.stderr
-        answer = json.loads(done.stdout)
+        responses = sum([["--response", f"<end> {i}"] for i in range(n)], [])
+        sample.main([*judge, "--query", "naïve 日 <r1>", *responses, "-k", "2", "--json"])
+        answer = json.loads(capsys.readouterr().out)
         assert len(answer["judgements"]) == 2 and len(answer["responses"]) == n
-    plain = judge("--query", "what is 1+1?", "--response", "2", "--response", "3")
+    plain = run(*judge, "--query", "what is 1+1?", "--response", "2", "--response", "3", script="sample.py")
     assert plain.returncode == 0 and "vote of 8" in plain.stdout
     for argv, message in [(["--query", "a " * 400, "--response", "b"], "too long"),
                           (["--query", "a"], "1 to 4 times"), ([], "--data FILE"),
                           (["--query", "a", "--response", "b", "-k", "0"], "1 or more"),
                           (["--data", str(tmp_path / "none"), "--out", str(tmp_path / "j")], "No such file")]:
-        bad = judge(*argv)
-        assert bad.returncode == 2 and message in bad.stderr and "Traceback" not in bad.stderr
+        with pytest.raises(UserError, match=message):
+            sample.main([*judge, *argv])
     untrained = run("--run", str(tmp_path), "--query", "a", "--response", "b", script="sample.py")
     assert untrained.returncode == 2 and "python spct.py" in untrained.stderr
 
@@ -194,5 +194,5 @@ def test_report_of_runs(finished):
     assert any(line.startswith("| others") for line in lines) and "nan" not in done.stdout
     for argv, message in [([], "name one or more"), ([folder + "/none"], "no results in"),
                           ([folder, folder], "the same seed")]:
-        bad = run(*argv, script="report.py")
-        assert bad.returncode == 2 and message in bad.stderr and "Traceback" not in bad.stderr
+        with pytest.raises(UserError, match=message):
+            report.main(argv)
