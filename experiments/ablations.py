@@ -1,0 +1,320 @@
+"""
+What does each part of the method bring?
+
+    python -m experiments.ablations           # three seeds; --quick: a minute, numbers without meaning
+
+The paper's answers (its Table 4, overall accuracy, 27B) stand in the column "paper": without general text
+RFT loses most, then without its rejective samples; guided votes hardly depend on k_meta unless it is 1.
+
+Each arm differs in one thing from the default run, and starts from the same base model:
+
+- the data of RFT: which samples are kept, and whether general text is mixed in. Then RL from it, as always.
+- RL: the KL coefficient beta; the group size G, with as many samples a step (larger groups of fewer
+  points); no RFT before it. All arms have the steps of the default run.
+- votes: the order of responses, k_meta.
+- the data of the Meta RM. All arms have equally many judgements, and start from the RL policy's weights.
+
+What to look at: what is lost after RFT, and how much of that RL makes good. In the sweep of beta: the worst
+subset (a collapse hides in a mean), and whether plain or guided votes end higher, for a Meta RM has less to
+add to a policy that has moved further.
+"""
+
+import copy
+import functools
+import json
+import random
+import sys
+
+import numpy as np
+
+import metarm
+import spct
+from data import command
+from data.tokenizer import QUERY
+from data.world import make_items, seed_of
+from experiments import study
+from experiments.baselines import grm, no_principles, rl_only
+from experiments.study import accuracy, difference, judged, number, right, trajectories
+from run import read_json, write_json
+from sample import correct, judge
+from spct import keep_right, rft_examples
+
+NAME = "ablations"
+
+# ----------------------------------------------------------------------------------------
+# The data of RFT
+
+def default(base):
+    return rft_examples(base.cfg, base.tok, keep_right(base.points, base.samples, base.hinted))
+
+
+def not_hinted(base):
+    return rft_examples(base.cfg, base.tok, keep_right(base.points, base.samples, []))
+
+
+def hinted_only(base):
+    return rft_examples(base.cfg, base.tok, keep_right(base.points, [], base.hinted))
+
+
+def general_only(base):
+    """As much general text as by default, and nothing else. (Only judgements begin with a query.)"""
+    return [(ids, mask) for ids, mask in default(base) if ids[0] != QUERY]
+
+
+def judgements_only(base):
+    return [(ids, mask) for ids, mask in default(base) if ids[0] == QUERY]
+
+
+def at_random(base):
+    """As many judgements as the rules keep, but drawn at random from those that parse: the rules' control."""
+    parsed = [j for s in base.samples + base.hinted for j in s if j.scores is not None]
+    count = min(len(parsed), len(keep_right(base.points, base.samples, base.hinted)))
+    chosen = random.Random(seed_of(base.seed, "at random")).sample(parsed, count)
+    return rft_examples(base.cfg, base.tok, chosen)
+
+
+RFT_DATA = {  # arm: (its examples, the paper's accuracy after RFT)
+    "no hinted samples": (not_hinted, "68.0"),
+    "hinted samples only": (hinted_only, "67.4"),
+    "neither": (general_only, "66.1"),
+    "no general text": (judgements_only, "63.3"),
+    "random selection": (at_random, ""),
+}
+
+
+def rft_and_rl(base, name):
+    """-> answers after RFT, answers after RL."""
+    run, few = base.arm(name), base.votes[:1]
+    tuned = spct.rft(run, base.policy("base"), RFT_DATA[name][0](base))
+    policy = spct.rl(run, base.tok, tuned, base.points, base.samples)
+    return (judged(base, base.arm(f"{name} rft"), tuned, ["test"], few),
+            judged(base, run, policy, ["test"], few))
+
+
+def rft_table(bases):
+    m = f"vote@{bases[0].votes[0]}"
+    rows = [["RFT's data", "paper, RFT", "RFT, greedy", "against default", f"RFT, {m}", "RL, greedy",
+             "against default", f"RL, {m}", "against default"]]
+    usual = [[grm(b, "rft") for b in bases], [grm(b, "rl") for b in bases]]
+    arms = {"default": ("68.8", usual)}
+    arms.update({name: (paper, list(zip(*(rft_and_rl(b, name) for b in bases))))
+                 for name, (_, paper) in RFT_DATA.items()})
+    for name, (paper, stages) in arms.items():
+        cells = []
+        for stage, mode in ((0, "greedy"), (0, m), (1, "greedy"), (1, m)):
+            mine, others = (right(bases, answers[stage], mode) for answers in (stages, usual))
+            cells += [accuracy(mine), "" if name == "default" else difference(mine, others)]
+        rows.append([name, paper, *cells[:3], *cells[4:]])
+    return rows
+
+# ----------------------------------------------------------------------------------------
+# RL
+
+BETAS = (0.0, 0.02, 0.15, 0.5)
+GROUPS = (2, 4, 8, 16)
+
+
+def rl_steps(run):
+    with open(run.path("metrics.jsonl")) as f:
+        return [row for row in map(json.loads, f) if row["unit"] == "rl"]
+
+
+def rl_arm(base, name, guided=False, **changes):
+    """RL from the default RFT model with other settings -> answers, the rows of metrics.jsonl.
+
+    guided: with a Meta RM of its own, on fewer judgements than by default, equally many in each arm.
+    """
+    if not changes:
+        return grm(base, "rl"), rl_steps(base.run)
+    run = base.arm(name, **changes)
+    policy = spct.rl(run, base.tok, base.policy("rft"), base.points, base.samples)
+    if not guided:
+        return judged(base, run, policy, ["test"], base.votes[:1]), rl_steps(run)
+    meta = spct.meta_rm(run, base.tok, "rl", policy, base.samples, base.points, start=base.guide("rft")[0])
+    return judged(base, run, policy, ["test"], guide=(meta, base.guide("rl")[1])), rl_steps(run)
+
+
+def beta_table(bases, found):
+    """found: {beta: [(answers, steps) of each seed]}"""
+    modes = ["greedy", *(f"{how}@{k}" for k in bases[0].votes for how in ("vote", "meta"))]
+    plain, guided = modes[-2:]
+    rows = [["beta", "KL at the end", *modes, f"{guided} - {plain}", f"worst subset, {plain}"]]
+    arms = {"RFT only": [(grm(b, "rft"), [{"kl": 0.0}]) for b in bases], **found}
+    for beta, seeds in arms.items():
+        answers, steps = zip(*seeds)
+        rows.append([str(beta), number([s[-1]["kl"] for s in steps]),
+                     *(accuracy(right(bases, answers, m)) for m in modes),
+                     difference(right(bases, answers, guided), right(bases, answers, plain)),
+                     study.worst_subset(bases, answers, plain)])
+    return rows
+
+
+def group_table(bases):
+    m, samples = f"vote@{bases[0].votes[0]}", bases[0].cfg.rl_points * bases[0].cfg.group
+    rows = [["G", "points a step", "silent groups", "greedy", m, "against default, greedy", f"the same, {m}"]]
+    usual = [grm(b, "rl") for b in bases]
+    for G in GROUPS:
+        changes = {} if G == bases[0].cfg.group else dict(group=G, rl_points=samples // G)
+        answers, steps = zip(*(rl_arm(b, "group", **changes) for b in bases))
+        silent = number([np.mean([row["silent_groups"] for row in s]) for s in steps])
+        mine = [right(bases, answers, mode) for mode in ("greedy", m)]
+        against = [difference(x, right(bases, usual, mode)) if changes else ""
+                   for x, mode in zip(mine, ("greedy", m))]
+        rows.append([str(G), str(samples // G), silent, *map(accuracy, mine), *against])
+    return rows
+
+
+def other_table(bases):
+    """No RFT, no principles: a part of the method is missing."""
+    m = f"vote@{bases[0].votes[0]}"
+    rows = [["arm", "paper, greedy", "greedy", "against default", m, "against default"]]
+    usual = [grm(b, "rl") for b in bases]
+    arms = {"default": ("69.9", usual), "RL without RFT": ("68.7", [rl_only(b) for b in bases]),
+            "no principles": ("67.5", [no_principles(b) for b in bases])}
+    for name, (paper, answers) in arms.items():
+        cells = []
+        for mode in ("greedy", m):
+            mine, others = right(bases, answers, mode), right(bases, usual, mode)
+            cells += [accuracy(mine), "" if name == "default" else difference(mine, others)]
+        rows.append([name, paper, *cells])
+    return rows
+
+# ----------------------------------------------------------------------------------------
+# Votes
+
+def vote_table(bases):
+    """One order for all samples in place of a fresh one for each."""
+    def fixed(*args, shuffle, **more):
+        return judge(*args, shuffle=False, **more)
+
+    names = [f"vote@{k}" for k in bases[0].votes]
+    rows = [["order of the responses", *names, f"against fresh orders, {names[-1]}"]]
+    usual = [grm(b, "rl") for b in bases]
+    one = [judged(b, b.arm("fixed-order"), b.policy("rl"), ["test"], judge=fixed) for b in bases]
+    for what, answers in (("fresh for each sample", usual), ("that of the item", one)):
+        mine, others = right(bases, answers, names[-1]), right(bases, usual, names[-1])
+        rows.append([what, *(accuracy(right(bases, answers, m)) for m in names),
+                     difference(mine, others) if answers is one else ""])
+    return rows
+
+
+@functools.cache
+def stage_groups(base, name):
+    """The judgements of the test items by a stage of the base run."""
+    grm(base, name)                                # makes them
+    return trajectories(base, base.arm(f"grm-{name}"), None, "test", base.most)[0]
+
+
+def guided(base, groups, metas, k, k_meta):
+    """(items,): is the guided vote of the first k samples right? metas: logits of each item's samples."""
+    votes = [metarm.guided_vote([j.scores for j in g[:k]], m[:k], k_meta) for g, m in zip(groups, metas)]
+    return np.array([correct(v, item.gold) for v, item in zip(votes, base.parts["test"])], float)
+
+
+def k_meta_table(bases):
+    rows = [["policy", "k", *(f"k_meta = {name}" for name in ("1", "k/4", "k/2", "k"))],
+            ["paper, 27B", "32", "71.5", "72.7", "72.8", "71.0"]]
+    for name in ("rft", "rl"):
+        groups = [stage_groups(b, name) for b in bases]
+        found = [(b, found, [[j.meta for j in g] for g in found]) for b, found in zip(bases, groups)]
+        for k in bases[0].votes:
+            rows.append([name, str(k), *(accuracy([guided(*seed, k, keep) for seed in found])
+                                         for keep in (1, max(1, k // 4), k // 2, k))])
+    return rows
+
+# ----------------------------------------------------------------------------------------
+# The data of the Meta RM
+
+META_DATA = {  # name: equally many examples of RFT's samples and of the policy's -> what is learned from
+    "RFT's samples": lambda old, new, rng: old,
+    "the policy's": lambda old, new, rng: new,
+    "half of each": lambda old, new, rng: old[::2] + new[::2],
+    "half of each, labels shuffled": lambda old, new, rng: shuffle_labels(old[::2] + new[::2], rng),
+}
+
+
+def shuffle_labels(examples, rng):
+    rows, labels = zip(*examples)
+    return list(zip(rows, rng.sample(labels, len(labels))))
+
+
+def meta_examples(base):
+    """-> (ids, right) of RFT's samples, as many of the RL policy, both in random order."""
+    fresh = copy.copy(base)
+    count = base.cfg.points * base.cfg.n_rft // 4
+    fresh.parts = {"meta": make_items(base.seed, "train", count, start=base.cfg.points)}
+    new, *_ = trajectories(fresh, base.arm("meta-data"), base.policy("rl"), "meta", 4)
+    rng = random.Random(seed_of(base.seed, "Meta RM's data"))
+    labelled = [[(j.tokens, spct.right(j, p)) for s, p in zip(samples, points) for j in s]
+                for samples, points in ((base.samples, base.points), (new, fresh.parts["meta"]))]
+    size = min(map(len, labelled))
+    return [rng.sample(examples, size) for examples in labelled]
+
+
+def meta_arm(base, name):
+    """A Meta RM for the RL policy -> its logits of each test item's judgements, None if they do not parse."""
+    run, model = base.arm(f"meta {name}"), metarm.from_policy(base.policy("rl"))
+    first = [g[:max(base.votes)] for g in stage_groups(base, "rl")]
+    if not run.load_if_done("logits"):
+        rng = random.Random(seed_of(base.seed, "labels"))
+        if not run.load_if_done("meta", model):
+            metarm.train(run, "meta", model, META_DATA[name](*meta_examples(base), rng))
+        write_json(run.path("logits.json"), metarm.logits(run, model, [j.tokens for g in first for j in g]))
+        run.finish("logits")
+    logits = iter(read_json(run.path("logits.json")))
+    return [[logit if j.scores else None for j, logit in zip(g, logits)] for g in first]
+
+
+def auc_within(base, groups, metas):
+    """Of the judgements that parse: mean AUC of the logits inside items."""
+    labelled = [[(correct(j.scores, item.gold), logit) for j, logit in zip(g, m) if logit is not None]
+                for g, m, item in zip(groups, metas, base.parts["test"])]
+    return metarm.auc_within([tuple(zip(*pairs)) for pairs in labelled if pairs])
+
+
+def meta_table(bases):
+    last = bases[0].votes[-1]
+    rows = [["the Meta RM's data", "AUC within item", *(f"guided@{k}, k/2" for k in bases[0].votes),
+             f"against vote@{last}"]]
+    plain = right(bases, [grm(b, "rl") for b in bases], f"vote@{last}")
+    for name in META_DATA:
+        found = [(b, stage_groups(b, "rl"), meta_arm(b, name)) for b in bases]
+        mine = {k: [guided(*seed, k, k // 2) for seed in found] for k in bases[0].votes}
+        rows.append([name, number([auc_within(*seed) for seed in found]), *map(accuracy, mine.values()),
+                     difference(mine[last], plain)])
+    return rows
+
+# ----------------------------------------------------------------------------------------
+
+def run(bases):
+    fewer = dict(meta_items=bases[0].cfg.meta_items // 3)
+    betas = {beta: [rl_arm(b, "beta", guided=True, beta=beta, **fewer) for b in bases] for beta in BETAS}
+    last = bases[0].votes[-1]
+    curves = {m: [study.mean(right(bases, [answers for answers, _ in betas[beta]], m)) for beta in BETAS]
+              for m in ("greedy", f"vote@{last}", f"meta@{last}")}
+
+    def figure(path):
+        with study.canvas(path, 1, 2, width=10, height=4) as (left, beside):
+            for m, values in curves.items():
+                left.plot(range(len(BETAS)), values, "o-", label=m)
+            left.set(xticks=range(len(BETAS)), xticklabels=BETAS, xlabel="KL coefficient beta",
+                     ylabel="strict accuracy")
+            left.legend()
+            for beta in BETAS:
+                rewards = np.mean([[row["reward"] for row in steps] for _, steps in betas[beta]], axis=0)
+                beside.plot(rewards, label=f"beta {beta}")
+            beside.set(xlabel="RL step", ylabel="reward")
+            beside.legend(fontsize=7)
+
+    tables = {"Data of RFT": rft_table(bases), "A part of the method is missing": other_table(bases),
+              "KL coefficient": beta_table(bases, betas), "Group size": group_table(bases),
+              "Order of the responses": vote_table(bases), "How many judgements vote": k_meta_table(bases),
+              "Data of the Meta RM": meta_table(bases)}
+    return tables, {"beta": BETAS, "curves": curves}, figure
+
+
+FINDINGS = """
+"""
+
+if __name__ == "__main__":
+    command(lambda argv: study.main(sys.modules[__name__], argv))

@@ -1,0 +1,49 @@
+"""
+All studies, one after the other, and experiments/RESULTS.md from what they found.
+
+    python -m experiments.all           # hours on two cores; what is done already is not repeated
+    python -m experiments.all --seeds 1  # one seed's share of the work
+    python -m experiments.all --quick  # minutes: the numbers mean nothing, RESULTS.md stays as it is
+"""
+
+import os
+import shutil
+import sys
+
+from data import command
+from experiments import ablations, baselines, scaling, study, truth
+from run import read_json
+
+STUDIES = [baselines, ablations, scaling, truth]
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def chapter(module, results):
+    """One study's part of RESULTS.md: its question, how it was run, its tables, its figure, what was seen."""
+    question, rest = module.__doc__.strip().split("\n\n", 1)
+    hours = results["seconds"] / 3600
+    made = (f"`python -m experiments.{module.NAME}`, commit {results['commit']}, {results['date']}, seeds "
+            f"{', '.join(map(str, results['seeds']))}, {hours:.1f} hours of work in all its runs, "
+            f"{results['machine']}.")
+    figure = f"![{module.NAME}](reference/{module.NAME}.png)"
+    title = "## " + question.replace("\n", " ")
+    return "\n\n".join([title, rest, made, results["text"], figure, module.FINDINGS.strip()])
+
+
+def main(argv):
+    for module in STUDIES:
+        study.main(module, argv)
+    if "--quick" in argv:
+        return
+    parts = ["# Results of the studies", __doc__.strip().split("\n\n")[0]]
+    for module in STUDIES:
+        results, reference = f"runs/{module.NAME}/results.json", os.path.join(HERE, "reference")
+        parts.append(chapter(module, read_json(results)))
+        shutil.copy(f"runs/{module.NAME}/{module.NAME}.png", reference)
+        shutil.copy(results, os.path.join(reference, f"{module.NAME}.json"))
+    with open(os.path.join(HERE, "RESULTS.md"), "w") as f:
+        f.write("\n\n".join(parts) + "\n")
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,227 @@
+"""
+What does compute buy: more votes, a larger judge, or longer training?
+
+    python -m experiments.scaling           # three seeds; --quick: a minute, numbers without meaning
+
+The paper's answers (RewardBench): a judge of 27B has 86.0 greedy, 88.5 with 32 votes and 89.8 guided with
+8; one of 671B, without RL, 88.4 greedy. So samples beat size. Here the two are compared at equal compute,
+in FLOPs of one judgement, with scalar RMs of each size beside them.
+
+- k = 1..64 votes of each stage, with the greedy line; pass@k: is any of k right?; and the limit of majority
+  votes: with ever more of them, items that are right in more than half of the samples are won, the others
+  lost. (A sum of scores is no majority, it can do better.)
+- Sizes: each judge has the default run's training: as many tokens, points and steps, so that a larger one
+  has had more training compute, in proportion to its size. Its Meta RM has its size, too; k_meta = k/2.
+- Training compute: judges of the default size after fewer or more pre-training tokens, or RL steps.
+
+What to look at: where the votes of a small judge meet the greedy point of a larger one, and where the
+scalar RMs lie, which need one short reading of each response.
+"""
+
+import sys
+
+import numpy as np
+
+import metarm
+import spct
+from data import command
+from data.annotators import document
+from experiments import study
+from experiments.ablations import stage_groups
+from experiments.baselines import grm, scalar_rm
+from experiments.study import accuracy, difference, judged, mean, overall, right
+from model import SIZES
+from sample import correct, vote
+from spct import keep_right, rft_examples
+
+NAME = "scaling"
+JUDGES = {"XS": dict(n_layer=3, n_head=4, n_embd=64), "S": SIZES["S"], "M": SIZES["M"]}
+TOKENS = (1_500_000, 3_000_000, 6_500_000, 13_000_000)
+RL_STEPS = (12, 36, 108)
+
+
+def up_to(k):
+    """2, 4, 8, ... k."""
+    return [2 ** i for i in range(1, k.bit_length()) if 2 ** i <= k]
+
+# ----------------------------------------------------------------------------------------
+# Votes
+
+def vote_curves(base, name):
+    """-> {measure: (items,)} of one stage: one sample, greedy, votes, pass@k, the limit of majority votes."""
+    items = base.parts["test"]
+    groups, answers = stage_groups(base, name), grm(base, name)
+    single = np.array([[correct(j.scores, item.gold) for j in g] for g, item in zip(groups, items)], float)
+    curves = {"greedy": right([base], [answers], "greedy")[0], "one sample": single.mean(axis=1)}
+    for k in up_to(base.most):
+        votes = [vote([j.scores for j in g[:k]]) for g in groups]
+        curves[f"vote@{k}"] = np.array([correct(v, item.gold) for v, item in zip(votes, items)], float)
+        curves[f"pass@{k}"] = single[:, :k].max(axis=1)
+    return {**curves, "limit": (single.mean(axis=1) > 0.5).astype(float)}
+
+
+def vote_table(bases, curves):
+    """curves: {stage: [vote_curves of each seed]}"""
+    last = max(up_to(bases[0].most))
+    shown = ["one sample", "greedy", *(f"vote@{k}" for k in up_to(last)), "limit", f"pass@{last}"]
+    rows = [["stage", *shown, "last doubling of votes"]]
+    for name, found in curves.items():
+        values = lambda m: [c[m] for c in found]
+        rows.append([name, *(accuracy(values(m)) for m in shown),
+                     difference(values(f"vote@{last}"), values(f"vote@{last // 2}"))])
+    return rows
+
+# ----------------------------------------------------------------------------------------
+# Sizes
+
+def trained(base, name, document=document, **changes):
+    """All up to RL with other settings, or another corpus -> run, {stage: policy}, RFT's samples."""
+    run = base.arm(name, **changes)
+    start = spct.pretrain(run, base.tok, document)
+    samples, hinted = spct.rft_samples(run, base.tok, start, base.points)
+    tuned = spct.rft(run, start, rft_examples(run.cfg, base.tok, keep_right(base.points, samples, hinted)))
+    policy = spct.rl(run, base.tok, tuned, base.points, samples)
+    return run, {"base": start, "rft": tuned, "rl": policy}, samples
+
+
+def guides(base, run, policies, samples):
+    """The Meta RMs of RFT's and RL's policy, trained as in the default run."""
+    rft = spct.meta_rm(run, base.tok, "rft", policies["rft"], samples, base.points)
+    rl = spct.meta_rm(run, base.tok, "rl", policies["rl"], samples, base.points, start=rft)
+    return {"rft": rft, "rl": rl}
+
+
+def judge_of_size(base, size):
+    """-> answers (greedy, votes and guided votes of k = 2..64), the scalar RM's answers, parameters."""
+    votes = up_to(base.most)
+    shape = {} if base.quick or JUDGES[size] == SIZES["S"] else JUDGES[size]
+    if shape:
+        run, policies, samples = trained(base, f"size-{size}", **shape)
+        policy, meta = policies["rl"], guides(base, run, policies, samples)["rl"]
+        scalar = scalar_rm(base, run, policies["base"])
+    else:
+        run, policy, meta = base.arm("grm-rl"), base.policy("rl"), base.guide("rl")[0]
+        scalar = scalar_rm(base)
+    answers = judged(base, run, policy, ["test"], votes, base.most, guide=(meta, {k: k // 2 for k in votes}))
+    return answers, scalar, sum(p.numel() for p in policy.parameters())
+
+
+def mflops(answers, m):
+    return float(np.mean([a["test"][m]["flops"] for a in answers])) / 1e6
+
+
+def size_table(bases, sizes):
+    """sizes: {size: [(answers, scalar answers, parameters) of each seed]}"""
+    last = bases[0].votes[-1]
+    modes = ["greedy", f"vote@{bases[0].votes[0]}", f"vote@{last}", f"meta@{last}"]
+    rows = [["size", "parameters", *(cell for m in modes for cell in (m, "MFLOPs")), "scalar RM", "MFLOPs"]]
+    for size, found in sizes.items():
+        answers, scalars, parameters = zip(*found)
+        cells = [cell for a, m in [*((answers, m) for m in modes), (scalars, "greedy")]
+                 for cell in (accuracy(overall(bases, a, m)), f"{mflops(a, m):.0f}")]
+        rows.append([size, f"{parameters[0] / 1e6:.2f}M", *cells])
+    return rows
+
+
+def equal_compute_table(bases, sizes):
+    """The greedy judgement of a larger judge against as many votes of a smaller one as cost no more."""
+    rows = [["larger, greedy", "MFLOPs", "smaller", "MFLOPs", "smaller - larger", "larger's scalar RM",
+             "MFLOPs", "smaller - scalar RM"]]
+    names = list(sizes)
+    for large, small in [(a, b) for i, a in enumerate(names) for b in names[:i]]:
+        theirs, scalars, _ = zip(*sizes[large])
+        ours = [answers for answers, _, _ in sizes[small]]
+        budget = mflops(theirs, "greedy")
+        affordable = [m for m in ours[0]["test"] if mflops(ours, m) <= budget] or ["greedy"]
+        m = max(affordable, key=lambda m: mflops(ours, m))
+        mine, scalar = overall(bases, ours, m), overall(bases, scalars, "greedy")
+        rows.append([large, f"{budget:.0f}", f"{small}, {m}", f"{mflops(ours, m):.0f}",
+                     difference(mine, overall(bases, theirs, "greedy")),
+                     accuracy(scalar), f"{mflops(scalars, 'greedy'):.1f}", difference(mine, scalar)])
+    return rows
+
+# ----------------------------------------------------------------------------------------
+# Training compute
+
+def after(base, name, field, value):
+    """Answers of the RL policy of a run with another value of one setting."""
+    if value == getattr(base.cfg, field):
+        return grm(base, "rl")
+    if field == "rl_steps":                        # all before RL is that of the base run
+        run = base.arm(name, rl_steps=value)
+        policy = spct.rl(run, base.tok, base.policy("rft"), base.points, base.samples)
+    else:
+        run, policies, _ = trained(base, name, **{field: value})
+        policy = policies["rl"]
+    return judged(base, run, policy, ["test"])
+
+
+def training_table(bases, field, values):
+    """-> rows, and for each value {mode: accuracy}"""
+    modes = ["greedy", *(f"vote@{k}" for k in bases[0].votes)]
+    rows, curve, before = [[field, *modes, "against the row above, " + modes[-1]]], [], None
+    for value in values:
+        answers = [after(b, field, field, value) for b in bases]
+        found = {m: right(bases, answers, m) for m in modes}
+        rows.append([f"{value:,}", *map(accuracy, found.values()),
+                     difference(found[modes[-1]], before) if before else ""])
+        before = found[modes[-1]]
+        curve.append({m: mean(values) for m, values in found.items()})
+    return rows, curve
+
+# ----------------------------------------------------------------------------------------
+
+def run(bases):
+    quick = bases[0].quick
+    curves = {name: [vote_curves(b, name) for b in bases] for name in ("base", "rft", "rl")}
+    sizes = {size: [judge_of_size(b, size) for b in bases] for size in JUDGES}
+    tokens = (100_000, bases[0].cfg.pretrain_tokens) if quick else TOKENS
+    steps = (1, bases[0].cfg.rl_steps) if quick else RL_STEPS
+    token_rows, token_curve = training_table(bases, "pretrain_tokens", tokens)
+    step_rows, step_curve = training_table(bases, "rl_steps", steps)
+    means = {name: {m: mean([c[m] for c in found]) for m in found[0]} for name, found in curves.items()}
+    frontier = {}
+    for size, found in sizes.items():
+        answers, scalars, _ = zip(*found)
+        point = lambda a, m: [mflops(a, m), mean(overall(bases, a, m))]
+        meta = [m for m in answers[0]["test"] if m.startswith("meta")]
+        plain = [m for m in answers[0]["test"] if m not in meta]
+        frontier[size] = {"votes": [point(answers, m) for m in plain],
+                          "guided": [point(answers, m) for m in meta], "scalar": [point(scalars, "greedy")]}
+
+    def figure(path):
+        with study.canvas(path, 2, 2, width=11, height=8) as axes:
+            ks = up_to(bases[0].most)
+            for i, (name, c) in enumerate(means.items()):
+                votes = [c["one sample"], *(c[f"vote@{k}"] for k in ks)]
+                axes[0, 0].plot([1, *ks], votes, "o-", color=f"C{i}", label=f"{name}: votes")
+                axes[0, 0].axhline(c["greedy"], color=f"C{i}", ls=":", label=f"{name}: greedy")
+                axes[0, 0].axhline(c["limit"], color=f"C{i}", ls="--", lw=0.7, label=f"{name}: limit")
+            axes[0, 0].set(xscale="log", xticks=[1, *ks], xticklabels=[1, *ks], xlabel="votes k")
+            for i, (size, lines) in enumerate(frontier.items()):
+                for how, style in (("votes", "o-"), ("guided", "^--"), ("scalar", "*")):
+                    axes[0, 1].plot(*zip(*lines[how]), style, color=f"C{i}", label=f"{size}, {how}")
+            axes[0, 1].set(xscale="log", xlabel="MFLOPs a judgement")
+            for ax, values, curve, name in ((axes[1, 0], tokens, token_curve, "pre-training tokens"),
+                                            (axes[1, 1], steps, step_curve, "RL steps")):
+                for m in curve[0]:
+                    ax.plot(values, [point[m] for point in curve], "o-", label=m)
+                ax.set(xscale="log", xlabel=name)
+            for ax in axes.flat:
+                ax.set(ylabel="strict accuracy")
+                ax.legend(fontsize=6)
+                ax.grid(alpha=0.3)
+
+    tables = {"Votes": vote_table(bases, curves), "Sizes": size_table(bases, sizes),
+              "Samples against size, at equal compute": equal_compute_table(bases, sizes),
+              "Pre-training": token_rows, "RL": step_rows}
+    curves = {"votes": means, "frontier": frontier, "pretrain_tokens": token_curve, "rl_steps": step_curve}
+    return tables, curves, figure
+
+
+FINDINGS = """
+"""
+
+
+if __name__ == "__main__":
+    command(lambda argv: study.main(sys.modules[__name__], argv))

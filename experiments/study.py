@@ -1,0 +1,322 @@
+"""
+What the studies share: base runs, arms, trajectories, answers, measures, tables.
+
+A study compares systems that differ in one thing. All systems of a seed start from the same base run
+(`python spct.py --seed S`, made here if it is missing) and are measured on the same items, so that
+differences are paired by item. What a study has to train or to sample lies in arms: run folders under
+runs/arms/ that are named by their config. Studies that ask for the same arm share its work, and a study
+that was killed goes on where it was.
+
+    python -m experiments.baselines --seeds 1  # one seed's share, for instance beside another process
+    python -m experiments.baselines                   # what is still missing, then tables and figure
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import re
+import subprocess
+import time
+from dataclasses import asdict, replace
+
+import numpy as np
+import torch
+
+import metarm
+import report
+import spct
+from data import UserError
+from data.tokenizer import Tokenizer
+from data.world import DOMAINS, make_items
+from experiments.bench import forward_flops, sampling_flops
+from run import Run, read_json, write_json
+from sample import bootstrap, correct, judge, read_judgements, vote, write_judgements
+from spct import Config
+
+# ----------------------------------------------------------------------------------------
+# Base runs and arms
+
+QUICK = dict(preset="smoke", pretrain_tokens=700_000, points=16, meta_items=8, rl_steps=2)
+
+
+class Base:
+    """The default run of one seed: its models, training points, their judgements; the items to measure on."""
+
+    def __init__(self, seed, quick=False):
+        folder = f"runs/{'quick' if quick else 'cpu'}-seed{seed}"
+        flags = {**(QUICK if quick else {"preset": "cpu"}), "seed": seed, "out": folder}
+        if not os.path.exists(os.path.join(folder, "results.json")):
+            resume = ["--resume"] if os.path.exists(os.path.join(folder, "config.json")) else []
+            spct.main([text for name, value in flags.items() for text in (f"--{name}", str(value))] + resume)
+        self.seed, self.quick, self.arms = seed, quick, {}
+        self.cfg = default_config(folder, flags)
+        torch.set_num_threads(self.cfg.threads)
+        self.run = Run(self.cfg, folder)
+        self.tok = Tokenizer.load(self.run.path("tokenizer.tiktoken"))
+        self.points = make_items(seed, "train", self.cfg.points)
+        self.samples, self.hinted = (read_judgements(self.run.path(f"judgements-{name}.jsonl"))
+                                     for name in ("rft", "hinted"))
+        self.votes, self.most, count = ((2, 4), 8, 16) if quick else ((8, 32), 64, 500)
+        test = make_items(seed, "test", count, least=2)
+        self.parts = {"test": test, "swapped": [swap(item) for item in test if item.n == 2],
+                      "ood": make_items(seed, "ood", count // 2, least=2),
+                      "single": make_items(seed, "test", count // 2, most=1)}
+
+    def policy(self, name):
+        """The policy base, rft or rl of this run."""
+        model = spct.new_model(self.run, self.tok)
+        assert self.run.load_if_done(name, model), f"{self.run.folder} has no {name}"
+        return model
+
+    def guide(self, name):
+        """The Meta RM of a policy, and {k: how many of k samples it keeps}, chosen on validation items."""
+        model = metarm.from_policy(self.policy(name))
+        self.run.load_if_done(f"meta-{name}", model)
+        chosen = read_json(self.run.path("results.json"))["meta"][name]["k_meta_at"]
+        return model, {k: chosen[str(k)] for k in self.votes}
+
+    def arm(self, name, **changes):
+        """The run folder of an arm: this run's config with changes. Same name and config, same folder."""
+        cfg = replace(self.cfg, **changes, eval_items=len(self.parts["test"]), out="")
+        key = hashlib.blake2b(json.dumps(asdict(cfg), sort_keys=True).encode(), digest_size=4).hexdigest()
+        name = re.sub("[^a-z0-9]+", "-", name.lower())
+        cfg.out = f"runs/arms/{name}-seed{self.seed}-{key}"
+        if cfg.out not in self.arms:
+            os.makedirs(cfg.out, exist_ok=True)
+            write_json(os.path.join(cfg.out, "config.json"), asdict(cfg))
+            self.arms[cfg.out] = Run(cfg, cfg.out)
+        return self.arms[cfg.out]
+
+
+def default_config(folder, flags):
+    """The config of a base run, which must have the default settings, but for how it was computed."""
+    saved = read_json(os.path.join(folder, "config.json"))
+    usual = {**asdict(Config()), **spct.PRESETS[flags["preset"]], **flags}
+    free = ("out", "device", "dtype", "threads", "save_every", "eval_items")
+    for name, value in usual.items():
+        if name not in free and saved.get(name, "nothing") != value:
+            raise UserError(f"{folder} is no default run: --{name} is {saved.get(name)}, expected {value}; "
+                            f"move it away, and the study makes one")
+    return Config(**saved)
+
+
+def swap(item):
+    """The same pair in the other order."""
+    return replace(item, responses=item.responses[::-1], gold=item.gold[::-1], truth=item.truth[::-1])
+
+# ----------------------------------------------------------------------------------------
+# Answers: what a system says about each item
+#
+# answers[part][mode] = {"scores": [n scores or None, one list an item], "flops": .., "ms": ..}, the cost of
+# one item's judgement. Parts: test, swapped (greedy only), ood, single. Modes: greedy, vote@8, meta@32, ...
+
+def mode(items, scores, flops, seconds):
+    return {"scores": list(scores), "flops": flops / len(items), "ms": 1e3 * seconds / len(items)}
+
+
+def kept_answers(run, parts, answer):
+    """answer(part, items) -> {mode: ...} of each part, asked once: then the arm's folder has it."""
+    if not run.load_if_done("answers"):
+        write_json(run.path("answers.json"), {part: answer(part, items) for part, items in parts.items()})
+        run.finish("answers")
+    return read_json(run.path("answers.json"))
+
+
+def trajectories(base, run, policy, part, k, greedy=False, judge=judge, meta=None):
+    """k judgements of each item of a part, made once -> lists per item, seconds to sample them, to score them.
+
+    meta: the Meta RM that scores them; without one nothing is scored.
+    """
+    unit = f"{part}-greedy" if greedy else f"{part}-{k}"
+    path = run.path(f"judgements-{unit}.jsonl")
+    if not run.load_if_done(unit):
+        purpose, temperature = ("eval-greedy", 0.0) if greedy else ("eval-votes", 1.0)
+        groups = judge(policy, base.tok, base.parts[part], k, base.seed, purpose, temperature,
+                       shuffle=not greedy, desc=f"{os.path.basename(run.folder)}: {unit}")
+        write_judgements(path, sum(groups, []))
+        run.finish(unit)
+    groups = read_judgements(path)
+    if meta is not None and not run.load_if_done(f"{unit}-scored"):
+        metarm.score(run, meta, sum(groups, []))
+        write_judgements(path, sum(groups, []))
+        run.finish(f"{unit}-scored")
+    took = [run.progress[u]["seconds"] if u in run.progress else 0.0 for u in (unit, f"{unit}-scored")]
+    return groups, *took
+
+
+def judged(base, run, policy, parts=("test", "swapped", "ood", "single"), votes=None, most=None, judge=judge,
+           guide=None):
+    """The answers of a policy that writes judgements. guide: (Meta RM, {k: k_meta}) for guided votes, too."""
+    answers, votes = {}, base.votes if votes is None else votes
+    for part in parts:
+        items = base.parts[part]
+        groups, seconds, _ = trajectories(base, run, policy, part, 1, greedy=True, judge=judge)
+        scores = [g[0].scores for g in groups]
+        answers[part] = {"greedy": mode(items, scores, sampled(policy, groups), seconds)}
+        if part == "swapped" or not votes:
+            continue
+        k = most if most and part == "test" else max(votes)
+        meta, k_meta = guide or (None, {})
+        groups, seconds, more_seconds = trajectories(base, run, policy, part, k, judge=judge, meta=meta)
+        for m in votes:
+            first = [g[:m] for g in groups]
+            scores, metas = [[[getattr(j, name) for j in g] for g in first] for name in ("scores", "meta")]
+            flops = sampled(policy, first)
+            answers[part][f"vote@{m}"] = mode(items, map(mean_vote, scores), flops, seconds * m / k)
+            if guide is not None:
+                kept = [metarm.keep_best(s, x, k_meta[m]) for s, x in zip(scores, metas)]
+                flops += read_through(policy, [j.tokens for g in first for j in g])
+                answers[part][f"meta@{m}"] = mode(items, map(mean_vote, kept), flops,
+                                                  (seconds + more_seconds) * m / k)
+    return answers
+
+
+def mean_vote(ballots):
+    """The vote's sums (Eq 14) over the number of samples that parse, so that items can be compared."""
+    total, parsed = vote(ballots), sum(ballot is not None for ballot in ballots)
+    return total and [score / parsed for score in total]
+
+
+def sampled(policy, groups):
+    """FLOPs of groups of judgements, one group an item: in a group, equal prompts are read once."""
+    return sum(sampling_flops(policy.cfg, [tuple(j.prompt) for j in g], [len(j.ids) for j in g])
+               for g in groups)
+
+
+def read_through(policy, rows):
+    """FLOPs of a model of this size that reads rows of ids and gives a number for each."""
+    return sum(forward_flops(policy.cfg, 0, len(row), 0) for row in rows)
+
+# ----------------------------------------------------------------------------------------
+# Measures. Everywhere: one array (items,) a seed, so that differences can be paired by item
+
+def right(bases, answers, mode, where=None, part="test", rule=correct):
+    """How often each item is right, in 0..1. answers: those of each seed; where: a condition on items."""
+    return [np.array([rule(scores, item.gold) for scores, item in zip(a[part][mode]["scores"], b.parts[part])
+                      if where is None or where(item)], float) for b, a in zip(bases, answers)]
+
+
+def overall(bases, answers, mode, rule=correct):
+    """The same, weighted so that the mean over the items is the plain mean over the subsets."""
+    weighted = []
+    for base, values in zip(bases, right(bases, answers, mode, rule=rule)):
+        subsets = [item.subset for item in base.parts["test"]]
+        share = {name: subsets.count(name) / len(subsets) for name in set(subsets)}
+        weighted.append(values / np.array([share[name] * len(share) for name in subsets]))
+    return weighted
+
+
+def in_subset(*names):
+    return lambda item: item.subset in names
+
+
+def worst_subset(bases, answers, mode):
+    """'sort 0.513': the subset with the lowest accuracy."""
+    there = {item.subset for base in bases for item in base.parts["test"]}
+    means = {name: mean(right(bases, answers, mode, in_subset(name))) for name in DOMAINS if name in there}
+    worst = min(means, key=means.get)
+    return f"{worst} {means[worst]:.3f}"
+
+
+def picks(scores):
+    """The response that alone has the largest score, or None."""
+    return scores.index(max(scores)) if scores and scores.count(max(scores)) == 1 else None
+
+
+def both_orders(base, answers):
+    """JudgeBench's rule on pairs: each order gives +1 if right, -1 if wrong, 0 for a tie; right if the sum is
+    above 0 -> (right (pairs,), flipped (pairs,)): do the two orders pick different responses?"""
+    agreed, flipped = [], []
+    pairs = [(item, scores) for item, scores in zip(base.parts["test"], answers["test"]["greedy"]["scores"])
+             if item.n == 2]
+    for (item, one), two in zip(pairs, answers["swapped"]["greedy"]["scores"]):
+        picked = [picks(one), picks(two[::-1] if two else None)]             # as indices of the first order
+        agreed.append(sum(0 if p is None else 1 if p == item.best else -1 for p in picked) > 0)
+        flipped.append(None not in picked and picked[0] != picked[1])
+    return np.array(agreed, float), np.array(flipped, float)
+
+
+def single_auc(base, answers, mode):
+    """n = 1: the chance that a good response (gold reward of 6 or more) is scored above another one."""
+    pairs = [(item.gold[0] >= 6, scores[0]) for scores, item in
+             zip(answers["single"][mode]["scores"], base.parts["single"]) if scores]
+    return metarm.auc(*zip(*pairs)) if pairs else None
+
+# ----------------------------------------------------------------------------------------
+# Cells of tables
+
+def mean(arrays):
+    """The mean over seeds of the mean over items."""
+    return float(np.mean([values.mean() for values in arrays]))
+
+
+def accuracy(arrays):
+    """'0.712 ±0.021', the mean over seeds and half its 95% interval (bootstrap over items)."""
+    return report.in_words(arrays, bootstrap(arrays))
+
+
+def difference(arrays, others):
+    """'+0.021 (+0.010 to +0.032)', paired by item; it says so where the difference is within noise."""
+    d = [a - b for a, b in zip(arrays, others)]
+    low, high = np.quantile(bootstrap(d), [0.025, 0.975])
+    return f"{mean(d):+.3f} ({low:+.3f} to {high:+.3f}{', noise' if low <= 0 <= high else ''})"
+
+
+def number(values, form=".3f"):
+    """The mean over seeds of numbers, some of which may be missing."""
+    values = [v for v in values if v is not None]
+    return format(np.mean(values), form) if values else ""
+
+# ----------------------------------------------------------------------------------------
+# The program around a study
+
+@contextlib.contextmanager
+def canvas(path, rows=1, columns=1, width=8, height=5):
+    """One or more axes to draw on, saved at the end."""
+    import matplotlib
+    matplotlib.use("Agg")                          # no screen is needed
+    import matplotlib.pyplot as plt
+    fig, axes = plt.subplots(rows, columns, figsize=(width, height))
+    yield axes
+    fig.tight_layout()
+    fig.savefig(path, dpi=110)
+    plt.close(fig)
+
+
+def git_commit():
+    try:
+        command = ["git", "describe", "--always", "--dirty"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def main(study, argv):
+    """Run a study, a module with NAME, its docstring and run(bases) -> (tables, numbers, figure).
+
+    tables: {title: rows}; numbers: what the figure shows, for results.json; figure(path) draws it.
+    """
+    parser = argparse.ArgumentParser(description=study.__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--quick", action="store_true", help="in a minute: the numbers mean nothing")
+    args = parser.parse_args(argv)
+    if min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds):
+        raise UserError("--seeds: expected different whole numbers, 0 or more")
+    bases = [Base(seed, args.quick) for seed in (args.seeds[:1] if args.quick else args.seeds)]
+    tables, numbers, figure = study.run(bases)
+    folder = f"runs/{study.NAME}" + ("-quick" if args.quick else "")
+    os.makedirs(folder, exist_ok=True)
+    text = "\n\n".join(f"{title}\n\n{report.markdown(rows)}" for title, rows in tables.items())
+    print(text)
+    figure(os.path.join(folder, f"{study.NAME}.png"))
+    write_json(os.path.join(folder, "results.json"), {
+        "commit": git_commit(), "date": time.strftime("%Y-%m-%d"), "seeds": [base.seed for base in bases],
+        "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads, "
+                   f"torch {torch.__version__}",
+        "seconds": round(sum(unit["seconds"] for base in bases for run in [base.run, *base.arms.values()]
+                             for unit in run.progress.values())),
+        "text": text, **numbers})

@@ -1,0 +1,287 @@
+"""
+What only a toy world can show: is a judge right for the right reasons, sure when it is right, free of its
+teachers' biases, robust to wrong labels?
+
+    python -m experiments.truth           # three seeds; --quick: a minute, numbers without meaning
+
+Real preference data has no answers to compare with. The paper looks at failures by hand: mostly wrong
+critiques, then unbalanced weights, then labels that one may dispute. Here the truth behind every reward is
+known.
+
+- Faithfulness: principles, checks and totals against the world's own. A judgement is well-founded if all of
+  its checks are true and all of its totals add up. How often is a right verdict not? Does the Meta RM,
+  which has seen verdicts only, prefer the well-founded among the right ones? (AUC within item; .5: it does
+  not.)
+- Calibration: the share of samples that agree with the vote, taken as the chance that the vote is right.
+  ECE is the mean distance between the two; and the accuracy on the half of the items with the widest
+  margins.
+- Bias laboratory: annotators that give `dose` more points to the first, or the longest, response. The bias
+  of a judge is how much more often it picks that response than the response is the best one. How much of it
+  is left after RFT, RL, votes over shuffled orders, guided votes?
+- Label noise: in a share of the points the best response changes places with another. GRM against scalar
+  RM.
+
+What to look at: which step removes which bias. RL sees rewards, so it can unlearn both; shuffled votes can
+only cancel what depends on the order.
+"""
+
+import copy
+import random
+import sys
+
+import numpy as np
+
+import metarm
+import spct
+from data import command
+from data.annotators import document
+from data.tokenizer import QUERY, RESPONSE, SCORES, TOTAL
+from data.world import make_items
+from experiments import study
+from experiments.ablations import stage_groups
+from experiments.baselines import grm, scalar_rm
+from experiments.scaling import guides, trained
+from experiments.study import accuracy, difference, judged, mean, number, right, trajectories
+from report import FAITHFUL, faithfulness
+from sample import correct, verdict, vote
+
+NAME = "truth"
+STAGES = ("base", "rft", "rl")
+DOSE = 3                                           # points of ten
+NOISE = (0.0, 0.1, 0.2, 0.3)
+
+# ----------------------------------------------------------------------------------------
+# Faithfulness
+
+def well_founded(shares):
+    _, checks, totals = shares
+    return checks == 1 and totals == 1
+
+
+def faithful_numbers(base, name):
+    """-> {measure: (items,)} of one stage; items without judgements of a kind do not count in its measure."""
+    found = {m: [] for m in (*FAITHFUL, "of all", "of right", "of wrong", "right, if well-founded", "auc")}
+    for group, item in zip(stage_groups(base, name), base.parts["test"]):
+        parsed = [j for j in group[:max(base.votes)] if j.scores is not None]
+        if not parsed:
+            continue
+        shares = [faithfulness(j, item) for j in parsed]
+        good = np.array([well_founded(s) for s in shares])
+        right = np.array([correct(j.scores, item.gold) for j in parsed])
+        for m, values in zip(FAITHFUL, np.mean(shares, axis=0)):
+            found[m].append(values)
+        for m, values in (("of all", good), ("of right", good[right]), ("of wrong", good[~right]),
+                          ("right, if well-founded", right[good])):
+            found[m] += [values.mean()] if len(values) else []
+        if name != "base":                         # it has no Meta RM
+            auc = metarm.auc(good[right], [j.meta for j, r in zip(parsed, right) if r])
+            found["auc"] += [] if auc is None else [auc]
+    return {m: np.array(values, float) for m, values in found.items()}
+
+
+def faithful_table(bases):
+    names = [*FAITHFUL, "of all", "of right", "of wrong", "right, if well-founded", "auc"]
+    rows = [["stage", *FAITHFUL, "well-founded", "of the right", "of the wrong", "right, if well-founded",
+             "Meta RM's AUC: well-founded among right"]]
+    for name in STAGES:
+        found = [faithful_numbers(b, name) for b in bases]
+        cell = lambda arrays: accuracy(arrays) if all(map(len, arrays)) else ""
+        rows.append([name, *(cell([f[m] for f in found]) for m in names)])
+    return rows
+
+# ----------------------------------------------------------------------------------------
+# Calibration
+
+def confidences(base, name, k):
+    """Of the vote of k -> sure (items,), the share of samples that agree; margin (items,); right (items,)."""
+    found = []
+    for group, item in zip(stage_groups(base, name), base.parts["test"]):
+        result = verdict(group[:k], item.n)
+        top = sorted(result["scores"] or [0, 0])[-2:]
+        found.append((result["sure"], (top[1] - top[0]) / k, correct(result["scores"], item.gold)))
+    return np.array(found, float).T
+
+
+def reliability(sure, right, bins=10):
+    """-> (mean sureness, accuracy, items) of each bin, of equal width, that is not empty."""
+    at = np.minimum((sure * bins).astype(int), bins - 1)
+    return [(sure[at == i].mean(), right[at == i].mean(), int((at == i).sum())) for i in sorted(set(at))]
+
+
+def expected_error(sure, right):
+    """ECE: the mean over items of the distance between a bin's mean sureness and its accuracy."""
+    return sum(count * abs(s - r) for s, r, count in reliability(sure, right)) / len(sure)
+
+
+def calibration_table(bases):
+    rows = [["stage", "votes", "accuracy", "mean sureness", "ECE", "accuracy on the surer half",
+             "the other half"]]
+    for name in STAGES:
+        for k in bases[0].votes:
+            sure, margin, right = zip(*(confidences(b, name, k) for b in bases))
+            surest_first = [r[np.argsort(-m, kind="stable")] for r, m in zip(right, margin)]
+            rows.append([name, str(k), accuracy(right), f"{mean(sure):.3f}",
+                         number([expected_error(s, r) for s, r in zip(sure, right)]),
+                         accuracy([r[:len(r) // 2] for r in surest_first]),
+                         accuracy([r[len(r) // 2:] for r in surest_first])])
+    return rows
+
+# ----------------------------------------------------------------------------------------
+# Bias laboratory
+
+def favoured(kind, responses):
+    """The slot that a biased annotator prefers: the first, or that of the longest response."""
+    return 0 if kind == "position" else max(range(len(responses)), key=lambda i: len(responses[i]))
+
+
+def biased(kind, dose):
+    """A corpus whose annotators give the favoured response `dose` points more (10 at most)."""
+    def make(seed, index):
+        parts = document(seed, index)
+        if parts[0] != QUERY:
+            return parts                           # general text
+        # the parts are QUERY, query, then <r_i>, response, perhaps a hint, ..., PRINCIPLES and the judgement
+        slots = [i for i, part in enumerate(parts) if part in RESPONSE][:sum(part == TOTAL for part in parts)]
+        slot = favoured(kind, [parts[i + 1] for i in slots])
+        totals = [i + 1 for i, part in enumerate(parts) if part == TOTAL]
+        parts[totals[slot]] = str(min(10, int(parts[totals[slot]]) + dose))
+        parts[parts.index(SCORES) + 1] = " ".join(parts[i] for i in totals)
+        return parts
+    return make
+
+
+def bias_of(kind, items, scores, orders=None):
+    """(items,): 1 where the favoured response is picked, less 1 where it is best; 0 where none is picked.
+
+    scores: one list an item. orders: order[slot] = response, where they stood; by default the item's order.
+    """
+    found = []
+    for i, (item, s) in enumerate(zip(items, scores)):
+        order = orders[i] if orders else list(range(item.n))
+        favourite = order[favoured(kind, [item.responses[r] for r in order])]
+        picked = study.picks(s)                    # None is no preference: a bias of 0
+        found.append(0.0 if picked is None else float(picked == favourite) - float(item.best == favourite))
+    return np.array(found)
+
+
+def bias_numbers(base, kind, groups, k_meta=None):
+    """Judgements of the test items -> {way to judge: (bias (items,), right (items,))}."""
+    items, k = base.parts["test"], max(base.votes)
+    right = lambda scores: np.array([correct(s, item.gold) for s, item in zip(scores, items)], float)
+    samples = [([g[i].scores for g in groups], [g[i].order for g in groups]) for i in range(k)]
+    found = {"one sample": (np.mean([bias_of(kind, items, s, orders) for s, orders in samples], axis=0),
+                            np.mean([right(s) for s, _ in samples], axis=0))}
+    votes = {f"vote@{k}": [vote([j.scores for j in g[:k]]) for g in groups]}
+    if k_meta:
+        votes[f"guided@{k}"] = [metarm.guided_vote([j.scores for j in g[:k]], [j.meta for j in g[:k]], k_meta)
+                                for g in groups]
+    return found | {name: (bias_of(kind, items, s), right(s)) for name, s in votes.items()}
+
+
+def laboratory(base, kind):
+    """-> {stage: bias_numbers}; RFT's and RL's policy are guided by Meta RMs of their own."""
+    name, fewer, k = f"{kind} bias", dict(meta_items=base.cfg.meta_items // 3), max(base.votes)
+    if base.quick:
+        fewer["pretrain_tokens"] = 100_000
+    run, policies, samples = trained(base, name, biased(kind, DOSE), **fewer)
+    metas, found = guides(base, run, policies, samples), {}
+    for stage, policy in policies.items():
+        arm = base.arm(f"{name} {stage}", **fewer)
+        groups, *_ = trajectories(base, arm, policy, "test", k, meta=metas.get(stage))
+        found[stage] = bias_numbers(base, kind, groups, k // 2 if stage in metas else None)
+    return found
+
+
+def unbiased(base, kind):
+    """The same numbers of the default run: dose 0."""
+    k_meta = max(base.votes) // 2
+    return {stage: bias_numbers(base, kind, stage_groups(base, stage), None if stage == "base" else k_meta)
+            for stage in STAGES}
+
+
+def bias_table(bases, kind, found):
+    """found: {dose: [laboratory() of each seed]}"""
+    rows = [["stage", *(cell for dose in found for cell in (f"bias, dose {dose}", "accuracy"))]]
+    for stage in STAGES:
+        for way in found[0][0][stage]:
+            arrays = [[seed[stage][way][i] for seed in seeds] for seeds in found.values() for i in (0, 1)]
+            rows.append([f"{stage}, {way}", *map(accuracy, arrays)])
+    return rows
+
+# ----------------------------------------------------------------------------------------
+# Label noise
+
+def noisy(base, share):
+    """-> answers of a GRM after RL, of a scalar RM, which learn from points a share of which is wrong."""
+    if not share:
+        return grm(base, "rl"), scalar_rm(base)
+    other = copy.copy(base)
+    other.points = make_items(base.seed, "train", base.cfg.points, noise=share)
+    run, start = base.arm("noise", noise=share), base.policy("base")
+    samples, hinted = spct.rft_samples(run, base.tok, start, other.points)
+    kept = spct.keep_right(other.points, samples, hinted)
+    tuned = spct.rft(run, start, spct.rft_examples(run.cfg, base.tok, kept))
+    policy = spct.rl(run, base.tok, tuned, other.points, samples)
+    return judged(base, run, policy, ["test"]), scalar_rm(other, base.arm("noise-scalar", noise=share))
+
+
+def noise_table(bases):
+    last = f"vote@{bases[0].votes[-1]}"
+    columns = [(0, "greedy"), (0, last), (1, "greedy")]
+    rows = [["wrong labels", "GRM, greedy", "lost", f"GRM, {last}", "lost", "scalar RM", "lost"]]
+    clean, curves = None, []
+    for share in NOISE:
+        found = [noisy(b, share) for b in bases]
+        arrays = [right(bases, [answers[i] for answers in found], m) for i, m in columns]
+        clean = clean or arrays
+        lost = ["" if arrays is clean else difference(a, c) for a, c in zip(arrays, clean)]
+        rows.append([f"{share:.0%}", *(cell for a, l in zip(arrays, lost) for cell in (accuracy(a), l))])
+        curves.append([mean(a) for a in arrays])
+    return rows, curves
+
+# ----------------------------------------------------------------------------------------
+
+def run(bases):
+    labs = {kind: {0: [unbiased(b, kind) for b in bases], DOSE: [laboratory(b, kind) for b in bases]}
+            for kind in ("position", "length")}
+    noise_rows, noise_curves = noise_table(bases)
+    k = bases[0].votes[-1]
+    surety = {name: [np.concatenate(parts) for parts in zip(*(confidences(b, name, k) for b in bases))]
+              for name in STAGES}
+
+    def figure(path):
+        with study.canvas(path, 2, 2, width=10, height=8) as axes:
+            for i, (name, (sure, margin, won)) in enumerate(surety.items()):
+                x, y, _ = zip(*reliability(sure, won))
+                axes[0, 0].plot(x, y, "o-", color=f"C{i}", label=name)
+                best_first = np.argsort(-margin, kind="stable")
+                covered = np.arange(1, len(won) + 1)
+                axes[0, 1].plot(covered / len(won), won[best_first].cumsum() / covered, color=f"C{i}",
+                                label=name)
+            axes[0, 0].plot([0, 1], [0, 1], ":", color="gray")
+            axes[0, 0].set(xlabel=f"share of {k} samples that agree with the vote", ylabel="accuracy")
+            axes[0, 1].set(xlabel="share of items, widest margins first", ylabel="accuracy", ylim=(0.4, 1))
+            for i, (kind, found) in enumerate(labs.items()):
+                for way, style in (("one sample", "o-"), (f"vote@{k}", "^--")):
+                    left = [mean([seed[stage][way][0] for seed in found[DOSE]]) for stage in STAGES]
+                    axes[1, 0].plot(STAGES, left, style, color=f"C{i}", label=f"{kind}, dose {DOSE}, {way}")
+            axes[1, 0].set(ylabel="bias")
+            for values, label in zip(zip(*noise_curves), ("GRM, greedy", f"GRM, vote@{k}", "scalar RM")):
+                axes[1, 1].plot(NOISE, values, "o-", label=label)
+            axes[1, 1].set(xlabel="share of wrong labels", ylabel="strict accuracy")
+            for ax in axes.flat:
+                ax.legend(fontsize=7)
+                ax.grid(alpha=0.3)
+
+    tables = {"Faithfulness": faithful_table(bases), "Calibration": calibration_table(bases),
+              **{f"{kind.capitalize()} bias": bias_table(bases, kind, found) for kind, found in labs.items()},
+              "Wrong labels": noise_rows}
+    return tables, {"noise": noise_curves}, figure
+
+
+FINDINGS = """
+"""
+
+
+if __name__ == "__main__":
+    command(lambda argv: study.main(sys.modules[__name__], argv))

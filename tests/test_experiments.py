@@ -1,0 +1,150 @@
+"""The studies in experiments/: that they run, and the rules that are theirs alone."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from data.annotators import annotate, document
+from data.tokenizer import CRITIQUE, END, QUERY, RESPONSE, SCORES, TOTAL
+from data.world import make_item, make_items
+from experiments import study, truth
+from experiments.baselines import (alone, drop_principles, name_best, pairs_of, read_critique, read_index,
+                                   round_robin)
+from sample import Judgement, correct, parse
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the studies run: they share its base run."""
+    return tmp_path_factory.mktemp("studies")
+
+
+@pytest.mark.parametrize("name", ["baselines", "ablations", "scaling", "truth"])
+def test_quick_study(name, folder):
+    """Guards against a study that no longer runs, or whose results are not kept."""
+    results, out = quick(name, folder)
+    assert results["seeds"] == [5] and results["text"] in out
+    assert (folder / f"runs/{name}-quick/{name}.png").stat().st_size > 10_000
+
+
+def test_study_goes_on(folder):
+    """Guards against a study that does its work again, or finds something else, when it is repeated."""
+    first, _ = quick("scaling", folder)
+    again, out = quick("scaling", folder)
+    assert again == first and "it/s" not in out    # no progress bar: nothing was trained or sampled
+
+
+def quick(name, folder):
+    """Run a study with --quick -> its results.json, all that it printed."""
+    done = subprocess.run([sys.executable, "-m", f"experiments.{name}", "--quick", "--seeds", "5"], cwd=folder,
+                          env={**os.environ, "PYTHONPATH": ROOT, "CUDA_VISIBLE_DEVICES": ""}, text=True,
+                          timeout=400, capture_output=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((folder / f"runs/{name}-quick/results.json").read_text()), done.stdout + done.stderr
+
+
+def judgement(tok, item, seed):
+    """A simulated expert's judgement of an item, in its own order."""
+    ids = tok.encode(annotate(random.Random(seed), item, "expert"))
+    status, principles, critiques, scores = parse(tok, ids, item.n)
+    assert status == "ok"
+    return Judgement(item.id, 0, list(range(item.n)), 0, (QUERY, SCORES), ids, 0.0, scores=scores)
+
+
+def test_other_forms_of_judgement(tok):
+    """Guards against a grammar that reads another response's index, or takes what has no index."""
+    j = next(j for i in range(99) if (j := judgement(tok, make_item(0, "train", i, least=3), i))
+             and j.scores.count(max(j.scores)) == 1)
+    j.order = [2, 0, 1]                            # slot 0 held response 2
+    slots = j.scores
+    j.scores = [slots[j.order.index(i)] for i in range(3)]
+    named = name_best(tok, j).ids
+    status, _, _, scores = read_index(tok, named, 3)
+    assert status == "ok" and sorted(scores) == [1, 1, 2] and scores.index(2) == slots.index(max(slots))
+    for bad in (named[:-1], named[:-2] + [END], named[:-2] + tok.encode(["4"]) + [END], [END], []):
+        assert read_index(tok, bad, 3)[3] is None
+    without = drop_principles(j)
+    assert list(without.prompt) + without.ids == [QUERY] + [CRITIQUE] + j.ids[j.ids.index(CRITIQUE) + 1:]
+    assert read_critique(tok, without.ids, 3)[3] == slots
+    assert read_critique(tok, without.ids, 2)[3] is None
+
+
+def test_round_robin():
+    """Guards against a tournament in which the loser of a pair gets the point, or a tie goes to the first."""
+    assert round_robin(3, {(0, 1): -2.0, (0, 2): 1.0, (1, 2): 3.0}) == [1, 2, 0]
+    assert round_robin(2, {(0, 1): 0.0}) == round_robin(2, {(0, 1): None}) == [0.5, 0.5]
+    item = make_item(0, "train", 0, least=4)
+    pairs = pairs_of(item)
+    assert len(pairs) == 6 and pairs[1, 3].gold == [item.gold[1], item.gold[3]]
+    by_gold = round_robin(4, {pair: duel.gold[0] - duel.gold[1] for pair, duel in pairs.items()})
+    assert by_gold.index(max(by_gold)) == item.best
+    assert [one.responses for one in alone(item)] == [[text] for text in item.responses]
+
+
+def test_overall_is_the_mean_over_subsets():
+    """Guards against an overall accuracy in which frequent subsets count more."""
+    items = make_items(0, "test", 60, least=2)
+    base = SimpleNamespace(parts={"test": items})
+    rng = random.Random(0)
+    answers = {"test": {"greedy": {"scores": [rng.choice([item.gold, item.gold[::-1]]) for item in items]}}}
+    by_subset = {}
+    for item, scores in zip(items, answers["test"]["greedy"]["scores"]):
+        by_subset.setdefault(item.subset, []).append(correct(scores, item.gold))
+    expected = np.mean([np.mean(values) for values in by_subset.values()])
+    assert study.mean(study.overall([base], [answers], "greedy")) == pytest.approx(expected)
+
+
+def test_both_orders():
+    """Guards against a flip that is counted where both orders agree, or missed where the slot decides."""
+    item = SimpleNamespace(n=2, best=1)
+    base = SimpleNamespace(parts={"test": [item] * 5})
+    forward, swapped = [[1, 9], [9, 1], [1, 9], [5, 5], None], [[9, 1], [9, 1], [1, 9], [9, 1], [9, 1]]
+    answers = {"test": {"greedy": {"scores": forward}}, "swapped": {"greedy": {"scores": swapped}}}
+    right, flipped = study.both_orders(base, answers)
+    assert right.tolist() == [1, 0, 0, 1, 1] and flipped.tolist() == [0, 1, 1, 0, 0]
+
+
+def test_biased_annotators():
+    """Guards against a dose for the wrong response, or scores that differ from the totals."""
+    changed = 0
+    for kind in ("position", "length"):
+        for i in range(60):
+            before, after = document(1, i), truth.biased(kind, 3)(1, i)
+            if before[0] != QUERY:
+                assert after == before
+                continue
+            totals = lambda parts: [int(parts[i + 1]) for i, part in enumerate(parts) if part == TOTAL]
+            expected = totals(before)
+            responses = [before[i + 1] for i in range(2, len(before)) if before[i] in RESPONSE][:len(expected)]
+            slot = 0 if kind == "position" else max(range(len(responses)), key=lambda s: len(responses[s]))
+            expected[slot] = min(10, expected[slot] + 3)
+            assert totals(after) == expected
+            assert after[after.index(SCORES) + 1] == " ".join(map(str, expected))
+            changed += expected != totals(before)
+    assert changed > 20
+
+
+def test_bias_of_a_judge_that_knows_the_place_only():
+    """Guards against a bias that is measured in the item's order where the judge saw another one."""
+    items = make_items(0, "test", 200, least=2)
+    orders = [random.Random(i).sample(range(item.n), item.n) for i, item in enumerate(items)]
+    first = [[int(r == order[0]) for r in range(item.n)] for item, order in zip(items, orders)]
+    assert truth.bias_of("position", items, first, orders).mean() > 0.5
+    assert abs(truth.bias_of("position", items, first).mean()) < 0.12
+    gold = [item.gold for item in items]
+    assert not truth.bias_of("length", items, gold).any()
+
+
+def test_calibration():
+    """Guards against an ECE that a calibrated judge does not bring to 0, or that hides overconfidence."""
+    sure = np.array([0.75] * 8 + [1.0] * 4)
+    assert truth.expected_error(sure, np.array([1, 1, 1, 0] * 2 + [1] * 4)) == 0
+    assert truth.expected_error(sure, np.zeros(12)) == pytest.approx((0.75 * 8 + 4) / 12)
