@@ -327,7 +327,7 @@ def bench_training(tok, rates, quick):
             opt.step(trapezoid(5, 100))
 
         seconds({size: step}, 2)                   # warm up
-        s = seconds({size: step}, 3 if quick else 15 if size == "S" else 7)[size]
+        s = seconds({size: step}, 2 if quick else 15 if size == "S" else 7)[size]
         flops = 3 * sum(forward_flops(cfg, 0, int((row != PAD).sum()), int(learn.sum()))
                         for row, learn in zip(x, m[:, 1:]))
         tokens = int((x != PAD).sum())
@@ -442,7 +442,7 @@ def main(argv):
     unit = 2 ** 20 if sys.platform == "darwin" else 2 ** 10                  # macOS counts bytes, others KiB
     peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
     model, quick, rounds = GPT(config()), args.quick, 1 if args.quick else 3
-    count, batch, k = (64, 32, 8) if quick else (2048, 256, 32)
+    count, batch, k = (64, 16, 8) if quick else (2048, 256, 32)
     work = make_work(tok, count)
     ours(model, work[0][:32], work[1][:32])        # warm up
     sampling, best = bench_slots(model, rates, *work, quick)

@@ -39,7 +39,7 @@ from spct import Config
 # ----------------------------------------------------------------------------------------
 # Base runs and arms
 
-QUICK = dict(preset="smoke", pretrain_tokens=700_000, points=16, meta_items=8, rl_steps=2)
+QUICK = dict(preset="smoke", pretrain_tokens=500_000, points=16, meta_items=8, rl_steps=2)
 
 
 class Base:
