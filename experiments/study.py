@@ -259,10 +259,15 @@ def accuracy(arrays):
 
 
 def difference(arrays, others):
-    """'+0.021 (+0.010 to +0.032)', paired by item; it says so where the difference is within noise."""
+    """'+0.021 (+0.010 to +0.032)', paired by item; it says so where the difference may be noise.
+
+    The interval is that of these runs on other items. Other seeds make other runs: hence the second doubt.
+    """
     d = [a - b for a, b in zip(arrays, others)]
     low, high = np.quantile(bootstrap(d), [0.025, 0.975])
-    return f"{mean(d):+.3f} ({low:+.3f} to {high:+.3f}{', noise' if low <= 0 <= high else ''})"
+    seeds = [values.mean() for values in d]
+    doubt = ", noise" if low <= 0 <= high else ", seeds disagree" if min(seeds) < 0 < max(seeds) else ""
+    return f"{mean(d):+.3f} ({low:+.3f} to {high:+.3f}{doubt})"
 
 
 def number(values, form=".3f"):

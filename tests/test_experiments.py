@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -100,6 +101,18 @@ def test_overall_is_the_mean_over_subsets():
         by_subset.setdefault(item.subset, []).append(correct(scores, item.gold))
     expected = np.mean([np.mean(values) for values in by_subset.values()])
     assert study.mean(study.overall([base], [answers], "greedy")) == pytest.approx(expected)
+
+
+def test_difference_says_what_is_in_doubt():
+    """Guards against a difference shown as if it were sure, when zero is inside its interval, or when it is
+    the mean of seeds of which one says the opposite."""
+    one, zero = np.ones(50), np.zeros(50)
+    half = np.arange(50) % 2.0
+    told = study.difference([one, one], [zero, half])                # standard error: 0.5 / sqrt(50) / 2
+    assert [float(x) for x in re.findall(r"[+-][\d.]+", told)] == pytest.approx([0.75, 0.681, 0.819], abs=0.015)
+    assert "noise" not in told and "disagree" not in told
+    assert study.difference([half], [1 - half]).endswith(", noise)")
+    assert study.difference([one, one, zero], [zero, zero, half]).endswith(", seeds disagree)")
 
 
 def test_both_orders():
