@@ -119,17 +119,18 @@ def rl_steps(run):
         return [row for row in map(json.loads, f) if row["unit"] == "rl"]
 
 
-def rl_arm(base, name, guided=False, **changes):
+def rl_arm(base, name, guided=False, votes=None, **changes):
     """RL from the default RFT model with other settings -> answers, the rows of metrics.jsonl.
 
     guided: with a Meta RM of its own, on fewer judgements than by default, equally many in each arm.
+    votes: the numbers of votes, by default those of the base.
     """
     if not changes:
         return grm(base, "rl"), rl_steps(base.run)
     run = base.arm(name, **changes)
     policy = spct.rl(run, base.tok, base.policy("rft"), base.points, base.samples)
     if not guided:
-        return judged(base, run, policy, ["test"], base.votes[:1]), rl_steps(run)
+        return judged(base, run, policy, ["test"], votes), rl_steps(run)
     meta = spct.meta_rm(run, base.tok, "rl", policy, base.samples, base.points, start=base.guide("rft")[0])
     return judged(base, run, policy, ["test"], guide=(meta, base.guide("rl")[1])), rl_steps(run)
 
@@ -149,13 +150,28 @@ def beta_table(bases, found):
     return rows
 
 
+def long_table(bases):
+    """RL for three times as long: does a judge collapse without the KL penalty?"""
+    modes, long = ["greedy", *(f"vote@{k}" for k in bases[0].votes)], dict(rl_steps=3 * bases[0].cfg.rl_steps)
+    rows = [["beta", "RL steps", "KL at the end", *modes, f"worst subset, {modes[-1]}", "against row above"]]
+    above = None
+    for beta, changes in ((bases[0].cfg.beta, long), (0.0, {**long, "beta": 0.0})):
+        answers, steps = zip(*(rl_arm(b, "rl_steps", **changes) for b in bases))
+        found = [right(bases, answers, m) for m in modes]
+        rows.append([str(beta), str(long["rl_steps"]), number([s[-1]["kl"] for s in steps]),
+                     *map(accuracy, found), study.worst_subset(bases, answers, modes[-1]),
+                     difference(found[-1], above) if above else ""])
+        above = found[-1]
+    return rows
+
+
 def group_table(bases):
     m, samples = f"vote@{bases[0].votes[0]}", bases[0].cfg.rl_points * bases[0].cfg.group
     rows = [["G", "points a step", "silent groups", "greedy", m, "against default, greedy", f"the same, {m}"]]
     usual = [grm(b, "rl") for b in bases]
     for G in GROUPS:
         changes = {} if G == bases[0].cfg.group else dict(group=G, rl_points=samples // G)
-        answers, steps = zip(*(rl_arm(b, "group", **changes) for b in bases))
+        answers, steps = zip(*(rl_arm(b, "group", votes=b.votes[:1], **changes) for b in bases))
         silent = number([np.mean([row["silent_groups"] for row in s]) for s in steps])
         mine = [right(bases, answers, mode) for mode in ("greedy", m)]
         against = [difference(x, right(bases, usual, mode)) if changes else ""
@@ -307,7 +323,8 @@ def run(bases):
             beside.legend(fontsize=7)
 
     tables = {"Data of RFT": rft_table(bases), "A part of the method is missing": other_table(bases),
-              "KL coefficient": beta_table(bases, betas), "Group size": group_table(bases),
+              "KL coefficient": beta_table(bases, betas), "Longer, with and without KL": long_table(bases),
+              "Group size": group_table(bases),
               "Order of the responses": vote_table(bases), "How many judgements vote": k_meta_table(bases),
               "Data of the Meta RM": meta_table(bases)}
     return tables, {"beta": BETAS, "curves": curves}, figure

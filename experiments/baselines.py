@@ -252,17 +252,17 @@ def llm_judge(base):
     tuned = spct.rft(run, start, spct.rft_examples(run.cfg, base.tok, kept))
     policy = spct.rl(run, base.tok, tuned, points, samples, judge=naming_best)
 
-    duels = with_parts(base, lambda item: pairs_of(item).values())
-    names = ("test", "swapped", "ood")
-    answers = judged(duels, run, policy, names, judge=naming_best)
-    for part in ("test", "ood"):
-        k = base.votes[0]
-        groups, *_ = trajectories(duels, run, policy, part, max(base.votes), judge=naming_best)
-        first = [index_probability(policy, base.tok, g[:k]) for g in groups]
-        scores = [[p, 1 - p] for p in first]
-        answers[part][f"probability@{k}"] = {**answers[part][f"vote@{k}"], "scores": scores}
-    return {part: {name: round_robins(base.parts[part], a) for name, a in answers[part].items()}
-            for part in names}
+    duels, k = with_parts(base, lambda item: pairs_of(item).values()), base.votes[0]
+
+    def answer(part, items):
+        modes = judged(duels, run, policy, [part], judge=naming_best)[part]
+        if part != "swapped":                      # the votes' judgements again, read in another way
+            groups, *_ = trajectories(duels, run, policy, part, max(base.votes), judge=naming_best)
+            first = [index_probability(policy, base.tok, g[:k]) for g in groups]
+            modes[f"probability@{k}"] = {**modes[f"vote@{k}"], "scores": [[p, 1 - p] for p in first]}
+        return {name: round_robins(items, answers) for name, answers in modes.items()}
+
+    return kept_answers(run, {part: items for part, items in base.parts.items() if part != "single"}, answer)
 
 
 def round_robins(items, answers):

@@ -126,7 +126,7 @@ def kept_answers(run, parts, answer):
 
 
 def trajectories(base, run, policy, part, k, greedy=False, judge=judge, meta=None):
-    """k judgements of each item of a part, made once -> lists per item, seconds to sample them, to score them.
+    """k judgements of each item of a part, made once -> lists per item, seconds to sample, to score them.
 
     meta: the Meta RM that scores them; without one nothing is scored.
     """
