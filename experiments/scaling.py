@@ -11,7 +11,9 @@ in FLOPs of one judgement, with scalar RMs of each size beside them.
   votes: with ever more of them, items that are right in more than half of the samples are won, the others
   lost. (A sum of scores is no majority, it can do better.)
 - Sizes: each judge has the default run's training: as many tokens, points and steps, so that a larger one
-  has had more training compute, in proportion to its size. Its Meta RM has its size, too; k_meta = k/2.
+  has had more training compute, in proportion to its size. The learning rate of pre-training fits the size
+  (loss after 2M tokens of seed 0; XS: .483, .535 with .006, .009; M: .356, .302, .411 with .003, .004, .006).
+  Its Meta RM has its size, too; k_meta = k/2.
 - Training compute: judges of the default size after fewer or more pre-training tokens, or RL steps.
 
 What to look at: where the votes of a small judge meet the greedy point of a larger one, and where the
@@ -35,7 +37,8 @@ from sample import correct, vote
 from spct import keep_right, rft_examples
 
 NAME = "scaling"
-JUDGES = {"XS": dict(n_layer=3, n_head=4, n_embd=64), "S": SIZES["S"], "M": SIZES["M"]}
+JUDGES = {"XS": dict(n_layer=3, n_head=4, n_embd=64), "S": SIZES["S"],
+          "M": {**SIZES["M"], "pretrain_lr": 0.004}}
 TOKENS = (1_500_000, 3_000_000, 6_500_000, 13_000_000)
 RL_STEPS = (12, 36, 108)
 
