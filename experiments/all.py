@@ -22,9 +22,9 @@ def chapter(module, results):
     """One study's part of RESULTS.md: its question, how it was run, its tables, its figure, what was seen."""
     question, rest = module.__doc__.strip().split("\n\n", 1)
     hours = results["seconds"] / 3600
-    made = (f"`python -m experiments.{module.NAME}`, commit {results['commit']}, {results['date']}, seeds "
-            f"{', '.join(map(str, results['seeds']))}, {hours:.1f} hours of work in all its runs, "
-            f"{results['machine']}.")
+    made = (f"`python -m experiments.{module.NAME}`, summed up on {results['date']}, commit "
+            f"{results['commit']}; seeds {', '.join(map(str, results['seeds']))}; {hours:.1f} hours of work in "
+            f"all its runs; {results['machine']}.")
     figure = f"![{module.NAME}](reference/{module.NAME}.png)"
     title = "## " + question.replace("\n", " ")
     return "\n\n".join([title, rest, made, results["text"], figure, module.FINDINGS.strip()])
