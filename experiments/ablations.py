@@ -198,15 +198,17 @@ def other_table(bases):
 # ----------------------------------------------------------------------------------------
 # Votes
 
+def in_item_order(*args, shuffle, **more):
+    """sample.judge, but all samples read the responses in the item's order."""
+    return judge(*args, shuffle=False, **more)
+
+
 def vote_table(bases):
     """One order for all samples in place of a fresh one for each."""
-    def fixed(*args, shuffle, **more):
-        return judge(*args, shuffle=False, **more)
-
     names = [f"vote@{k}" for k in bases[0].votes]
     rows = [["order of the responses", *names, f"against fresh orders, {names[-1]}"]]
     usual = [grm(b, "rl") for b in bases]
-    one = [judged(b, b.arm("fixed-order"), b.policy("rl"), ["test"], judge=fixed) for b in bases]
+    one = [judged(b, b.arm("fixed-order rl"), b.policy("rl"), ["test"], judge=in_item_order) for b in bases]
     for what, answers in (("fresh for each sample", usual), ("that of the item", one)):
         mine, others = right(bases, answers, names[-1]), right(bases, usual, names[-1])
         rows.append([what, *(accuracy(right(bases, answers, m)) for m in names),

@@ -23,8 +23,8 @@ def chapter(module, results):
     question, rest = module.__doc__.strip().split("\n\n", 1)
     hours = results["seconds"] / 3600
     made = (f"`python -m experiments.{module.NAME}`, summed up on {results['date']}, commit "
-            f"{results['commit']}; seeds {', '.join(map(str, results['seeds']))}; {hours:.1f} hours of work in "
-            f"all its runs; {results['machine']}.")
+            f"{results['commit']}; seeds {', '.join(map(str, results['seeds']))}; {hours:.1f} hours of work "
+            f"in all its runs; {results['machine']}.")
     figure = f"![{module.NAME}](reference/{module.NAME}.png)"
     title = "## " + question.replace("\n", " ")
     return "\n\n".join([title, rest, made, results["text"], figure, module.FINDINGS.strip()])

@@ -177,14 +177,14 @@ def grouped(items, values):
     return [[next(values) for _ in item.responses] for item in items]
 
 
-def scalar_rm(base, run=None, start=None):
+def scalar_rm(base, run=None, start=None, epochs=4):
     """Eq 4: reads the query and one response. run, start: of an arm with a base model of its own."""
     run, model = run or base.arm("scalar-rm"), metarm.from_policy(start or base.policy("base"))
     row = lambda item, i: base.tok.encode(render_prompt(item.query, [item.responses[i]]))
     if not run.load_if_done("scalar-rm", model):
         pairs = preferences(base.points)
         train_differences(run, "scalar-rm", model, [row(p, best) for p, best, _ in pairs],
-                          [row(p, other) for p, _, other in pairs], epochs=4)
+                          [row(p, other) for p, _, other in pairs], epochs)
 
     def answer(part, items):
         S, *cost = numbers(run, model, [row(item, i) for item in items for i in range(item.n)])

@@ -9,17 +9,20 @@ in FLOPs of one judgement, with scalar RMs of each size beside them.
 
 - k = 1..64 votes of each stage, with the greedy line; pass@k: is any of k right?; and the limit of majority
   votes: with ever more of them, items that are right in more than half of the samples are won, the others
-  lost. (A sum of scores is no majority, it can do better.)
+  lost. (A sum of scores can do better: it needs no majority, of three or four responses least of all.)
 - Sizes: each judge has the default run's training: as many tokens, points and steps, so that a larger one
-  has had more training compute, in proportion to its size. The learning rate of pre-training fits the size
-  (loss after 2M tokens of seed 0; XS: .483, .535 with .006, .009; M: .356, .302, .411 with .003, .004, .006).
-  Its Meta RM has its size, too; k_meta = k/2.
-- Training compute: judges of the default size after fewer or more pre-training tokens, or RL steps.
+  has had more training compute, in proportion to its size. Only the learning rate of pre-training fits the
+  size (loss after 2M tokens of seed 0; XS: .483, .535 with .006, .009; M: .356, .302, .411 with .003, .004,
+  .006), those of later stages are the default size's. Its Meta RM has its size, too; k_meta = k/2.
+- Training compute: judges of the default size after fewer or more pre-training tokens, or RL steps. Each
+  number of RL steps has a schedule of its own, up over 20 steps or all, down over the last half: so 12 steps
+  never learn at the full rate for long, and 108 see some points twice.
 
 What to look at: where the votes of a small judge meet the greedy point of a larger one, and where the
 scalar RMs lie, which need one short reading of each response.
 """
 
+import itertools
 import sys
 
 import numpy as np
@@ -98,11 +101,11 @@ def judge_of_size(base, size):
     """-> answers (greedy, votes and guided votes of k = 2..64), the scalar RM's answers, parameters."""
     votes = up_to(base.most)
     shape = {} if base.quick or JUDGES[size] == SIZES["S"] else JUDGES[size]
-    if shape:
+    if shape:                                      # in a quick run there is but one size
         run, policies, samples = trained(base, f"size-{size}", **shape)
         policy, meta = policies["rl"], guides(base, run, policies, samples)["rl"]
         scalar = scalar_rm(base, run, policies["base"])
-    else:
+    else:                                          # the base run's judge: grm(base, "rl") has its judgements
         run, policy, meta = base.arm("grm-rl"), base.policy("rl"), base.guide("rl")[0]
         scalar = scalar_rm(base)
     answers = judged(base, run, policy, ["test"], votes, base.most, guide=(meta, {k: k // 2 for k in votes}))
@@ -114,7 +117,7 @@ def mflops(answers, m):
 
 
 def size_table(bases, sizes):
-    """sizes: {size: [(answers, scalar answers, parameters) of each seed]}"""
+    """sizes: {size: [(answers, scalar answers, parameters) of each seed]}. Means over subsets."""
     last = bases[0].votes[-1]
     modes = ["greedy", f"vote@{bases[0].votes[0]}", f"vote@{last}", f"meta@{last}"]
     rows = [["size", "parameters", *(cell for m in modes for cell in (m, "MFLOPs")), "scalar RM", "MFLOPs"]]
@@ -127,15 +130,19 @@ def size_table(bases, sizes):
 
 
 def equal_compute_table(bases, sizes):
-    """The greedy judgement of a larger judge against as many votes of a smaller one as cost no more."""
+    """A larger judge's greedy judgement against votes of a smaller one: the most, of 2, 4, 8, ..., that cost
+    no more. Means over subsets."""
     rows = [["larger, greedy", "MFLOPs", "smaller", "MFLOPs", "smaller - larger", "larger's scalar RM",
              "MFLOPs", "smaller - scalar RM"]]
     names = list(sizes)
-    for large, small in [(a, b) for i, a in enumerate(names) for b in names[:i]]:
+    pairs = [(large, small) for i, large in enumerate(names) for small in names[:i]]
+    for (large, small), how in itertools.product(pairs, ("vote", "meta")):
         theirs, scalars, _ = zip(*sizes[large])
         ours = [answers for answers, _, _ in sizes[small]]
         budget = mflops(theirs, "greedy")
-        affordable = [m for m in ours[0]["test"] if mflops(ours, m) <= budget] or ["greedy"]
+        affordable = [m for m in ours[0]["test"] if m.startswith(how) and mflops(ours, m) <= budget]
+        if not affordable:
+            continue
         m = max(affordable, key=lambda m: mflops(ours, m))
         mine, scalar = overall(bases, ours, m), overall(bases, scalars, "greedy")
         rows.append([large, f"{budget:.0f}", f"{small}, {m}", f"{mflops(ours, m):.0f}",
@@ -204,7 +211,7 @@ def run(bases):
             for i, (size, lines) in enumerate(frontier.items()):
                 for how, style in (("votes", "o-"), ("guided", "^--"), ("scalar", "*")):
                     axes[0, 1].plot(*zip(*lines[how]), style, color=f"C{i}", label=f"{size}, {how}")
-            axes[0, 1].set(xscale="log", xlabel="MFLOPs a judgement")
+            axes[0, 1].set(xscale="log", xlabel="MFLOPs a judgement")        # here, the mean over subsets
             for ax, values, curve, name in ((axes[1, 0], tokens, token_curve, "pre-training tokens"),
                                             (axes[1, 1], steps, step_curve, "RL steps")):
                 for m in curve[0]:
@@ -215,8 +222,8 @@ def run(bases):
                 ax.legend(fontsize=6)
                 ax.grid(alpha=0.3)
 
-    tables = {"Votes": vote_table(bases, curves), "Sizes": size_table(bases, sizes),
-              "Samples against size, at equal compute": equal_compute_table(bases, sizes),
+    tables = {"Votes": vote_table(bases, curves), "Sizes, mean over subsets": size_table(bases, sizes),
+              "Samples against size, at equal compute, mean over subsets": equal_compute_table(bases, sizes),
               "Pre-training": token_rows, "RL": step_rows}
     curves = {"votes": means, "frontier": frontier, "pretrain_tokens": token_curve, "rl_steps": step_curve}
     return tables, curves, figure

@@ -79,7 +79,10 @@ class Base:
         return model, {k: chosen[str(k)] for k in self.votes}
 
     def arm(self, name, **changes):
-        """The run folder of an arm: this run's config with changes. Same name and config, same folder."""
+        """The run folder of an arm: this run's config with changes. Same name and config, same folder.
+
+        So the name has to tell apart what the config does not: another corpus, a dose, other data.
+        """
         cfg = replace(self.cfg, **changes, eval_items=len(self.parts["test"]), out="")
         key = hashlib.blake2b(json.dumps(asdict(cfg), sort_keys=True).encode(), digest_size=4).hexdigest()
         name = re.sub("[^a-z0-9]+", "-", name.lower())
@@ -128,7 +131,8 @@ def kept_answers(run, parts, answer):
 def trajectories(base, run, policy, part, k, greedy=False, judge=judge, meta=None):
     """k judgements of each item of a part, made once -> lists per item, seconds to sample, to score them.
 
-    meta: the Meta RM that scores them; without one nothing is scored.
+    meta: the Meta RM that scores them; without one nothing is scored. What was made is read, and needs no
+    policy.
     """
     unit = f"{part}-greedy" if greedy else f"{part}-{k}"
     path = run.path(f"judgements-{unit}.jsonl")
@@ -161,13 +165,13 @@ def judged(base, run, policy, parts=("test", "swapped", "ood", "single"), votes=
         k = most if most and part == "test" else max(votes)
         meta, k_meta = guide or (None, {})
         groups, seconds, more_seconds = trajectories(base, run, policy, part, k, judge=judge, meta=meta)
-        for m in votes:
+        for m in votes:                            # vote@m: of the first m, at their share of the time
             first = [g[:m] for g in groups]
-            scores, metas = [[[getattr(j, name) for j in g] for g in first] for name in ("scores", "meta")]
+            scores = [[j.scores for j in g] for g in first]
             flops = sampled(policy, first)
             answers[part][f"vote@{m}"] = mode(items, map(mean_vote, scores), flops, seconds * m / k)
             if guide is not None:
-                kept = [metarm.keep_best(s, x, k_meta[m]) for s, x in zip(scores, metas)]
+                kept = [metarm.keep_best(s, [j.meta for j in g], k_meta[m]) for s, g in zip(scores, first)]
                 flops += read_through(policy, [j.tokens for g in first for j in g])
                 answers[part][f"meta@{m}"] = mode(items, map(mean_vote, kept), flops,
                                                   (seconds + more_seconds) * m / k)
@@ -241,21 +245,21 @@ def both_orders(base, answers):
 
 def single_auc(base, answers, mode):
     """n = 1: the chance that a good response (gold reward of 6 or more) is scored above another one."""
-    pairs = [(item.gold[0] >= 6, scores[0]) for scores, item in
-             zip(answers["single"][mode]["scores"], base.parts["single"]) if scores]
-    return metarm.auc(*zip(*pairs)) if pairs else None
+    pairs = [(item.gold[0] >= 6, scores[0] if scores else 0.0)              # 0: below all that parse
+             for scores, item in zip(answers["single"][mode]["scores"], base.parts["single"])]
+    return metarm.auc(*zip(*pairs))
 
 # ----------------------------------------------------------------------------------------
 # Cells of tables
 
 def mean(arrays):
-    """The mean over seeds of the mean over items."""
-    return float(np.mean([values.mean() for values in arrays]))
+    """The mean over seeds of the mean over items, nan if there are none."""
+    return float(np.mean([values.mean() if len(values) else np.nan for values in arrays]))
 
 
 def accuracy(arrays):
-    """'0.712 ±0.021', the mean over seeds and half its 95% interval (bootstrap over items)."""
-    return report.in_words(arrays, bootstrap(arrays))
+    """'0.712 ±0.021', the mean over seeds and half its 95% interval (bootstrap over items); '' of nothing."""
+    return report.in_words(arrays, bootstrap(arrays)) if all(map(len, arrays)) else ""
 
 
 def difference(arrays, others):

@@ -11,15 +11,18 @@ known.
 - Faithfulness: principles, checks and totals against the world's own. A judgement is well-founded if all of
   its checks are true and all of its totals add up. How often is a right verdict not? Does the Meta RM,
   which has seen verdicts only, prefer the well-founded among the right ones? (AUC within item; .5: it does
-  not.)
+  not.) All numbers are means over items of means over an item's judgements.
 - Calibration: the share of samples that agree with the vote, taken as the chance that the vote is right.
   ECE is the mean distance between the two; and the accuracy on the half of the items with the widest
-  margins.
+  margins between the two largest sums of scores.
 - Bias laboratory: annotators that give `dose` more points to the first, or the longest, response. The bias
-  of a judge is how much more often it picks that response than the response is the best one. How much of it
-  is left after RFT, RL, votes over shuffled orders, guided votes?
+  of a judge is how much more often, when it picks one, it picks that response than it is the best one. How
+  much of it is left after RFT, RL, votes over shuffled orders, guided votes? A sample's first response is
+  the first that it read, a vote's is that of the item: so votes over shuffled orders can have no such bias
+  but by chance, and their control are votes over samples that all read the item's order. (The Meta RMs of
+  dose 3 learn from a third of the default's judgements.)
 - Label noise: in a share of the points the best response changes places with another. GRM against scalar
-  RM.
+  RM, which sees each label four times, as always, or once, so that it cannot learn the wrong ones by heart.
 
 What to look at: which step removes which bias. RL sees rewards, so it can unlearn both; shuffled votes can
 only cancel what depends on the order.
@@ -38,7 +41,7 @@ from data.annotators import document
 from data.tokenizer import QUERY, RESPONSE, SCORES, TOTAL
 from data.world import make_items
 from experiments import study
-from experiments.ablations import stage_groups
+from experiments.ablations import in_item_order, stage_groups
 from experiments.baselines import grm, scalar_rm
 from experiments.scaling import guides, trained
 from experiments.study import accuracy, difference, judged, mean, number, right, trajectories
@@ -85,8 +88,7 @@ def faithful_table(bases):
              "Meta RM's AUC: well-founded among right"]]
     for name in STAGES:
         found = [faithful_numbers(b, name) for b in bases]
-        cell = lambda arrays: accuracy(arrays) if all(map(len, arrays)) else ""
-        rows.append([name, *(cell([f[m] for f in found]) for m in names)])
+        rows.append([name, *(accuracy([f[m] for f in found]) for m in names)])
     return rows
 
 # ----------------------------------------------------------------------------------------
@@ -98,7 +100,8 @@ def confidences(base, name, k):
     for group, item in zip(stage_groups(base, name), base.parts["test"]):
         result = verdict(group[:k], item.n)
         top = sorted(result["scores"] or [0, 0])[-2:]
-        found.append((result["sure"], (top[1] - top[0]) / k, correct(result["scores"], item.gold)))
+        margin = (top[1] - top[0]) / max(1, result["parsed"])
+        found.append((result["sure"], margin, correct(result["scores"], item.gold)))
     return np.array(found, float).T
 
 
@@ -114,16 +117,16 @@ def expected_error(sure, right):
 
 
 def calibration_table(bases):
-    rows = [["stage", "votes", "accuracy", "mean sureness", "ECE", "accuracy on the surer half",
-             "the other half"]]
+    rows = [["stage", "votes", "accuracy", "mean sureness", "ECE", "accuracy, wider margins",
+             "narrower margins"]]
     for name in STAGES:
         for k in bases[0].votes:
             sure, margin, right = zip(*(confidences(b, name, k) for b in bases))
-            surest_first = [r[np.argsort(-m, kind="stable")] for r, m in zip(right, margin)]
+            widest_first = [r[np.argsort(-m, kind="stable")] for r, m in zip(right, margin)]
             rows.append([name, str(k), accuracy(right), f"{mean(sure):.3f}",
                          number([expected_error(s, r) for s, r in zip(sure, right)]),
-                         accuracy([r[:len(r) // 2] for r in surest_first]),
-                         accuracy([r[len(r) // 2:] for r in surest_first])])
+                         accuracy([r[:len(r) // 2] for r in widest_first]),
+                         accuracy([r[len(r) // 2:] for r in widest_first])])
     return rows
 
 # ----------------------------------------------------------------------------------------
@@ -140,7 +143,8 @@ def biased(kind, dose):
         parts = document(seed, index)
         if parts[0] != QUERY:
             return parts                           # general text
-        # the parts are QUERY, query, then <r_i>, response, perhaps a hint, ..., PRINCIPLES and the judgement
+        # the parts are QUERY, query, then <r_i>, response, perhaps a hint, ..., PRINCIPLES and the judgement,
+        # in which the marks <r_i> stand again: with n totals, the first n marks are those of the prompt
         slots = [i for i, part in enumerate(parts) if part in RESPONSE][:sum(part == TOTAL for part in parts)]
         slot = favoured(kind, [parts[i + 1] for i in slots])
         totals = [i + 1 for i, part in enumerate(parts) if part == TOTAL]
@@ -151,7 +155,7 @@ def biased(kind, dose):
 
 
 def bias_of(kind, items, scores, orders=None):
-    """(items,): 1 where the favoured response is picked, less 1 where it is best; 0 where none is picked.
+    """(items,): 1 where the favoured response is picked, less 1 where it is best; nan where none is picked.
 
     scores: one list an item. orders: order[slot] = response, where they stood; by default the item's order.
     """
@@ -159,28 +163,47 @@ def bias_of(kind, items, scores, orders=None):
     for i, (item, s) in enumerate(zip(items, scores)):
         order = orders[i] if orders else list(range(item.n))
         favourite = order[favoured(kind, [item.responses[r] for r in order])]
-        picked = study.picks(s)                    # None is no preference: a bias of 0
-        found.append(0.0 if picked is None else float(picked == favourite) - float(item.best == favourite))
+        picked = study.picks(s)
+        found.append(np.nan if picked is None else float(picked == favourite) - float(item.best == favourite))
     return np.array(found)
 
 
-def bias_numbers(base, kind, groups, k_meta=None):
-    """Judgements of the test items -> {way to judge: (bias (items,), right (items,))}."""
+def mean_known(rows):
+    """(samples, items), nan where nothing is known -> (items with something known,): means over samples."""
+    count = np.sum(~np.isnan(rows), axis=0)
+    return np.nansum(rows, axis=0)[count > 0] / count[count > 0]
+
+
+def bias_numbers(base, kind, groups, same_order=None, k_meta=None):
+    """Judgements of the test items -> {way to judge: (bias (items,), right (items,))}.
+
+    same_order: judgements that all read the item's order. k_meta: for guided votes.
+    """
     items, k = base.parts["test"], max(base.votes)
     right = lambda scores: np.array([correct(s, item.gold) for s, item in zip(scores, items)], float)
     samples = [([g[i].scores for g in groups], [g[i].order for g in groups]) for i in range(k)]
-    found = {"one sample": (np.mean([bias_of(kind, items, s, orders) for s, orders in samples], axis=0),
+    found = {"one sample": (mean_known([bias_of(kind, items, s, orders) for s, orders in samples]),
                             np.mean([right(s) for s, _ in samples], axis=0))}
-    votes = {f"vote@{k}": [vote([j.scores for j in g[:k]]) for g in groups]}
+    plain = lambda groups: [vote([j.scores for j in g[:k]]) for g in groups]
+    votes = {f"vote@{k}, one order": plain(same_order)} if same_order else {}
+    votes[f"vote@{k}"] = plain(groups)
     if k_meta:
         votes[f"guided@{k}"] = [metarm.guided_vote([j.scores for j in g[:k]], [j.meta for j in g[:k]], k_meta)
                                 for g in groups]
-    return found | {name: (bias_of(kind, items, s), right(s)) for name, s in votes.items()}
+    return found | {name: (mean_known([bias_of(kind, items, s)]), right(s)) for name, s in votes.items()}
+
+
+def in_one_order(base, kind, name, policy, **changes):
+    """The control of a position bias: judgements of the test items, all in the item's order."""
+    if kind == "length":
+        return None
+    arm = base.arm(f"fixed-order {name}", **changes)
+    return trajectories(base, arm, policy, "test", max(base.votes), judge=in_item_order)[0]
 
 
 def laboratory(base, kind):
     """-> {stage: bias_numbers}; RFT's and RL's policy are guided by Meta RMs of their own."""
-    name, fewer, k = f"{kind} bias", dict(meta_items=base.cfg.meta_items // 3), max(base.votes)
+    name, fewer, k = f"{kind} bias {DOSE}", dict(meta_items=base.cfg.meta_items // 3), max(base.votes)
     if base.quick:
         fewer["pretrain_tokens"] = 100_000
     run, policies, samples = trained(base, name, biased(kind, DOSE), **fewer)
@@ -188,15 +211,17 @@ def laboratory(base, kind):
     for stage, policy in policies.items():
         arm = base.arm(f"{name} {stage}", **fewer)
         groups, *_ = trajectories(base, arm, policy, "test", k, meta=metas.get(stage))
-        found[stage] = bias_numbers(base, kind, groups, k // 2 if stage in metas else None)
+        control = in_one_order(base, kind, f"{name} {stage}", policy, **fewer)
+        found[stage] = bias_numbers(base, kind, groups, control, k // 2 if stage in metas else None)
     return found
 
 
 def unbiased(base, kind):
     """The same numbers of the default run: dose 0."""
     k_meta = max(base.votes) // 2
-    return {stage: bias_numbers(base, kind, stage_groups(base, stage), None if stage == "base" else k_meta)
-            for stage in STAGES}
+    return {stage: bias_numbers(base, kind, stage_groups(base, stage),
+                                in_one_order(base, kind, stage, base.policy(stage)),
+                                None if stage == "base" else k_meta) for stage in STAGES}
 
 
 def bias_table(bases, kind, found):
@@ -212,9 +237,10 @@ def bias_table(bases, kind, found):
 # Label noise
 
 def noisy(base, share):
-    """-> answers of a GRM after RL, of a scalar RM, which learn from points a share of which is wrong."""
+    """-> answers of a GRM after RL, of scalar RMs after four epochs, after one: a share of their points is
+    wrong."""
     if not share:
-        return grm(base, "rl"), scalar_rm(base)
+        return grm(base, "rl"), scalar_rm(base), scalar_rm(base, base.arm("scalar-rm-1"), epochs=1)
     other = copy.copy(base)
     other.points = make_items(base.seed, "train", base.cfg.points, noise=share)
     run, start = base.arm("noise", noise=share), base.policy("base")
@@ -222,22 +248,25 @@ def noisy(base, share):
     kept = spct.keep_right(other.points, samples, hinted)
     tuned = spct.rft(run, start, spct.rft_examples(run.cfg, base.tok, kept))
     policy = spct.rl(run, base.tok, tuned, other.points, samples)
-    return judged(base, run, policy, ["test"]), scalar_rm(other, base.arm("noise-scalar", noise=share))
+    scalars = [scalar_rm(other, base.arm(f"noise-scalar{suffix}", noise=share), epochs=epochs)
+               for suffix, epochs in (("", 4), ("-1", 1))]
+    return judged(base, run, policy, ["test"]), *scalars
 
 
 def noise_table(bases):
     last = f"vote@{bases[0].votes[-1]}"
-    columns = [(0, "greedy"), (0, last), (1, "greedy")]
-    rows = [["wrong labels", "GRM, greedy", "lost", f"GRM, {last}", "lost", "scalar RM", "lost"]]
+    columns = {"GRM, greedy": (0, "greedy"), f"GRM, {last}": (0, last), "scalar RM": (1, "greedy"),
+               "scalar RM, 1 epoch": (2, "greedy")}
+    rows = [["wrong labels", *(cell for name in columns for cell in (name, "change"))]]
     clean, curves = None, []
     for share in NOISE:
         found = [noisy(b, share) for b in bases]
-        arrays = [right(bases, [answers[i] for answers in found], m) for i, m in columns]
+        arrays = [right(bases, [answers[i] for answers in found], m) for i, m in columns.values()]
         clean = clean or arrays
-        lost = ["" if arrays is clean else difference(a, c) for a, c in zip(arrays, clean)]
-        rows.append([f"{share:.0%}", *(cell for a, l in zip(arrays, lost) for cell in (accuracy(a), l))])
+        change = ["" if arrays is clean else difference(a, c) for a, c in zip(arrays, clean)]
+        rows.append([f"{share:.0%}", *(cell for a, c in zip(arrays, change) for cell in (accuracy(a), c))])
         curves.append([mean(a) for a in arrays])
-    return rows, curves
+    return rows, dict(zip(columns, zip(*curves)))
 
 # ----------------------------------------------------------------------------------------
 
@@ -262,11 +291,12 @@ def run(bases):
             axes[0, 0].set(xlabel=f"share of {k} samples that agree with the vote", ylabel="accuracy")
             axes[0, 1].set(xlabel="share of items, widest margins first", ylabel="accuracy", ylim=(0.4, 1))
             for i, (kind, found) in enumerate(labs.items()):
-                for way, style in (("one sample", "o-"), (f"vote@{k}", "^--")):
+                styles = {"one sample": "o-", f"vote@{k}, one order": "s:", f"vote@{k}": "^--"}
+                for way in filter(found[DOSE][0]["base"].get, styles):
                     left = [mean([seed[stage][way][0] for seed in found[DOSE]]) for stage in STAGES]
-                    axes[1, 0].plot(STAGES, left, style, color=f"C{i}", label=f"{kind}, dose {DOSE}, {way}")
+                    axes[1, 0].plot(STAGES, left, styles[way], color=f"C{i}", label=f"{kind}, dose {DOSE}, {way}")
             axes[1, 0].set(ylabel="bias")
-            for values, label in zip(zip(*noise_curves), ("GRM, greedy", f"GRM, vote@{k}", "scalar RM")):
+            for label, values in noise_curves.items():
                 axes[1, 1].plot(NOISE, values, "o-", label=label)
             axes[1, 1].set(xlabel="share of wrong labels", ylabel="strict accuracy")
             for ax in axes.flat:

@@ -154,6 +154,9 @@ def test_bias_of_a_judge_that_knows_the_place_only():
     assert abs(truth.bias_of("position", items, first).mean()) < 0.12
     gold = [item.gold for item in items]
     assert not truth.bias_of("length", items, gold).any()
+    ties = truth.bias_of("position", items, [[5] * item.n for item in items])
+    assert np.isnan(ties).all() and truth.mean_known([ties, np.ones(200)]).tolist() == [1.0] * 200
+    assert not len(truth.mean_known([ties]))       # no pick is no preference: it is left out
 
 
 def test_calibration():
