@@ -9,14 +9,19 @@ RFT loses most, then without its rejective samples; guided votes hardly depend o
 Each arm differs in one thing from the default run, and starts from the same base model:
 
 - the data of RFT: which samples are kept, and whether general text is mixed in. Then RL from it, as always.
+  Fewer examples are fewer steps of RFT, too.
 - RL: the KL coefficient beta; the group size G, with as many samples a step (larger groups of fewer
-  points); no RFT before it. All arms have the steps of the default run.
+  points); no RFT before it. All arms have the steps of the default run, but where it says longer.
 - votes: the order of responses, k_meta.
 - the data of the Meta RM. All arms have equally many judgements, and start from the RL policy's weights.
 
 What to look at: what is lost after RFT, and how much of that RL makes good. In the sweep of beta: the worst
-subset (a collapse hides in a mean), and whether plain or guided votes end higher, for a Meta RM has less to
-add to a policy that has moved further.
+subset (a collapse hides in a mean), and whether plain or guided votes end higher: has a Meta RM less to add
+to a policy that has moved further? (Those of the sweep start from RFT's, and learn from a third of its
+number of judgements: this may favour the policies that moved least. KL is the mean a token in the last step
+of training.)
+
+Accuracies are means over items, where those of the baselines are means over subsets.
 """
 
 import copy
@@ -73,17 +78,20 @@ def at_random(base):
     return rft_examples(base.cfg, base.tok, chosen)
 
 
-RFT_DATA = {  # arm: (its examples, the paper's accuracy after RFT)
-    "no hinted samples": (not_hinted, "68.0"),
-    "hinted samples only": (hinted_only, "67.4"),
-    "neither": (general_only, "66.1"),
-    "no general text": (judgements_only, "63.3"),
-    "random selection": (at_random, ""),
+RFT_DATA = {  # arm: (its examples, the paper's accuracy after RFT, after RL)
+    "default": (default, "68.8", "69.9"),
+    "no hinted samples": (not_hinted, "68.0", ""),
+    "hinted samples only": (hinted_only, "67.4", ""),
+    "neither": (general_only, "66.1", "68.7"),
+    "no general text": (judgements_only, "63.3", ""),
+    "random selection": (at_random, "", ""),
 }
 
 
 def rft_and_rl(base, name):
     """-> answers after RFT, answers after RL."""
+    if name == "default":
+        return grm(base, "rft"), grm(base, "rl")
     run, few = base.arm(name), base.votes[:1]
     tuned = spct.rft(run, base.policy("base"), RFT_DATA[name][0](base))
     policy = spct.rl(run, base.tok, tuned, base.points, base.samples)
@@ -93,18 +101,18 @@ def rft_and_rl(base, name):
 
 def rft_table(bases):
     m = f"vote@{bases[0].votes[0]}"
-    rows = [["RFT's data", "paper, RFT", "RFT, greedy", "against default", f"RFT, {m}", "RL, greedy",
-             "against default", f"RL, {m}", "against default"]]
-    usual = [[grm(b, "rft") for b in bases], [grm(b, "rl") for b in bases]]
-    arms = {"default": ("68.8", usual)}
-    arms.update({name: (paper, list(zip(*(rft_and_rl(b, name) for b in bases))))
-                 for name, (_, paper) in RFT_DATA.items()})
-    for name, (paper, stages) in arms.items():
-        cells = []
-        for stage, mode in ((0, "greedy"), (0, m), (1, "greedy"), (1, m)):
-            mine, others = (right(bases, answers[stage], mode) for answers in (stages, usual))
-            cells += [accuracy(mine), "" if name == "default" else difference(mine, others)]
-        rows.append([name, paper, *cells[:3], *cells[4:]])
+    rows = [["RFT's data", "examples", "paper, RFT", "RFT, greedy", "against default", f"RFT, {m}",
+             "paper, RL", "RL, greedy", "against default", f"RL, {m}", "against default"]]
+    usual = None
+    for name, (examples, paper_rft, paper_rl) in RFT_DATA.items():
+        stages = zip(*(rft_and_rl(b, name) for b in bases))
+        rft_greedy, rft_votes, rl_greedy, rl_votes = found = [
+            right(bases, answers, mode) for answers in stages for mode in ("greedy", m)]
+        usual = usual or found
+        against = ["" if found is usual else difference(x, y) for x, y in zip(found, usual)]
+        rows.append([name, number([len(examples(b)) for b in bases], ".0f"),
+                     paper_rft, accuracy(rft_greedy), against[0], accuracy(rft_votes),
+                     paper_rl, accuracy(rl_greedy), against[2], accuracy(rl_votes), against[3]])
     return rows
 
 # ----------------------------------------------------------------------------------------
@@ -119,20 +127,24 @@ def rl_steps(run):
         return [row for row in map(json.loads, f) if row["unit"] == "rl"]
 
 
-def rl_arm(base, name, guided=False, votes=None, **changes):
+def half_votes(base, run, policy, meta, most=None):
+    """Answers; of guided votes, the better half of the judgements votes, as in the paper."""
+    return judged(base, run, policy, ["test"], most=most, guide=(meta, {k: k // 2 for k in base.votes}))
+
+
+def rl_arm(base, name, own_meta=False, votes=None, **changes):
     """RL from the default RFT model with other settings -> answers, the rows of metrics.jsonl.
 
-    guided: with a Meta RM of its own, on fewer judgements than by default, equally many in each arm.
-    votes: the numbers of votes, by default those of the base.
+    own_meta: with a Meta RM of its own, for guided votes. votes: how many, by default those of the base.
     """
     if not changes:
         return grm(base, "rl"), rl_steps(base.run)
     run = base.arm(name, **changes)
     policy = spct.rl(run, base.tok, base.policy("rft"), base.points, base.samples)
-    if not guided:
+    if not own_meta:
         return judged(base, run, policy, ["test"], votes), rl_steps(run)
     meta = spct.meta_rm(run, base.tok, "rl", policy, base.samples, base.points, start=base.guide("rft")[0])
-    return judged(base, run, policy, ["test"], guide=(meta, base.guide("rl")[1])), rl_steps(run)
+    return half_votes(base, run, policy, meta), rl_steps(run)
 
 
 def beta_table(bases, found):
@@ -140,7 +152,8 @@ def beta_table(bases, found):
     modes = ["greedy", *(f"{how}@{k}" for k in bases[0].votes for how in ("vote", "meta"))]
     plain, guided = modes[-2:]
     rows = [["beta", "KL at the end", *modes, f"{guided} - {plain}", f"worst subset, {plain}"]]
-    arms = {"RFT only": [(grm(b, "rft"), [{"kl": 0.0}]) for b in bases], **found}
+    rft = lambda b: half_votes(b, b.arm("grm-rft"), b.policy("rft"), b.guide("rft")[0], b.most)
+    arms = {"RFT only": [(rft(b), [{"kl": 0.0}]) for b in bases], **found}
     for beta, seeds in arms.items():
         answers, steps = zip(*seeds)
         rows.append([str(beta), number([s[-1]["kl"] for s in steps]),
@@ -185,7 +198,7 @@ def other_table(bases):
     m = f"vote@{bases[0].votes[0]}"
     rows = [["arm", "paper, greedy", "greedy", "against default", m, "against default"]]
     usual = [grm(b, "rl") for b in bases]
-    arms = {"default": ("69.9", usual), "RL without RFT": ("68.7", [rl_only(b) for b in bases]),
+    arms = {"default": ("69.9", usual), "RL without RFT": ("", [rl_only(b) for b in bases]),
             "no principles": ("67.5", [no_principles(b) for b in bases])}
     for name, (paper, answers) in arms.items():
         cells = []
@@ -233,10 +246,10 @@ def k_meta_table(bases):
     rows = [["policy", "k", *(f"k_meta = {name}" for name in ("1", "k/4", "k/2", "k"))],
             ["paper, 27B", "32", "71.5", "72.7", "72.8", "71.0"]]
     for name in ("rft", "rl"):
-        groups = [stage_groups(b, name) for b in bases]
-        found = [(b, found, [[j.meta for j in g] for g in found]) for b, found in zip(bases, groups)]
+        stages = [stage_groups(b, name) for b in bases]
+        seeds = [(b, groups, [[j.meta for j in g] for g in groups]) for b, groups in zip(bases, stages)]
         for k in bases[0].votes:
-            rows.append([name, str(k), *(accuracy([guided(*seed, k, keep) for seed in found])
+            rows.append([name, str(k), *(accuracy([guided(*seed, k, keep) for seed in seeds])
                                          for keep in (1, max(1, k // 4), k // 2, k))])
     return rows
 
@@ -306,7 +319,7 @@ def meta_table(bases):
 
 def run(bases):
     fewer = dict(meta_items=bases[0].cfg.meta_items // 3)
-    betas = {beta: [rl_arm(b, "beta", guided=True, beta=beta, **fewer) for b in bases] for beta in BETAS}
+    betas = {beta: [rl_arm(b, "beta", own_meta=True, beta=beta, **fewer) for b in bases] for beta in BETAS}
     last = bases[0].votes[-1]
     curves = {m: [study.mean(right(bases, [answers for answers, _ in betas[beta]], m)) for beta in BETAS]
               for m in ("greedy", f"vote@{last}", f"meta@{last}")}

@@ -2,7 +2,7 @@
 All studies, one after the other, and experiments/RESULTS.md from what they found.
 
     python -m experiments.all           # hours on two cores; what is done already is not repeated
-    python -m experiments.all --seeds 1  # one seed's share of the work
+    python -m experiments.all --seeds 1  # one seed's share of the work: RESULTS.md stays as it is
     python -m experiments.all --quick  # minutes: the numbers mean nothing, RESULTS.md stays as it is
 """
 
@@ -33,7 +33,7 @@ def chapter(module, results):
 def main(argv):
     for module in STUDIES:
         study.main(module, argv)
-    if "--quick" in argv:
+    if argv:
         return
     parts = ["# Results of the studies", __doc__.strip().split("\n\n")[0]]
     for module in STUDIES:

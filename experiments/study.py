@@ -39,6 +39,7 @@ from spct import Config
 # ----------------------------------------------------------------------------------------
 # Base runs and arms
 
+SEEDS = [1, 2, 3]
 QUICK = dict(preset="smoke", pretrain_tokens=500_000, points=16, meta_items=8, rl_steps=2)
 
 
@@ -114,7 +115,8 @@ def swap(item):
 # Answers: what a system says about each item
 #
 # answers[part][mode] = {"scores": [n scores or None, one list an item], "flops": .., "ms": ..}, the cost of
-# one item's judgement. Parts: test, swapped (greedy only), ood, single. Modes: greedy, vote@8, meta@32, ...
+# one item's judgement (ms: a share of the time of many, on a machine that may have had other work, too).
+# Parts: test, swapped (greedy only), ood, single. Modes: greedy, vote@8, meta@32, ...
 
 def mode(items, scores, flops, seconds):
     return {"scores": list(scores), "flops": flops / len(items), "ms": 1e3 * seconds / len(items)}
@@ -204,7 +206,8 @@ def right(bases, answers, mode, where=None, part="test", rule=correct):
 
 
 def overall(bases, answers, mode, rule=correct):
-    """The same, weighted so that the mean over the items is the plain mean over the subsets."""
+    """The same, each item by 1 / (subsets x its subset's share), so that the mean over the items is the plain
+    mean over the subsets. (Drawn items have other shares, so that intervals are a little too wide.)"""
     weighted = []
     for base, values in zip(bases, right(bases, answers, mode, rule=rule)):
         subsets = [item.subset for item in base.parts["test"]]
@@ -232,14 +235,14 @@ def picks(scores):
 
 def both_orders(base, answers):
     """JudgeBench's rule on pairs: each order gives +1 if right, -1 if wrong, 0 for a tie; right if the sum is
-    above 0 -> (right (pairs,), flipped (pairs,)): do the two orders pick different responses?"""
+    above 0 -> right (pairs,); flipped (those with a pick in both orders,): are the picks different?"""
     agreed, flipped = [], []
     pairs = [(item, scores) for item, scores in zip(base.parts["test"], answers["test"]["greedy"]["scores"])
              if item.n == 2]
     for (item, one), two in zip(pairs, answers["swapped"]["greedy"]["scores"]):
         picked = [picks(one), picks(two[::-1] if two else None)]             # as indices of the first order
         agreed.append(sum(0 if p is None else 1 if p == item.best else -1 for p in picked) > 0)
-        flipped.append(None not in picked and picked[0] != picked[1])
+        flipped += [] if None in picked else [picked[0] != picked[1]]
     return np.array(agreed, float), np.array(flipped, float)
 
 
@@ -258,7 +261,7 @@ def mean(arrays):
 
 
 def accuracy(arrays):
-    """'0.712 ±0.021', the mean over seeds and half its 95% interval (bootstrap over items); '' of nothing."""
+    """'0.712 ±0.021', mean over seeds and half its 95% interval (bootstrap over items); '' of nothing."""
     return report.in_words(arrays, bootstrap(arrays)) if all(map(len, arrays)) else ""
 
 
@@ -310,14 +313,15 @@ def main(study, argv):
     """
     parser = argparse.ArgumentParser(description=study.__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--quick", action="store_true", help="in a minute: the numbers mean nothing")
     args = parser.parse_args(argv)
     if min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds):
         raise UserError("--seeds: expected different whole numbers, 0 or more")
     bases = [Base(seed, args.quick) for seed in (args.seeds[:1] if args.quick else args.seeds)]
     tables, numbers, figure = study.run(bases)
-    folder = f"runs/{study.NAME}" + ("-quick" if args.quick else "")
+    some = "" if args.seeds == SEEDS else "-seeds-" + "-".join(map(str, args.seeds))
+    folder = f"runs/{study.NAME}" + ("-quick" if args.quick else some)
     os.makedirs(folder, exist_ok=True)
     text = "\n\n".join(f"{title}\n\n{report.markdown(rows)}" for title, rows in tables.items())
     print(text)

@@ -294,8 +294,8 @@ def run(bases):
                 styles = {"one sample": "o-", f"vote@{k}, one order": "s:", f"vote@{k}": "^--"}
                 for way in filter(found[DOSE][0]["base"].get, styles):
                     left = [mean([seed[stage][way][0] for seed in found[DOSE]]) for stage in STAGES]
-                    axes[1, 0].plot(STAGES, left, styles[way], color=f"C{i}", label=f"{kind}, dose {DOSE}, {way}")
-            axes[1, 0].set(ylabel="bias")
+                    axes[1, 0].plot(STAGES, left, styles[way], color=f"C{i}", label=f"{kind}, {way}")
+            axes[1, 0].set(ylabel=f"bias, dose {DOSE}")
             for label, values in noise_curves.items():
                 axes[1, 1].plot(NOISE, values, "o-", label=label)
             axes[1, 1].set(xlabel="share of wrong labels", ylabel="strict accuracy")
