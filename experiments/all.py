@@ -30,11 +30,8 @@ def chapter(module, results):
     return "\n\n".join([title, rest, made, results["text"], figure, module.FINDINGS.strip()])
 
 
-def main(argv):
-    for module in STUDIES:
-        study.main(module, argv)
-    if argv:
-        return
+def write_results():
+    """RESULTS.md, and the figures and numbers beside it, from the folders of the studies."""
     parts = ["# Results of the studies", __doc__.strip().split("\n\n")[0]]
     for module in STUDIES:
         results, reference = f"runs/{module.NAME}/results.json", os.path.join(HERE, "reference")
@@ -43,6 +40,13 @@ def main(argv):
         shutil.copy(results, os.path.join(reference, f"{module.NAME}.json"))
     with open(os.path.join(HERE, "RESULTS.md"), "w") as f:
         f.write("\n\n".join(parts) + "\n")
+
+
+def main(argv):
+    for module in STUDIES:
+        study.main(module, argv)
+    if not argv:
+        write_results()
 
 
 if __name__ == "__main__":
