@@ -230,6 +230,30 @@ def run(bases):
 
 
 FINDINGS = """
+What was seen in our three runs:
+
+- **RL steps buy most**: 12, 36 and 108 of them bring 32 votes to .693, .766 and .849, greedy to .586, .685
+  and .812, with no end in sight, and this costs nothing per judgement. They take about four minutes more than
+  36 (`python spct.py --rl_steps 108`); the default was chosen to fit a quarter of an hour, before this was
+  known.
+- **Pre-training**: below 3M tokens there is hardly a judge to be trained (with 1.5M tokens, 32 votes are
+  right in .397, chance is .358). Twice the default's 6.5M tokens are worth no more than noise in votes.
+- **Votes bring a lot against one sample** (.561 to .766 with 32, after RL), **but half of that only makes up
+  for drawing samples at all**: the greedy judgement is at .685, and it takes eight votes to reach it. The
+  last doubling, to 64, still adds .020 after RL. Sums of scores do better than majorities: the limit of these
+  would be .590. That one of 64 samples is right (pass@64 = 1) says nothing here, with four responses at most.
+- **Samples and size cost the same: against the paper, samples do not win.** In the figure the votes of the
+  three sizes lie on one line: 64 of XS, 16 of S and 4 of M cost 2.4 to 2.9 GFLOPs and are all at .72 to .74.
+  Above 10 GFLOPs only M goes on, to .826 with 64, guided .840. And one greedy judgement of the larger judge
+  is well above that line: for its price there are four votes of S, which are .120 behind M's, or sixteen of
+  XS, .085 behind; guided votes do no better. The first four to eight votes only make up for the randomness of
+  sampling. The paper's comparison is kinder to samples: its larger judge had no RL.
+- **Guided votes lie on the same line**: the Meta RM's reading costs as much as the writing, so that guided
+  votes of k compare with plain votes of 2k; at equal k they are ahead.
+- **The scalar RMs are at about .76 at each size, XS being as good as M** at a twenty-fifth of its FLOPs: size
+  is not what they lack. M's greedy judgement reaches them; of the judges with 36 steps of RL only those of 10
+  GFLOPs and more are ahead. After 108 steps greedy is (.812; the scalar RM of this size, as a mean over
+  items, .748).
 """
 
 
