@@ -296,6 +296,7 @@ def run(bases):
                     left = [mean([seed[stage][way][0] for seed in found[DOSE]]) for stage in STAGES]
                     axes[1, 0].plot(STAGES, left, styles[way], color=f"C{i}", label=f"{kind}, {way}")
             axes[1, 0].set(ylabel=f"bias, dose {DOSE}")
+            axes[1, 0].margins(y=0.3)              # room for the legend
             for label, values in noise_curves.items():
                 axes[1, 1].plot(NOISE, values, "o-", label=label)
             axes[1, 1].set(xlabel="share of wrong labels", ylabel="strict accuracy")
@@ -313,25 +314,28 @@ FINDINGS = """
 What was seen in our three runs:
 
 - **Reasons improve although no reward looks at them**: true checks .23, .47, .76 after base, RFT, RL;
-  principles and totals likewise. Still, after RL two of three right verdicts rest on a false check or a total
-  that does not add up, as one wrong detail seldom changes which response is best. And a well-founded
-  judgement is right in .76 only: true checks of the wrong principles, or with the wrong weights, do not make
-  a verdict.
+  principles and totals likewise. Still, after RL two of three right verdicts of the average item rest on a
+  false check or a total that does not add up, as one wrong detail seldom changes which response is best. And
+  a well-founded judgement is right in .76 only: true checks of the wrong principles, or with the wrong
+  weights, do not make a verdict.
 - **The Meta RM prefers the well-founded among right judgements**, though it has learned from verdicts alone:
   AUC .79 after RFT, .65 after RL.
 - **Votes are under-confident after RFT and RL**: .60 of 32 samples of RL's policy agree with a vote that is
-  right in .77 (ECE .17). That is no use as a probability without a correction, but it sorts: .91 of the surer
-  half are right, .62 of the other.
-- **Shuffled votes remove a position bias completely, at every stage; RL hardly does**: in single samples .22
-  of the picks are due to it before, .17 after RL, perhaps because a bias of three points often leaves the
-  best response on top, and 36 steps are few. The bias costs accuracy even where votes cancel it (.04 after
-  RL): its samples are worse.
-- **A length bias is for RL to remove, not for votes**: votes make it larger (.12 to .32 at base), since it is
-  the same in every order and only chance hides it in single samples. Without any dose the base model's votes
-  lean to the longest response, too (.27); RL removes that, and three quarters of the other; the Meta RM takes
-  two thirds of the rest.
+  right in .77 (ECE .17). That is no use as a probability without a correction, but the margin sorts: .91 of
+  the half with the wider margins are right, .62 of the other.
+- **Votes multiply a position bias if all samples read the same order, and shuffled orders remove it.** With
+  annotators that give it 3 points, .27 of the picks of single samples are due to it at base, .19 after RL: 36
+  steps remove little. 32 votes in one order make .52 and .41 of these, since what all samples share, a sum
+  does not cancel, and are right in .551 after RL. With a fresh order for each vote the first response of the
+  item has no advantage left, and .725 are right, .041 less than without any bias. Without a bias the order
+  does not matter (.752 and .766).
+- **A length bias is for RL to remove, not for votes**: it is the same in every order, and votes make it
+  larger (.14 to .32 at base). Without any dose the base model's votes lean to the longest response, too (.27;
+  the longest is the best hardly more often than chance, .382 to .358 over subsets). RL removes that, and
+  three quarters of the other; the Meta RM takes two thirds of the rest.
 - **Wrong labels**: with 20% of them the GRM has lost nothing, the scalar RM .08; at 30% both lose, the GRM
-  with one seed much more than with the others. It is no fair race: the GRM has seen judgements in
+  with one seed much more than with the others. Learning each label once only, the scalar RM loses less (.025
+  at 20%), but ends lower at each share. It is no fair race all the same: the GRM has seen judgements in
   pre-training, only its RFT, RL and Meta RM depend on labels; a scalar RM learns from labels alone.
 """
 
