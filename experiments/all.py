@@ -19,7 +19,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 def chapter(module, results):
-    """One study's part of RESULTS.md: its question, how it was run, its tables, its figure, what was seen."""
+    """One study's part of RESULTS.md: its question, what was seen, its figure, its tables, how it was run."""
     question, rest = module.__doc__.strip().split("\n\n", 1)
     hours = results["seconds"] / 3600
     made = (f"`python -m experiments.{module.NAME}`, summed up on {results['date']}, commit "
@@ -27,12 +27,13 @@ def chapter(module, results):
             f"in all its runs; {results['machine']}.")
     figure = f"![{module.NAME}](reference/{module.NAME}.png)"
     title = "## " + question.replace("\n", " ")
-    return "\n\n".join([title, rest, made, results["text"], figure, module.FINDINGS.strip()])
+    return "\n\n".join([title, rest, module.FINDINGS.strip(), figure, results["text"], made])
 
 
 def write_results():
     """RESULTS.md, and the figures and numbers beside it, from the folders of the studies."""
-    parts = ["# Results of the studies", __doc__.strip().split("\n\n")[0]]
+    parts = ["# Results of the studies", "Written by `python -m experiments.all`: for each study its question, "
+             "what was seen, its figure, its tables. \"Noise\": the 95% interval of a difference contains 0."]
     for module in STUDIES:
         results, reference = f"runs/{module.NAME}/results.json", os.path.join(HERE, "reference")
         parts.append(chapter(module, read_json(results)))

@@ -323,7 +323,7 @@ def main(study, argv):
     some = "" if args.seeds == SEEDS else "-seeds-" + "-".join(map(str, args.seeds))
     folder = f"runs/{study.NAME}" + ("-quick" if args.quick else some)
     os.makedirs(folder, exist_ok=True)
-    text = "\n\n".join(f"{title}\n\n{report.markdown(rows)}" for title, rows in tables.items())
+    text = "\n\n".join(f"### {title}\n\n{report.markdown(rows)}" for title, rows in tables.items())
     print(text)
     figure(os.path.join(folder, f"{study.NAME}.png"))
     write_json(os.path.join(folder, "results.json"), {
