@@ -1,7 +1,7 @@
 """
 All studies, one after the other, and experiments/RESULTS.md from what they found.
 
-    python -m experiments.all           # hours on two cores; what is done already is not repeated
+    python -m experiments.all           # twelve hours on two cores; what is done already is not repeated
     python -m experiments.all --seeds 1  # one seed's share of the work: RESULTS.md stays as it is
     python -m experiments.all --quick  # minutes: the numbers mean nothing, RESULTS.md stays as it is
 """
