@@ -350,9 +350,8 @@ What was seen in our three runs:
 
 - **Hinted samples matter for the greedy judgement**: without them .317 after RFT, .550 with them. The right
   judgements that the base model finds by itself are mostly short impressions ("looks fine"), and so are the
-  greedy judgements of a model that learns from these alone: 36 tokens, 43% of them ties (default: 105 tokens,
-  11% ties). Hinted samples alone do as well as both together. In the paper either alone costs about one
-  point.
+  greedy judgements of a model that learns from these alone: short, and often ties. Hinted samples alone do as
+  well as both together. In the paper either alone costs about one point.
 - **The rules matter**: as many judgements at random lose .096 after RFT, and RL does not make good for it
   (.051 behind).
 - **Against the paper: general text does not matter** for RFT (the paper: -5.5, its largest loss). There it

@@ -25,7 +25,7 @@ minutes on two cores. The scalar models see each preference four times, which ta
 (on validation items of seed 1, for 1, 2, 4, 8 times: scalar RM .721, .746, .764, .764, pairwise RM .718,
 .760, .754, .766). Points with one response teach the GRMs alone.
 
-Guided votes use the k_meta that was best on validation items, the paper's k/2. A tie is wrong here (the
+Guided votes use the k_meta that was best on validation items; the paper's is k/2. A tie is wrong here (the
 paper draws lots): scalar models never tie, scores of 1 to 10 do; the column "ties 1/m" is without that
 difference. Order flips are those of pairs with a pick in both orders.
 
@@ -441,7 +441,7 @@ What was seen in our three runs:
   of each check, so that a judge which skips the principles states them anyway, only later. All that it loses
   is the weights in writing. **But they help out of distribution**: .735 with principles, .657 without (32
   votes), where new pairs of domain and cue need other weights. There the GRM's votes are ahead of the scalar
-  RM, too, by .035 (noise), and a judge trained to name weights is what the paper calls a generalist.
+  RM, too, by .035 (noise).
 - **Sums are the hardest for most systems**, as verifiable tasks are in the paper; RL brings most on the
   verifiable subsets (greedy +.163, others +.115).
 """

@@ -322,7 +322,7 @@ What was seen in our three runs:
   AUC .79 after RFT, .65 after RL.
 - **Votes are under-confident after RFT and RL**: .60 of 32 samples of RL's policy agree with a vote that is
   right in .77 (ECE .17). That is no use as a probability without a correction, but the margin sorts: .91 of
-  the half with the wider margins are right, .62 of the other.
+  the half with the wider margins are right, .63 of the other.
 - **Votes multiply a position bias if all samples read the same order, and shuffled orders remove it.** With
   annotators that give it 3 points, .27 of the picks of single samples are due to it at base, .19 after RL: 36
   steps remove little. 32 votes in one order make .52 and .41 of these, since what all samples share, a sum
