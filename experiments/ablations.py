@@ -195,15 +195,17 @@ def group_table(bases):
 
 def other_table(bases):
     """No RFT, no principles: a part of the method is missing."""
-    m = f"vote@{bases[0].votes[0]}"
-    rows = [["arm", "paper, greedy", "greedy", "against default", m, "against default"]]
+    few, many = (f"vote@{k}" for k in (bases[0].votes[0], bases[0].votes[-1]))
+    columns = {"greedy": ("greedy", "test"), few: (few, "test"),
+               f"{many}, out of distribution": (many, "ood")}
+    rows = [["arm", "paper, greedy", *(cell for name in columns for cell in (name, "against default"))]]
     usual = [grm(b, "rl") for b in bases]
     arms = {"default": ("69.9", usual), "RL without RFT": ("", [rl_only(b) for b in bases]),
             "no principles": ("67.5", [no_principles(b) for b in bases])}
     for name, (paper, answers) in arms.items():
         cells = []
-        for mode in ("greedy", m):
-            mine, others = right(bases, answers, mode), right(bases, usual, mode)
+        for mode, part in columns.values():
+            mine, others = (right(bases, a, mode, part=part) for a in (answers, usual))
             cells += [accuracy(mine), "" if name == "default" else difference(mine, others)]
         rows.append([name, paper, *cells])
     return rows

@@ -32,15 +32,18 @@ def chapter(module, results):
 
 def write_results():
     """RESULTS.md, and the figures and numbers beside it, from the folders of the studies."""
-    parts = ["# Results of the studies", "Written by `python -m experiments.all`: for each study its question, "
-             "what was seen, its figure, its tables. \"Noise\": the 95% interval of a difference contains 0."]
+    parts = ["# Results of the studies",
+             "Written by `python -m experiments.all`: for each study its question, what was seen, its figure, "
+             "its tables. \"Noise\": the 95% interval of a difference contains 0."]
     for module in STUDIES:
         results, reference = f"runs/{module.NAME}/results.json", os.path.join(HERE, "reference")
         parts.append(chapter(module, read_json(results)))
         shutil.copy(f"runs/{module.NAME}/{module.NAME}.png", reference)
         shutil.copy(results, os.path.join(reference, f"{module.NAME}.json"))
-    with open(os.path.join(HERE, "RESULTS.md"), "w") as f:
+    path = os.path.join(HERE, "RESULTS.md")
+    with open(path + ".tmp", "w") as f:
         f.write("\n\n".join(parts) + "\n")
+    os.replace(path + ".tmp", path)
 
 
 def main(argv):

@@ -10,8 +10,7 @@ most.
 All systems of a seed start from the same base model and learn from the same preference points:
 
 - random, longest, position: floors. The last is the position at which the best response stands most often.
-- scalar RM (Eq 4, Bradley-Terry): one number a response, each read alone; loss -log sigmoid of the
-  difference.
+- scalar RM (Eq 4, Bradley-Terry): a number a response, each read alone; -log sigmoid of the difference.
 - pairwise RM (Eq 5): one number for an ordered pair; one order less the other, in training, too; several
   responses play round robin.
 - CLoud: the RFT policy judges one response alone, a scalar head reads that; mean over k (Eq 12).
@@ -26,11 +25,10 @@ minutes on two cores. The scalar models see each preference four times, which ta
 .760, .754, .766). Points with one response teach the GRMs alone.
 
 Guided votes use the k_meta that was best on validation items; the paper's is k/2. A tie is wrong here (the
-paper draws lots): scalar models never tie, scores of 1 to 10 do; the column "ties 1/m" is without that
+paper draws lots): the scalar RM never ties, scores of 1 to 10 do; the column "ties 1/m" is without that
 difference. Order flips are those of pairs with a pick in both orders.
 
-What to look at: the verifiable subsets against the others, greedy against votes, and what a judgement
-costs.
+What to look at: verifiable subsets against the others, greedy against votes, and what a judgement costs.
 """
 
 import copy

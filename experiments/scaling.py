@@ -211,7 +211,7 @@ def run(bases):
             for i, (size, lines) in enumerate(frontier.items()):
                 for how, style in (("votes", "o-"), ("guided", "^--"), ("scalar", "*")):
                     axes[0, 1].plot(*zip(*lines[how]), style, color=f"C{i}", label=f"{size}, {how}")
-            axes[0, 1].set(xscale="log", xlabel="MFLOPs a judgement")        # here, the mean over subsets
+            axes[0, 1].set(xscale="log", xlabel="MFLOPs a judgement")
             for ax, values, curve, name in ((axes[1, 0], tokens, token_curve, "pre-training tokens"),
                                             (axes[1, 1], steps, step_curve, "RL steps")):
                 for m in curve[0]:
@@ -221,6 +221,7 @@ def run(bases):
                 ax.set(ylabel="strict accuracy")
                 ax.legend(fontsize=6)
                 ax.grid(alpha=0.3)
+            axes[0, 1].set(ylabel="strict accuracy, mean over subsets")
 
     tables = {"Votes": vote_table(bases, curves), "Sizes, mean over subsets": size_table(bases, sizes),
               "Samples against size, at equal compute, mean over subsets": equal_compute_table(bases, sizes),

@@ -194,7 +194,10 @@ def bias_numbers(base, kind, groups, same_order=None, k_meta=None):
 
 
 def in_one_order(base, kind, name, policy, **changes):
-    """The control of a position bias: judgements of the test items, all in the item's order."""
+    """The control of a position bias: judgements of the test items, all in the item's order.
+
+    A length bias has none: the longest response is the same in every order.
+    """
     if kind == "length":
         return None
     arm = base.arm(f"fixed-order {name}", **changes)

@@ -14,7 +14,8 @@ import pytest
 from data.annotators import annotate, document
 from data.tokenizer import CRITIQUE, END, QUERY, RESPONSE, SCORES, TOTAL
 from data.world import make_item, make_items
-from experiments import study, truth
+from experiments import all as all_studies
+from experiments import scaling, study, truth
 from experiments.baselines import (alone, drop_principles, name_best, pairs_of, read_critique, read_index,
                                    round_robin)
 from sample import Judgement, correct, parse
@@ -45,11 +46,53 @@ def test_study_goes_on(folder):
 
 def quick(name, folder):
     """Run a study with --quick -> its results.json, all that it printed."""
-    done = subprocess.run([sys.executable, "-m", f"experiments.{name}", "--quick", "--seeds", "5"], cwd=folder,
-                          env={**os.environ, "PYTHONPATH": ROOT, "CUDA_VISIBLE_DEVICES": ""}, text=True,
-                          timeout=400, capture_output=True)
+    command = [sys.executable, "-m", f"experiments.{name}", "--quick", "--seeds", "5"]
+    env = {**os.environ, "PYTHONPATH": ROOT, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=folder, env=env, text=True, timeout=400, capture_output=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((folder / f"runs/{name}-quick/results.json").read_text()), done.stdout + done.stderr
+
+
+def test_control_reads_one_order(folder):
+    """Guards against a control of the position bias whose samples read shuffled responses."""
+    quick("truth", folder)
+    orders = {path.parent.name: [json.loads(line)["order"] for line in path.read_text().splitlines()]
+              for path in folder.glob("runs/arms/*/judgements-test-4.jsonl")}
+    control = {name: found for name, found in orders.items() if name.startswith("fixed-order")}
+    assert len(control) >= 6 and all(order == sorted(order) for found in control.values() for order in found)
+    for name in orders.keys() - control.keys():
+        assert any(order != sorted(order) for order in orders[name])
+
+
+def test_part_of_the_seeds_leaves_the_results_alone(monkeypatch):
+    """Guards against a RESULTS.md that speaks of three seeds and shows one."""
+    written = []
+    monkeypatch.setattr(all_studies.study, "main", lambda module, argv: None)
+    monkeypatch.setattr(all_studies, "write_results", lambda: written.append(True))
+    all_studies.main(["--seeds", "1"])
+    all_studies.main(["--quick"])
+    assert not written
+    all_studies.main([])
+    assert written
+
+
+def test_equal_compute():
+    """Guards against votes that cost more than the judgement they are compared with."""
+    items = make_items(0, "test", 20, least=2)
+    gold = [item.gold for item in items]
+    answers = lambda **mflops: {"test": {name.replace("_", "@"): {"scores": gold, "flops": m * 1e6}
+                                         for name, m in mflops.items()}}
+    sizes = {"S": [(answers(greedy=1, vote_2=3, vote_4=6, meta_2=6), answers(greedy=0.1), 1)],
+             "M": [(answers(greedy=5), answers(greedy=0.5), 4)]}
+    _, *rows = scaling.equal_compute_table([SimpleNamespace(parts={"test": items})], sizes)
+    assert [row[:4] for row in rows] == [["M", "5", "S, vote@2", "3"]]     # no guided vote costs 5 or less
+
+
+def test_auc_of_single_responses():
+    """Guards against a judge that gains by not parsing."""
+    base = SimpleNamespace(parts={"single": [SimpleNamespace(gold=[g]) for g in (9, 8, 2)]})
+    auc = lambda *scores: study.single_auc(base, {"single": {"greedy": {"scores": list(scores)}}}, "greedy")
+    assert auc([7], [6], [5]) == auc([7], [6], None) == 1 and auc([7], None, [5]) == 0.5
 
 
 def judgement(tok, item, seed):
@@ -109,7 +152,8 @@ def test_difference_says_what_is_in_doubt():
     one, zero = np.ones(50), np.zeros(50)
     half = np.arange(50) % 2.0
     told = study.difference([one, one], [zero, half])                # standard error: 0.5 / sqrt(50) / 2
-    assert [float(x) for x in re.findall(r"[+-][\d.]+", told)] == pytest.approx([0.75, 0.681, 0.819], abs=0.015)
+    found = [float(x) for x in re.findall(r"[+-][\d.]+", told)]
+    assert found == pytest.approx([0.75, 0.681, 0.819], abs=0.015)
     assert "noise" not in told and "disagree" not in told
     assert study.difference([half], [1 - half]).endswith(", noise)")
     assert study.difference([one, one, zero], [zero, zero, half]).endswith(", seeds disagree)")
@@ -136,7 +180,8 @@ def test_biased_annotators():
                 continue
             totals = lambda parts: [int(parts[i + 1]) for i, part in enumerate(parts) if part == TOTAL]
             expected = totals(before)
-            responses = [before[i + 1] for i in range(2, len(before)) if before[i] in RESPONSE][:len(expected)]
+            marks = [i for i in range(2, len(before)) if before[i] in RESPONSE][:len(expected)]
+            responses = [before[i + 1] for i in marks]
             slot = 0 if kind == "position" else max(range(len(responses)), key=lambda s: len(responses[s]))
             expected[slot] = min(10, expected[slot] + 3)
             assert totals(after) == expected
