@@ -33,8 +33,8 @@ def chapter(module, results):
 def write_results():
     """RESULTS.md, and the figures and numbers beside it, from the folders of the studies."""
     parts = ["# Results of the studies",
-             "Written by `python -m experiments.all`: for each study its question, what was seen, its figure, "
-             "its tables. \"Noise\": the 95% interval of a difference contains 0."]
+             "Written by `python -m experiments.all`: for each study its question, what was seen, its "
+             "figure, its tables. \"Noise\": the 95% interval of a difference contains 0."]
     for module in STUDIES:
         results, reference = f"runs/{module.NAME}/results.json", os.path.join(HERE, "reference")
         parts.append(chapter(module, read_json(results)))
