@@ -438,8 +438,8 @@ What was seen in our three runs:
   better (.793 with 32, where the GRM has .769). A likely reason is our format: a critique names the criterion
   of each check, so that a judge which skips the principles states them anyway, only later. All that it loses
   is the weights in writing. **But they help out of distribution**: .735 with principles, .657 without (32
-  votes), where new pairs of domain and cue need other weights. There the GRM's votes are ahead of the scalar
-  RM, too, by .035 (noise).
+  votes; the ablations have the interval, .047 to .109), where new pairs of domain and cue need other weights.
+  There the GRM's votes are ahead of the scalar RM, too, by .035 (noise).
 - **Sums are the hardest for most systems**, as verifiable tasks are in the paper; RL brings most on the
   verifiable subsets (greedy +.163, others +.115).
 """

@@ -234,9 +234,9 @@ FINDINGS = """
 What was seen in our three runs:
 
 - **RL steps buy most**: 12, 36 and 108 of them bring 32 votes to .693, .766 and .849, greedy to .586, .685
-  and .812, with no end in sight, and this costs nothing per judgement. They take about four minutes more than
-  36 (`python spct.py --rl_steps 108`); the default was chosen to fit a quarter of an hour, before this was
-  known.
+  and .812, with no end in sight, and this costs nothing per judgement. They take three and a half minutes
+  more than 36 (`python spct.py --rl_steps 108`); the default was chosen to fit a quarter of an hour, before
+  this was known.
 - **Pre-training**: below 3M tokens there is hardly a judge to be trained (with 1.5M tokens, 32 votes are
   right in .397, chance is .358). Twice the default's 6.5M tokens are worth no more than noise in votes.
 - **Votes bring a lot against one sample** (.561 to .766 with 32, after RL), **but half of that only makes up
@@ -253,8 +253,8 @@ What was seen in our three runs:
   votes of k compare with plain votes of 2k; at equal k they are ahead.
 - **The scalar RMs are at about .76 at each size, XS being as good as M** at a twenty-fifth of its FLOPs: size
   is not what they lack. M's greedy judgement reaches them; of the judges with 36 steps of RL only those of 10
-  GFLOPs and more are ahead. After 108 steps greedy is (.812; the scalar RM of this size, as a mean over
-  items, .748).
+  GFLOPs and more are ahead by more than .02. After 108 steps greedy is (.812; the scalar RM of this size, as
+  a mean over items, .748).
 """
 
 
