@@ -10,77 +10,17 @@ Mind the cost: guided votes spend one more forward pass over each sample, so k v
 are not equal compute.
 """
 
+import contextlib
 import random
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from data.judgement import correct, vote
 from data.world import seed_of
 from model import Optimizer, RewardModel, pad_rows, trapezoid
-from parallel import add_up_numbers, join, processes, share
-from sample import vote
-
-# ----------------------------------------------------------------------------------------
-# Training
-
-def batches_by_length(rows, size, rng):
-    """Indices of rows in batches of like length (little padding), the batches in random order."""
-    order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), rng.random()))
-    chunks = [order[i:i + size] for i in range(0, len(order), size)]
-    rng.shuffle(chunks)
-    return chunks
-
-
-def from_policy(policy):
-    """A Meta RM that starts from the weights of the policy that it is to guide, with a new scalar head."""
-    model = RewardModel(policy.cfg).to(policy.wte.weight.device)
-    model.gpt.load_state_dict(policy.state_dict())
-    return model
-
-
-def train(run, unit, model, examples):
-    """Binary cross-entropy on examples, (ids, right) pairs, each seen once."""
-    cfg, (rows, labels) = run.cfg, zip(*examples)
-    opt = Optimizer(model, cfg.meta_lr)
-    batches = [chunk for chunk in batches_by_length(rows, 32, random.Random(seed_of(cfg.seed, unit)))
-               if len(chunk) >= processes()]
-
-    def step(i):
-        mine = share(batches[i])                   # the whole batch, but if there are several processes
-        ids, length = pad_rows([rows[j] for j in mine], device=run.device)           # (B, T), (B,)
-        right = torch.tensor([float(labels[j]) for j in mine], device=run.device)    # (B,)
-        with run.autocast():
-            logit = model(ids, length)                                               # (B,)
-        loss = F.binary_cross_entropy_with_logits(logit, right, reduction="sum") / len(batches[i])
-        loss.backward()
-        agree = ((logit > 0) == (right > 0.5)).float().sum() / len(batches[i])
-        grad_norm = opt.step(trapezoid(i, len(batches)))
-        return {**add_up_numbers({"loss": loss.item(), "agree": float(agree)}), "grad_norm": grad_norm}
-
-    run.train(unit, model, opt, len(batches), step)
-
-
-@torch.inference_mode()
-def logits(run, model, rows):
-    """The model's number for each row of ids, in their order."""
-    model.eval()
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    mine, found = share(order), []
-    for start in range(0, len(mine), 128):
-        chunk = [rows[i] for i in mine[start:start + 128]]
-        ids, length = pad_rows(chunk, device=run.device)                             # (B, T), (B,)
-        with run.autocast():
-            found += model(ids, length).tolist()
-    by_row = dict(zip(order, join(found)))
-    return [by_row[i] for i in range(len(rows))]
-
-
-def score(run, model, judgements):
-    """Set `meta`, the Meta RM's logit, on every judgement that parses (the others never vote)."""
-    parsed = [j for j in judgements if j.scores is not None]
-    for j, meta in zip(parsed, logits(run, model, [j.tokens for j in parsed])):
-        j.meta = meta
+from parallel import join, processes, share
 
 # ----------------------------------------------------------------------------------------
 # Guided voting, and its matched random control
@@ -99,9 +39,85 @@ def keep_random(ballots, k_meta, seed):
     return random.Random(seed).sample(parsed, min(k_meta, len(parsed)))
 
 
-def guided_vote(ballots, metas, k_meta):
-    """Vote (Eq 14) of the best k_meta <= k samples."""
-    return vote(keep_best(ballots, metas, k_meta))
+def guided_vote(samples, k_meta):
+    """Vote (Eq 14) of the best k_meta of some judgements, k_meta <= k."""
+    return vote(keep_best([j.scores for j in samples], [j.meta for j in samples], k_meta))
+
+
+def random_vote(samples, k_meta, seed):
+    """The control: vote of a random k_meta of them."""
+    return vote(keep_random([j.scores for j in samples], k_meta, seed))
+
+
+def choose_k_meta(items, samples, k):
+    """How many of k samples to keep: the best k_meta = 1, 2, 4, ... < k on validation items, the larger one
+    on ties. samples: k or more judgements of each item."""
+    accuracy = {}
+    for k_meta in [2 ** i for i in range(k.bit_length()) if 2 ** i < k]:
+        votes = [guided_vote(s[:k], k_meta) for s in samples]
+        accuracy[k_meta] = np.mean([correct(v, item.gold) for v, item in zip(votes, items)])
+    return max(accuracy, key=lambda k_meta: (accuracy[k_meta], k_meta))
+
+# ----------------------------------------------------------------------------------------
+# Training
+
+def from_policy(policy):
+    """A Meta RM that starts from the weights of the policy that it is to guide, with a new scalar head."""
+    model = RewardModel(policy.cfg).to(policy.wte.weight.device)
+    model.gpt.load_state_dict(policy.state_dict())
+    return model
+
+
+def batches_by_length(rows, size, rng):
+    """Indices of rows in batches of like length (little padding), the batches in random order."""
+    order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), rng.random()))
+    chunks = [order[i:i + size] for i in range(0, len(order), size)]
+    rng.shuffle(chunks)
+    return chunks
+
+
+def train(run, unit, model, examples):
+    """Binary cross-entropy on examples, (ids, right) pairs, each seen once."""
+    rows, labels = zip(*examples)
+    opt = Optimizer(model, run.cfg.meta_lr, run.dtype)
+    batches = batches_by_length(rows, 32, random.Random(seed_of(run.cfg.seed, unit)))
+    batches = [batch for batch in batches if len(batch) >= processes()]
+    for step in run.steps(unit, model, len(batches)):
+        batch = share(batches[step])
+        ids, length = pad_rows([rows[i] for i in batch], device=run.device)          # (B, T), (B,)
+        right = torch.tensor([float(labels[i]) for i in batch], device=run.device)   # (B,)
+        with run.autocast():
+            logit = model(ids, length)                                               # (B,)
+        loss = F.binary_cross_entropy_with_logits(logit, right, reduction="sum") / len(batches[step])
+        loss.backward()
+        agree = ((logit > 0) == (right > 0.5)).float().sum() / len(batches[step])
+        run.log(unit, step=step, **opt.step(trapezoid(step, len(batches)), loss=loss, agree=agree))
+    run.finish(unit, model)
+
+# ----------------------------------------------------------------------------------------
+# Scoring
+
+@torch.inference_mode()
+def logits(model, rows, autocast=contextlib.nullcontext()):
+    """The model's number for each row of ids, in their order. autocast: a context that sets the precision."""
+    model.eval()
+    device = model.head.weight.device
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    mine, found = share(order), []
+    for start in range(0, len(mine), 128):
+        chunk = [rows[i] for i in mine[start:start + 128]]
+        ids, length = pad_rows(chunk, device=device)                                 # (B, T), (B,)
+        with autocast:
+            found += model(ids, length).tolist()
+    by_row = dict(zip(order, join(found)))
+    return [by_row[i] for i in range(len(rows))]
+
+
+def score(model, judgements, autocast=contextlib.nullcontext()):
+    """Set `meta`, the Meta RM's logit, on every judgement that parses (the others never vote)."""
+    parsed = [j for j in judgements if j.scores is not None]
+    for j, meta in zip(parsed, logits(model, [j.tokens for j in parsed], autocast)):
+        j.meta = meta
 
 # ----------------------------------------------------------------------------------------
 # How good is it?

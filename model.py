@@ -17,22 +17,17 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from data import UserError
-from parallel import add_up
+from parallel import add_up, add_up_numbers
 
 
 @dataclass
 class GPTConfig:
-    vocab_size: int = 704
-    block_size: int = 320      # longest prompt + judgement, in tokens
-    n_layer: int = 4
-    n_head: int = 4            # query heads
-    n_kv_head: int = 1         # key/value heads: 1 is multi-query attention, n_head is the usual kind
-    n_embd: int = 128
-
-# Parameters without embeddings: 0.7M, 2.7M, 8.5M.
-SIZES = {"S": dict(n_layer=4, n_head=4, n_embd=128),
-         "M": dict(n_layer=7, n_head=6, n_embd=192),
-         "L": dict(n_layer=10, n_head=8, n_embd=288)}
+    vocab_size: int
+    block_size: int            # longest prompt + judgement, in tokens
+    n_layer: int
+    n_head: int                # query heads
+    n_kv_head: int             # key/value heads: 1 is multi-query attention, n_head is the usual kind
+    n_embd: int
 
 
 def norm(x):
@@ -40,33 +35,32 @@ def norm(x):
 
 
 def rotate(x, turn):
-    """Rotary embedding: turn each pair of channels by an angle that grows with the position.
+    """Rotary embedding: turn each pair of neighbouring channels by an angle that grows with the position.
 
-    Scores then depend on distances alone. A pair is a complex number, to turn it is to multiply it by one of
-    size 1. x: (B, T, heads, D) -> the same in float32; turn: (T, 1, D/2). Or, where each row has one token at
-    a position of its own, x: (B, heads, D), turn: (B, 1, D/2).
+    (a, b) becomes (a cos - b sin, b cos + a sin), so that scores depend on distances alone. x (..., T, D) or
+    (B, heads, D); turn: cos and sin, (T, D) or (B, 1, D), of the tokens' positions, and `swap` (D, D), which
+    makes (-b, a) of (a, b): a product with a constant matrix is faster than to take the channels apart.
     """
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * turn).flatten(-2)
+    cos, sin, swap = turn
+    return (x.float() * cos + (x @ swap).float() * sin).to(x.dtype)
 
 
 def attend(q, k, v):
     """Causal attention: q (B, H, T, D), k and v (B, K, T, D) -> (B, H, T, D).
 
-    PyTorch's fused kernel, except in bfloat16 on a CPU: there its backward pass is slow, and two plain
-    matrix products take half the time. 160 queries at a time need only the keys up to the last of them: for
-    a row of 320 that saves a quarter of the work.
+    PyTorch's fused kernel, but on a CPU, where its backward pass is slow, two plain matrix products. 160
+    queries at a time need only the keys up to the last of them: for a row of 320 that saves a quarter.
     """
     (B, H, T, D), K = q.shape, k.size(1)
-    if q.device.type != "cpu" or q.dtype != torch.bfloat16:
+    if q.device.type != "cpu":
         wide = lambda x: x if K == H else x.repeat_interleave(H // K, dim=1)     # (B, H, T, D)
         return F.scaled_dot_product_attention(q, wide(k), wide(v), is_causal=True)
-    future, q, out = torch.full((T, T), -math.inf, dtype=q.dtype).triu(1), q * D ** -0.5, []
-    for start in range(0, T, 160):
-        end = min(start + 160, T)
+    future, out, end = torch.full((T, T), -math.inf, dtype=q.dtype, device=q.device).triu(1), [], 0
+    for rows in (q * D ** -0.5).split(160, dim=2):                           # (B, H, up to 160, D)
+        start, end = end, end + rows.size(2)
         # the H/K query heads of a group stand below each other: they share one key/value head
-        rows = q[:, :, start:end].reshape(B, K, -1, D)                       # (B, K, H/K * 160, D)
-        att = (rows @ k[:, :, :end].mT).view(B, K, H // K, end - start, end) + future[start:end, :end]
+        att = rows.reshape(B, K, -1, D) @ k[:, :, :end].mT                   # (B, K, H/K * 160, end)
+        att = att.view(B, K, H // K, end - start, end) + future[start:end, :end]
         y = att.softmax(dim=-1).view(B, K, -1, end) @ v[:, :, :end]          # (B, K, H/K * 160, D)
         out.append(y.view(B, H, end - start, D))
     return torch.cat(out, dim=2)
@@ -111,20 +105,17 @@ class Attention(nn.Module):
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, self.H + 2 * self.K, self.D)
         qk, v = qkv.split([self.H + self.K, self.K], dim=2)                  # (B, T, H + K, D), (B, T, K, D)
-        q, k = rotate(qk, turn).to(v.dtype).split([self.H, self.K], dim=2)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)    # (B, H or K, T, D)
+        qk, v = qk.transpose(1, 2).contiguous(), v.transpose(1, 2)           # (B, H + K, T, D), (B, K, T, D)
+        q, k = rotate(qk, turn).split([self.H, self.K], dim=1)               # (B, H, T, D), (B, K, T, D)
         y = attend(q, k, v)                                                  # (B, H, T, D)
         return self.proj(y.transpose(1, 2).reshape(B, T, C)), k, v
 
-    def step(self, x, turn, caches, layer):
-        """One new token a row, x (B, C): the B rows are those of all the caches, one after the other."""
+    def step(self, x, turn, cache, layer):
+        """One new token a row, x (B, C)."""
         B, C = x.shape
         qk, v = self.qkv(x).view(B, -1, self.D).split([self.H + self.K, self.K], dim=1)      # (B, H + K, D)
-        q, k = rotate(qk, turn).to(v.dtype).split([self.H, self.K], dim=1)   # (B, H, D), (B, K, D)
-        rows = [len(cache.length) for cache in caches]
-        parts = zip(caches, q.split(rows), k.split(rows), v.split(rows))
-        y = [cache.attend(layer, q, k, v) for cache, q, k, v in parts]       # each (its rows, H, D)
-        return self.proj(torch.cat(y).view(B, C))
+        q, k = rotate(qk, turn).split([self.H, self.K], dim=1)               # (B, H, D), (B, K, D)
+        return self.proj(cache.attend(layer, q, k, v).view(B, C))
 
 
 class MLP(nn.Module):
@@ -134,8 +125,7 @@ class MLP(nn.Module):
         self.proj = nn.Linear(4 * cfg.n_embd, cfg.n_embd, bias=False)
 
     def forward(self, x):
-        h = self.fc(x).relu_()
-        return self.proj(h * h)
+        return self.proj(F.relu(self.fc(x)).square())
 
 
 class Block(nn.Module):
@@ -153,17 +143,24 @@ class GPT(nn.Module):
         self.cfg = cfg
         self.wte = nn.Embedding(cfg.vocab_size, cfg.n_embd)                  # also the output layer
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layer))
-        # Rotary angles, for twice the context: the sampler may overshoot a little before it looks.
+        # Rotary angles, one for each pair of channels, for twice the context: the sampler may overshoot a
+        # little before it looks.
         D = cfg.n_embd // cfg.n_head
         angle = torch.arange(2 * cfg.block_size)[:, None] / 10000 ** (torch.arange(D // 2) / (D // 2))
-        turn = torch.polar(torch.ones_like(angle), angle)[:, None]           # (2 * block_size, 1, D/2)
-        self.register_buffer("turn", turn, persistent=False)
+        angle = angle.repeat_interleave(2, dim=1)                            # (2 * block_size, D)
+        swap = torch.block_diag(*[torch.tensor([[0.0, 1.0], [-1.0, 0.0]])] * (D // 2))       # (D, D)
+        for name, constant in (("cos", angle.cos()), ("sin", angle.sin()), ("swap", swap)):
+            self.register_buffer(name, constant, persistent=False)
         # Output projections start at zero: each block starts as the identity. Input projections start with
         # outputs of size about 1/2, embeddings small: the first predictions are nearly uniform.
         gen = torch.Generator().manual_seed(seed)
         for name, p in self.named_parameters():
             std = 0.02 if name == "wte.weight" else 0.5 * cfg.n_embd ** -0.5
             nn.init.normal_(p, 0, 0.0 if name.endswith("proj.weight") else std, generator=gen)
+
+    def turn(self, positions):
+        """What `rotate` needs for tokens at these positions (a slice or indices)."""
+        return self.cos[positions], self.sin[positions], self.swap
 
     def forward(self, ids, at=None, keep_kv=False):
         """ids (B, T) -> hidden states (B, T, C), or those of N tokens alone, (N, C).
@@ -172,9 +169,9 @@ class GPT(nn.Module):
         """
         B, T = ids.shape
         assert T <= self.cfg.block_size, f"{T} tokens do not fit in a context of {self.cfg.block_size}"
-        x, kv = norm(self.wte(ids)), []                                      # (B, T, C)
+        x, kv, turn = norm(self.wte(ids)), [], self.turn(slice(T))           # (B, T, C)
         for block in self.blocks:
-            y, k, v = block.attn(norm(x), self.turn[:T])
+            y, k, v = block.attn(norm(x), turn)
             x = x + y
             if at is not None and block is self.blocks[-1]:
                 x = x.flatten(0, 1)[at]            # nobody will ask for the others: spare them the last MLP
@@ -190,15 +187,13 @@ class GPT(nn.Module):
         bias = kv.new_zeros(len(ids), kv.size(3), 1, ids.size(1))            # (B, K, 1, T)
         return KVCache(kv, bias.masked_fill(unseen[:, None, None], -math.inf), length, ids.size(1))
 
-    def step(self, ids, caches):
-        """Read one more token a row, ids (B,), and extend the caches -> hidden states (B, C)."""
-        pos = torch.cat([cache.length for cache in caches])
-        x, turn = norm(self.wte(ids)), self.turn[pos]                        # (B, C), (B, 1, D/2)
+    def step(self, ids, cache):
+        """Read one more token a row, ids (B,), and extend the cache -> hidden states (B, C)."""
+        x, turn = norm(self.wte(ids)), self.turn(cache.length[:, None])      # (B, C)
         for layer, block in enumerate(self.blocks):
-            x = x + block.attn.step(norm(x), turn, caches, layer)
+            x = x + block.attn.step(norm(x), turn, cache, layer)
             x = x + block.mlp(norm(x))
-        for cache in caches:
-            cache.length, cache.end = cache.length + 1, cache.end + 1
+        cache.length, cache.end = cache.length + 1, cache.end + 1
         return norm(x)
 
     def logits(self, x):
@@ -266,8 +261,7 @@ def orthogonal(g):
     Five Newton-Schulz steps with the coefficients of K. Jordan's Muon: a polynomial in g that pushes each
     singular value towards 1. N matrices at once are twice as fast as one after the other.
     """
-    x = g.bfloat16()
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    x = g / g.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(5):
         a = x @ x.mT                                                         # (N, rows, rows)
         b = torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315)
@@ -282,11 +276,12 @@ class Optimizer:
     begin to depend on what they check (before that, the loss stands still for a while).
     """
 
-    def __init__(self, model, lr):
+    def __init__(self, model, lr, dtype=torch.float32):
+        """dtype: that of the training. CPUs without bfloat16 instructions take forty times as long in it."""
         inner = [p for name, p in model.named_parameters() if "blocks" in name]
         outer = [p for name, p in model.named_parameters() if "blocks" not in name]
         self.adamw = torch.optim.AdamW(outer, lr=lr, weight_decay=0.0, betas=(0.9, 0.95))
-        self.params, self.lr = inner + outer, lr
+        self.params, self.lr, self.dtype = inner + outer, lr, dtype
         # matrices of one shape (tall ones lie on their side) are stacked: (N, rows, cols)
         self.stacks = {}
         for p in inner:
@@ -301,15 +296,18 @@ class Optimizer:
             flat = lambda x: x.T if x.size(0) > x.size(1) else x
             grad, momentum = torch.stack([flat(p.grad) for p in stack]), self.momentum[shape]
             momentum.lerp_(grad, 0.05)
-            update = orthogonal(grad.lerp(momentum, 0.95))
+            update = orthogonal(grad.lerp(momentum, 0.95).to(self.dtype))
             for p, u in zip(stack, update):
                 flat(p).sub_(u, alpha=lr * 0.2 * math.sqrt(shape[1]))
 
-    def step(self, scale=1.0):
-        """One update at lr * scale, gradients clipped to norm 1, then cleared -> gradient norm (unclipped).
-        Of several processes, each has the gradient of its share of the batch: they are added up."""
+    def step(self, scale=1.0, **sums):
+        """One update at lr * scale, gradients clipped to norm 1, then cleared -> a dict for the metrics:
+        `sums` as numbers, lr, and the gradient's norm before clipping.
+
+        Of several processes, each has the gradient and the sums of its share of the batch: they are added up.
+        """
         add_up([p.grad for p in self.params])
-        grad_norm = float(torch.nn.utils.clip_grad_norm_(self.params, 1.0))
+        grad_norm = float(nn.utils.clip_grad_norm_(self.params, 1.0))
         if not math.isfinite(grad_norm):
             raise UserError("the gradient is not finite: start again with a lower learning rate")
         self.muon(self.lr * scale)
@@ -317,11 +315,4 @@ class Optimizer:
         self.adamw.step()
         for p in self.params:
             p.grad = None
-        return grad_norm
-
-    def state_dict(self):
-        return {"adamw": self.adamw.state_dict(), "momentum": list(self.momentum.values())}
-
-    def load_state_dict(self, state):
-        self.adamw.load_state_dict(state["adamw"])
-        self.momentum = dict(zip(self.momentum, state["momentum"]))
+        return {**add_up_numbers(sums), "lr": self.lr * scale, "grad_norm": grad_norm}

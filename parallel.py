@@ -9,10 +9,9 @@ The first process alone prints and writes files; all of them must see its run fo
 machines. With one process all of this does nothing.
 """
 
-import functools
+import contextlib
 import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 import torch.distributed as dist
@@ -50,13 +49,15 @@ def wait():
         dist.barrier()
 
 
-def first_only(write):
-    """Decorator for what writes files: the first process does it, the others pass."""
-    @functools.wraps(write)
-    def guarded(*args, **kwargs):
-        if rank() == 0:
-            write(*args, **kwargs)
-    return guarded
+@contextlib.contextmanager
+def new_file(path, mode="w"):
+    """Write a file beside, then rename it: a crash leaves the old one or the new one, never half of one.
+    The first process does it, the others write to nowhere."""
+    beside = path + ".tmp" if rank() == 0 else os.devnull
+    with open(beside, mode, encoding=None if "b" in mode else "utf-8") as f:
+        yield f
+    if rank() == 0:
+        os.replace(beside, path)
 
 
 def share(rows):
@@ -73,34 +74,6 @@ def join(mine):
     return [parts[i % processes()][i // processes()] for i in range(sum(map(len, parts)))]
 
 
-def in_threads(function, rows, count):
-    """[function(rows[0::count]), function(rows[1::count]), ...], side by side in threads of this process.
-
-    They divide torch's threads among them. Where operations are small, that can be faster than to let all
-    threads share each operation. (autocast and the like do not reach into threads.)
-    """
-    parts = [rows[i::count] for i in range(count)]
-    if count == 1:
-        return [function(parts[0])]
-
-    before = torch.get_num_threads()
-
-    def work(part):
-        torch.set_num_threads(max(1, before // count))                       # in this thread
-        return function(part)
-
-    try:
-        with ThreadPoolExecutor(count) as pool:
-            try:
-                return list(pool.map(work, parts))
-            except BaseException:                  # an interruption: let the others run out of work, too
-                for part in parts:
-                    part.clear()
-                raise
-    finally:
-        torch.set_num_threads(before)
-
-
 def add_up(tensors):
     """Replace each tensor by its sum over the processes, all in one message."""
     if processes() > 1:
@@ -111,7 +84,7 @@ def add_up(tensors):
 
 
 def add_up_numbers(numbers):
-    """The same for a dict of numbers."""
-    totals = torch.tensor(list(numbers.values()), dtype=torch.float64)
+    """A dict of numbers, or of tensors that hold one -> their sums over the processes, as floats."""
+    totals = torch.tensor([float(x) for x in numbers.values()], dtype=torch.float64)
     add_up([totals])
     return dict(zip(numbers, totals.tolist()))

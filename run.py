@@ -1,66 +1,64 @@
 """
-The run folder: config, checkpoints, metrics, and how a run that was killed goes on.
+The run folder: flags and config, checkpoints, metrics, and how a run that was killed goes on.
 
 The method itself is in spct.py and metarm.py; this file keeps bookkeeping out of their way. A run is a row
-of units (base, rft-samples, rft, rl, meta-rft, ...). What is finished is listed in progress.json; a unit in
-progress has its latest checkpoint in state.pt. Every random draw is seeded by (run seed, purpose, item,
-sample), so there are no generator states to save: to go on is to load the latest checkpoint, cut
-metrics.jsonl back to the length it had then, and repeat the lost steps, with the same result.
+of units of work (base, rft-samples, rft, rl, meta-rft, ...). A unit is done when its last file is there,
+which is written beside and renamed. Every random draw is seeded by (run seed, purpose, item, sample), so
+that a unit that was cut off is repeated from its start, to the same bytes: at worst that is pre-training,
+some minutes.
 
-Wall-clock times go to progress.json, never to metrics.jsonl: equal runs write equal bytes.
+    config.json            every setting, as it was decided (device, precision, threads)
+    metrics-<unit>.jsonl   one dense line a step; no times, so that equal runs write equal bytes
+    <unit>.pt              weights
+    judgements-*.jsonl     what was sampled
+    progress.json          seconds of each unit
 """
 
+import argparse
 import contextlib
-import difflib
+import dataclasses
+import glob
+import inspect
 import json
 import math
 import os
 import pickle
+import platform
+import re
 import shutil
 import time
-from dataclasses import asdict
 
 import torch
 from tqdm import tqdm
 
-from data import UserError
-from parallel import first_only, processes, rank, wait
+from data import Parser, UserError
+from parallel import new_file, processes, rank, wait
 
-
-# Each stage with the units of work that it is made of: what --stage STAGE repeats.
+# Each stage with its units, and with the files that say what is done, in the order in which they are written.
 UNITS = {"pretrain": ["base"], "rft": ["rft-samples", "rft"], "rl": ["rl"], "metarm": ["meta-rft", "meta-rl"],
          "eval": ["eval-base", "eval-rft", "eval-rl"]}
+FILES = {"pretrain": ["tokenizer.tiktoken", "base.pt"],
+         "rft": ["judgements-rft.jsonl", "judgements-hinted.jsonl", "rft.pt"],
+         "rl": ["rl.pt"], "metarm": ["meta-rft.pt", "meta-rl.pt"],
+         "eval": ["judgements-*-*.jsonl", "results.json", "per_item.npz", "*.png"]}
 
+# ----------------------------------------------------------------------------------------
+# Flags
 
-def parse_flags(argv, types):
-    """--name value ... -> ({field: value}, resume, stage or None). Unknown flags are refused.
+def parse_flags(argv, config, doc):
+    """--name value ... -> ({field: value} of the flags that were given, resume, stage or None).
 
-    types: {field: type} of the config; --resume takes no value, --stage one of UNITS.
+    config: a dataclass. Each field is a flag, and the comment behind it is its help.
     """
-    values, argv = {}, list(argv)
-    known = {**types, "stage": str, "resume": bool}
-    while argv:
-        flag = argv.pop(0)
-        name = flag.removeprefix("--")
-        if not flag.startswith("--") or name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean --{near[0]}?" if near else "the flags are the fields of Config in spct.py"
-            raise UserError(f"unknown flag {flag}, {hint}")
-        if name == "resume":
-            values[name] = True
-            continue
-        if not argv:
-            raise UserError(f"{flag} needs a value")
-        text = argv.pop(0)
-        try:
-            values[name] = known[name](text)
-        except ValueError:
-            kind = "a whole number" if known[name] is int else "a number"
-            raise UserError(f"{flag} {text}: expected {kind}") from None
-    resume, stage = values.pop("resume", False), values.pop("stage", None)
-    if stage and stage not in UNITS:
-        raise UserError(f"--stage {stage}: expected one of {', '.join(UNITS)}")
-    return values, resume, stage
+    parser = Parser(doc, usage="python spct.py [--FLAG VALUE ...]", argument_default=argparse.SUPPRESS)
+    comments = dict(re.findall(r"^    (\w+): .*?# (.*)$", inspect.getsource(config), re.MULTILINE))
+    for f in dataclasses.fields(config):
+        default = "" if f.default == "" else f" ({f.default})"
+        parser.add_argument(f"--{f.name}", type=f.type, metavar="", help=comments[f.name] + default)
+    parser.add_argument("--resume", action="store_true", help="go on with the run that the folder holds")
+    parser.add_argument("--stage", choices=list(UNITS), help="with --resume: repeat this and later ones")
+    values = vars(parser.parse_args(argv))
+    return values, values.pop("resume", False), values.pop("stage", None)
 
 
 def earlier_config(folder, values, resume, free, known):
@@ -91,8 +89,8 @@ def earlier_config(folder, values, resume, free, known):
 
 def check_values(cfg):
     """Refuse values with which a run would fail or mean nothing, before it starts."""
-    least = {"seed": 0, "hinted": 0, "meta_old": 0, "group": 2, "k": 2, "eval_items": 2, "n_rft": 2,
-             "block_size": 320}
+    least = {"seed": 0, "threads": 0, "hinted": 0, "meta_old": 0, "group": 2, "k": 2, "eval_items": 2,
+             "n_rft": 2, "block_size": 320}
     for name, value in vars(cfg).items():
         if isinstance(value, int) and value < least.get(name, 1):
             raise UserError(f"--{name} {value}: expected {least.get(name, 1)} or more")
@@ -115,9 +113,8 @@ def check_values(cfg):
         raise UserError(f"--eval_split {cfg.eval_split}: expected test or val")
     if cfg.vocab_size < 600 or cfg.dtype not in ("auto", "float32", "bfloat16"):
         raise UserError("--vocab_size must be 600 or more, --dtype auto, float32 or bfloat16")
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(cfg.device):
-        raise UserError(f"--device {cfg.device}: expected {' or '.join(d for d, ok in there.items() if ok)}")
+    if cfg.device == "mps" and cfg.dtype == "bfloat16":
+        raise UserError("--device mps computes in float32: leave --dtype out")
     try:
         os.makedirs(cfg.out, exist_ok=True)
     except OSError as error:
@@ -125,13 +122,90 @@ def check_values(cfg):
     if not os.access(cfg.out, os.W_OK):
         raise UserError(f"--out {cfg.out} cannot be written to, name another folder")
 
+# ----------------------------------------------------------------------------------------
+# What to compute on, and how: measured and not looked up
 
-@first_only
+def pick_device(wanted):
+    """--device -> "cpu", "cuda" or "mps". "auto" takes a GPU only if it can multiply: torch sees GPUs for
+    which it has no kernels."""
+    if wanted == "auto":
+        try:
+            return "cuda" if torch.cuda.is_available() and times("cuda", torch.float32, 8) else "cpu"
+        except RuntimeError as error:
+            print(f"the GPU cannot be used, so the CPU is: {str(error).splitlines()[0]}")
+            return "cpu"
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(wanted):
+        raise UserError(f"--device {wanted}: expected auto, {' or '.join(d for d in there if there[d])}")
+    if wanted == "mps":
+        print("mps is untested")
+    return wanted
+
+
+def times(device, dtype, rows, tries=1):
+    """Seconds of the fastest of some matrix products (rows x 128 x 512)."""
+    x, w = (torch.ones(*shape, device=device, dtype=dtype) for shape in ((rows, 128), (128, 512)))
+    found = []
+    for _ in range(tries):
+        start = time.perf_counter()
+        (x @ w).sum().item()                       # item() waits for the device
+        found.append(time.perf_counter() - start)
+    return min(found)
+
+
+def pick_dtype(device):
+    """bfloat16 if a matrix product as in training is much faster in it, else float32.
+
+    CPUs and older GPUs without bfloat16 instructions emulate it, hundreds of times slower: a small product
+    tells. The margin is wide, so that the same machine decides the same way each time.
+    """
+    if device == "mps" or device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return "float32"
+    enough = 4096 if device == "cpu" else 2 ** 18  # on a GPU more rows, or the start of each product is timed
+    for rows, tries in ((256, 3), (enough, 30)):
+        single, half = (times(device, dtype, rows, tries) for dtype in (torch.float32, torch.bfloat16))
+        if half > 3 * single:
+            return "float32"
+    return "bfloat16" if single > 1.3 * half else "float32"
+
+
+def pick_threads():
+    """CPU threads: twice as many, again and again, while that makes a matrix product a quarter faster."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    best, least = 1, math.inf
+    for threads in sorted({2 ** i for i in range(cores.bit_length())} | {cores}):
+        torch.set_num_threads(threads)
+        seconds = times("cpu", torch.float32, 4096, 30)
+        if seconds > 0.8 * least:
+            break
+        best, least = threads, seconds
+    return best
+
+
+EMULATION = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
+
+
+def machine():
+    """The machine in words, for every figure of speed: CPU, instruction set, matrix rate, threads, torch."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, AttributeError), open("/proc/cpuinfo") as f:
+        name = re.search("model name\\s*: (.*)", f.read())[1]
+    x, seconds = torch.ones(1024, 1024), []
+    for _ in range(9):
+        start = time.perf_counter()
+        x @ x
+        seconds.append(time.perf_counter() - start)
+    emulated = " (emulated)" if any(v in os.environ for v in EMULATION) else ""
+    isa = torch.backends.cpu.get_cpu_capability()
+    return (f"{name}, {isa}{emulated}, {torch.get_num_threads()} threads, "
+            f"{2 * 1024 ** 3 / min(seconds) / 1e9:.0f} GFLOP/s in float32, torch {torch.__version__}")
+
+# ----------------------------------------------------------------------------------------
+# Files
+
 def write_json(path, value):
-    """Written beside and renamed: a crash leaves the old file or the new one, never half of one."""
-    with open(path + ".tmp", "w") as f:
+    with new_file(path) as f:
         json.dump(value, f, indent=1)
-    os.replace(path + ".tmp", path)
 
 
 def read_json(path):
@@ -148,159 +222,100 @@ def load_tensors(path, device):
         return torch.load(path, weights_only=True, map_location=device)
     except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        advice = "remove it to go on without" if path.endswith("state.pt") else "train it again"
-        raise UserError(f"{path} cannot be read ({reason}): {advice}") from None
-
-
-def pick_dtype(device):
-    """bfloat16 if a matrix product of a training step's shape is much faster in it, else float32.
-
-    Measured and not looked up: CPUs without bfloat16 instructions emulate it slowly. The best of many
-    runs is compared, and the margin is wide, so that the same machine decides the same way each time.
-    """
-    best = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        x = torch.ones(4096, 128, device=device, dtype=dtype)
-        w = torch.ones(128, 512, device=device, dtype=dtype)
-        times = []
-        for _ in range(30):
-            start = time.perf_counter()
-            (x @ w).sum().item()                   # item() waits for the device
-            times.append(time.perf_counter() - start)
-        best[dtype] = min(times)
-    return "bfloat16" if best[torch.float32] > 1.3 * best[torch.bfloat16] else "float32"
+        raise UserError(f"{path} cannot be read ({reason}): train it again") from None
 
 
 class Run:
+    """The folder of one run. A unit of work asks done(), then logs, then calls finish()."""
+
     def __init__(self, cfg, folder):
         self.cfg, self.folder, self.device = cfg, folder, cfg.device
+        self.dtype = getattr(torch, cfg.dtype)                               # of all that trains
+        self.unit, self.started, self.bar = None, None, None                 # of the unit in progress
         started = os.path.exists(self.path("progress.json"))
-        self.progress = read_json(self.path("progress.json")) if started else {}
-        self.state = None                          # the checkpoint of a unit that was interrupted
-        if os.path.exists(self.path("state.pt")):
-            state = load_tensors(self.path("state.pt"), self.device)
-            self.state = state if state["unit"] not in self.progress else None
-        self.cut_metrics()
-        self.started = time.time()                 # of the unit in progress
+        self.seconds_of = read_json(self.path("progress.json")) if started else {}
 
     def path(self, name):
         return os.path.join(self.folder, name)
 
-    def remove(self, name):
-        if os.path.exists(self.path(name)):
-            os.remove(self.path(name))
+    def done(self, unit, model=None, file=None):
+        """Is this unit done: is its last file there? Then its weights are loaded. Else it begins anew."""
+        self.unit, self.started = unit, time.time()
+        if os.path.exists(self.path(file or unit + ".pt")):
+            if model is not None:
+                model.load_state_dict(load_tensors(self.path(unit + ".pt"), self.device)["weights"])
+            return True
+        if rank() == 0 and os.path.exists(self.path(f"metrics-{unit}.jsonl")):
+            os.remove(self.path(f"metrics-{unit}.jsonl"))
+        return False
 
-    def autocast(self):
-        if self.cfg.dtype == "float32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device, dtype=torch.bfloat16)
+    def steps(self, unit, model, count):
+        """The numbers of the steps of a training loop, with a progress bar."""
+        model.train()
+        self.bar = tqdm(range(count), desc=unit, mininterval=2.0, disable=rank() > 0)
+        yield from self.bar
+        self.bar = None
 
-    @first_only
     def log(self, unit, **values):
-        """One dense line in metrics.jsonl. Six digits are enough and read well."""
+        """One dense line in the unit's metrics file. Six digits are enough and read well."""
         short = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()}
-        with open(self.path("metrics.jsonl"), "a") as f:
-            f.write(json.dumps({"unit": unit, **short}) + "\n")
-
-    def metrics_bytes(self):
-        return os.path.getsize(self.path("metrics.jsonl"))
-
-    @first_only
-    def cut_metrics(self):
-        """Back to the checkpoint that the run goes on from, or else to the end of the last finished unit."""
-        finished = max([p["metrics_bytes"] for p in self.progress.values()], default=0)
-        with open(self.path("metrics.jsonl"), "ab") as f:
-            f.truncate(self.state["metrics_bytes"] if self.state else finished)
-
-    @first_only
-    def save(self, name, value):
-        torch.save(value, self.path(name) + ".tmp")
-        os.replace(self.path(name) + ".tmp", self.path(name))
-
-    # A unit begins, trains, finishes ------------------------------------------------------
-
-    def load_if_done(self, unit, model=None):
-        """Is this unit done? If so, its weights are loaded into the model. Else its clock starts."""
-        self.started = time.time()
-        if unit not in self.progress:
-            return False
-        if model is not None:
-            saved = load_tensors(self.path(unit + ".pt"), self.device)
-            model.load_state_dict(saved["weights"])
-        return True
+        if self.bar is not None:
+            self.bar.set_postfix({k: f"{v:.3g}" for k, v in list(short.items())[1:5]}, refresh=False)
+        if rank() == 0:
+            with open(self.path(f"metrics-{unit}.jsonl"), "a") as f:
+                f.write(json.dumps(short) + "\n")
 
     def finish(self, unit, model=None):
+        """The unit is done: keep its seconds, and its weights if it has a model."""
+        self.seconds_of[unit] = time.time() - self.started
+        write_json(self.path("progress.json"), self.seconds_of)
         if model is not None:
             cfg = model.cfg if hasattr(model, "cfg") else model.gpt.cfg
-            self.save(unit + ".pt", {"config": asdict(cfg), "weights": model.state_dict()})
-        before = self.state["seconds"] if self.state and self.state["unit"] == unit else 0.0
-        self.progress[unit] = {"metrics_bytes": self.metrics_bytes(),
-                               "seconds": before + time.time() - self.started}
-        write_json(self.path("progress.json"), self.progress)
-        self.state = None
+            with new_file(self.path(unit + ".pt"), "wb") as f:
+                torch.save({"config": dataclasses.asdict(cfg), "weights": model.state_dict()}, f)
+        self.unit = None
         wait()                                     # now the others may read what the first process wrote
 
-    @first_only                                    # the others then find it done: see open_run
-    def forget(self, units):
-        """Repeat these units. All files are first copied to a folder old-<number>: nothing is lost."""
+    def seconds(self):
+        """Wall-clock seconds by stage."""
+        of = lambda units: sum(self.seconds_of.get(unit, 0.0) for unit in units)
+        sums = {stage: of(units) for stage, units in UNITS.items()}
+        return {name: round(s, 1) for name, s in {**sums, "total": sum(sums.values())}.items()}
+
+    def autocast(self):
+        """A context that sets the precision of training."""
+        half = self.dtype == torch.bfloat16
+        return torch.autocast(self.device, self.dtype) if half else contextlib.nullcontext()
+
+    def sampling(self):
+        """The same for sampling: on a CPU float32 is as fast, and its rounding tips few samples over."""
+        return self.autocast() if self.device == "cuda" else contextlib.nullcontext()
+
+    def repeat(self, stage):
+        """Move what this stage and later ones wrote to a folder old-<number>, so that they are done again."""
         number = 1
         while os.path.exists(self.path(f"old-{number}")):
             number += 1
         os.makedirs(self.path(f"old-{number}"))
-        for name in os.listdir(self.folder):       # copies: earlier units' checkpoints are still needed here
-            if os.path.isfile(self.path(name)):
-                shutil.copy2(self.path(name), self.path(f"old-{number}/{name}"))
-        for unit in units:
-            self.progress.pop(unit, None)
-        if self.state and self.state["unit"] in units:
-            self.state = None
-        # First the checkpoint: without its unit in progress.json it would count as that of an interrupted
-        # one. Last the results that no longer belong to what stands here.
-        stale = ["results.json", "per_item.npz", "votes.png", "subsets.png", "rl.png"]
-        stale += [unit + ".pt" for unit in units] + (["tokenizer.tiktoken"] if "base" in units else [])
-        if self.state is None:
-            self.remove("state.pt")
-        write_json(self.path("progress.json"), self.progress)
-        for name in stale:
-            self.remove(name)
-        self.cut_metrics()
-
-    def seconds(self):
-        """Wall-clock seconds by stage."""
-        of = lambda units: sum(self.progress[unit]["seconds"] for unit in units if unit in self.progress)
-        sums = {stage: of(units) for stage, units in UNITS.items()}
-        return {name: round(s, 1) for name, s in {**sums, "total": sum(sums.values())}.items()}
-
-    def train(self, unit, model, opt, steps, step_fn):
-        """Call step_fn(i) for i in 0..steps-1, log what it returns, save as it goes, go on where it was."""
-        first, before = 0, 0.0
-        if self.state and self.state["unit"] == unit:
-            first, before = self.state["step"], self.state["seconds"]
-            model.load_state_dict(self.state["model"])
-            opt.load_state_dict(self.state["opt"])
-        model.train()
-        bar = tqdm(range(first, steps), initial=first, total=steps, desc=unit, mininterval=2.0,
-                   disable=rank() > 0)
-        for i in bar:
-            metrics = step_fn(i)
-            if not math.isfinite(metrics["loss"]):
-                raise UserError(f"{unit}, step {i}: the loss is not finite, start again with a lower rate")
-            self.log(unit, step=i, **metrics)
-            bar.set_postfix({k: f"{v:.3g}" for k, v in list(metrics.items())[:4]}, refresh=False)
-            if (i + 1) % self.cfg.save_every == 0:
-                self.save("state.pt", {"unit": unit, "step": i + 1, "model": model.state_dict(),
-                                       "opt": opt.state_dict(), "metrics_bytes": self.metrics_bytes(),
-                                       "seconds": before + time.time() - self.started})
-        self.finish(unit, model)
+        for name in ("config.json", "progress.json"):
+            if os.path.exists(self.path(name)):
+                shutil.copy2(self.path(name), self.path(f"old-{number}"))
+        # The last file first: whenever this is interrupted, what is left is the beginning of the run.
+        for later in list(UNITS)[:list(UNITS).index(stage):-1] + [stage]:
+            patterns = FILES[later] + [f"metrics-{unit}.jsonl" for unit in UNITS[later]]
+            for pattern in patterns[::-1]:
+                for path in glob.glob(self.path(pattern)):
+                    shutil.move(path, self.path(f"old-{number}"))
 
 
-def open_run(cfg, forget):
-    """The run of this config; the units in `forget` will be repeated. The first process goes first."""
+def open_run(cfg, repeat):
+    """The run of this config; stage `repeat` and later ones, if it is not None, will be repeated. The first
+    process goes first."""
     if rank() > 0:
         wait()
     run = Run(cfg, cfg.out)
-    if forget:
-        run.forget(forget)
     if rank() == 0:
+        if repeat:
+            run.repeat(repeat)
         wait()
     return run

@@ -7,7 +7,7 @@ nanoGRM: a small GPT learns to be a judge, from nothing (SPCT, arXiv 2504.02495)
     1 pretrain   general text and judgements by annotators of mixed skill        -> base.pt
     2 rft        rejective fine-tuning: keep the base model's right judgements   -> rft.pt
     3 rl         rule-based RL: reward +1 or -1, KL to the RFT model             -> rl.pt
-    4 metarm     a Meta RM for the RFT and the RL policy: what is right?           -> meta-rft.pt, meta-rl.pt
+    4 metarm     a Meta RM for the RFT and the RL policy: what is right?         -> meta-rft.pt, meta-rl.pt
     5 eval       votes of every stage, guided ones too, on the test split        -> results.json, figures
 
 Simplifications against the paper, and why: all models are of one size and from scratch (a laptop has to
@@ -19,7 +19,6 @@ leaves open (clip, KL estimator, loss normalisation, zero variance) is chosen an
 import copy
 import os
 import random
-import sys
 from dataclasses import asdict, dataclass, fields
 
 import numpy as np
@@ -30,62 +29,72 @@ from tqdm import tqdm
 import metarm
 import report
 from data import UserError, command
-from data.annotators import corpus, document, general_text, pack, written
+from data.annotators import annotate, corpus, corpus_texts, encode_document, general_text, pack
+from data.judgement import correct, read_judgements, vote, write_judgements
 from data.tokenizer import HINT, PAD, Tokenizer, train_bpe
 from data.world import make_items, seed_of
-from model import GPT, SIZES, GPTConfig, Optimizer, pad_rows, token_logits, token_logp, trapezoid
-from parallel import add_up_numbers, join, rank, share, start_processes, stop_processes
-from run import UNITS, check_values, earlier_config, open_run, parse_flags, pick_dtype, write_json
-from sample import correct, judge, read_judgements, write_judgements
+from model import GPT, GPTConfig, Optimizer, pad_rows, token_logits, token_logp, trapezoid
+from parallel import join, rank, share, start_processes, stop_processes
+from run import (
+    check_values,
+    earlier_config,
+    machine,
+    open_run,
+    parse_flags,
+    pick_device,
+    pick_dtype,
+    pick_threads,
+    write_json,
+)
+from sample import judge
 
 # ----------------------------------------------------------------------------------------
-# Config: every field is a flag, --field value
+# Config: every field is a flag, --field value, and its comment is the flag's help
 
 @dataclass
 class Config:
     # run
     preset: str = "cpu"            # smoke, cpu or gpu; by default whatever the device is
-    seed: int = 0
+    seed: int = 0                  # of everything: the world's items, weights, samples
     out: str = ""                  # run folder; by default runs/<preset>-seed<seed>
     device: str = "auto"           # cuda if there is one, else cpu; mps only if you ask for it
     dtype: str = "auto"            # float32 or bfloat16 for training; auto measures which one is faster
-    threads: int = 2               # CPU threads; another number rounds differently
-    save_every: int = 25           # steps between two checkpoints
+    threads: int = 0               # CPU threads, 0: as many as pay; another number rounds differently
     # model
-    n_layer: int = 4
-    n_head: int = 4
-    n_kv_head: int = 1
-    n_embd: int = 128
+    n_layer: int = 4               # blocks
+    n_head: int = 4                # query heads
+    n_kv_head: int = 1             # key/value heads
+    n_embd: int = 128              # channels
     block_size: int = 320          # context in tokens
-    vocab_size: int = 704
+    vocab_size: int = 704          # marks, bytes, merges
     # pre-training
-    pretrain_tokens: int = 6_500_000
+    pretrain_tokens: int = 6_500_000  # length of the corpus
     pretrain_rows: int = 9         # rows of block_size tokens a step; small steps learn to check sooner
-    pretrain_lr: float = 6e-3
-    # preference data: RFT and RL use the same points
-    points: int = 3000
+    pretrain_lr: float = 6e-3      # peak learning rate
+    # preference data
+    points: int = 3000             # training points: RFT and RL use the same
     noise: float = 0.0             # share of wrong preference labels
     # rejective fine-tuning
     n_rft: int = 3                 # samples a point
     hinted: int = 1                # more samples a point, with the best response named
     rft_general: float = 0.5       # share of general text among the examples
     rft_rows: int = 8              # rows of block_size tokens a step
-    rft_epochs: int = 2
-    rft_lr: float = 1e-3
+    rft_epochs: int = 2            # times that each example is seen
+    rft_lr: float = 1e-3           # peak learning rate
     # RL
-    rl_steps: int = 36
+    rl_steps: int = 36             # rollouts
     rl_points: int = 32            # points a step
     group: int = 8                 # G: samples a point
     rl_updates: int = 1            # updates a rollout
-    rl_lr: float = 6e-4            # peak: 20 steps of warm-up, down over the last 30%
+    rl_lr: float = 6e-4            # peak learning rate: 20 steps of warm-up, down over the last 30%
     beta: float = 0.15             # KL coefficient
-    clip: float = 0.2
+    clip: float = 0.2              # of the ratio, from the second update of a rollout on
     # Meta RM
     meta_items: int = 4500         # fresh training points, judged meta_samples times by the guided policy
-    meta_samples: int = 4
+    meta_samples: int = 4          # samples of each of them
     temperature: float = 1.0       # of these samples and of the votes: a Meta RM learns on what it will judge
     meta_old: int = 500            # points whose RFT samples are used too
-    meta_lr: float = 1e-3
+    meta_lr: float = 1e-3          # peak learning rate
     # evaluation
     eval_split: str = "test"       # val while you tune
     eval_items: int = 500          # items of that split with n >= 2
@@ -97,7 +106,7 @@ PRESETS = {
                   rft_general=0.8, rft_rows=2, rl_steps=3, rl_points=4, group=4, meta_items=12,
                   eval_items=16, val_items=8, k=4),
     "cpu": {},
-    "gpu": dict(**SIZES["M"], pretrain_tokens=40_000_000, pretrain_rows=52, points=8000,
+    "gpu": dict(n_layer=7, n_head=6, n_embd=192, pretrain_tokens=40_000_000, pretrain_rows=52, points=8000,
                 rl_steps=150, rl_points=64, meta_items=8000, eval_items=2000, val_items=500),
 }
 
@@ -108,42 +117,35 @@ FIRST_FIELD = {"pretrain": "n_layer", "rft": "points", "rl": "rl_steps", "metarm
 # ----------------------------------------------------------------------------------------
 # 1. Pre-training
 #
-# `run` (run.py) is the run folder. run.load_if_done(unit, model): is this unit of work done? Then its weights
-# are loaded. run.train(unit, model, opt, steps, step) calls step(i) for each i, logs what it returns and
-# saves; after an interruption it goes on from the last checkpoint.
+# `run` (run.py) is the run folder: run.done(unit, model) loads the weights of a unit of work that is done,
+# run.steps(...) counts the steps behind a progress bar, run.log(...) writes a line of metrics,
+# run.finish(unit, model) keeps the weights.
 
 def train_lm(run, unit, model, ids, mask, lr, batch, epochs=1):
     """Next-token training on packed rows, for pre-training and RFT. ids, mask: (rows, T)."""
-    opt = Optimizer(model, lr)
+    opt = Optimizer(model, lr, run.dtype)
     shuffle = lambda epoch: np.random.default_rng(seed_of(run.cfg.seed, unit, epoch)).permutation(len(ids))
     order = np.concatenate([shuffle(epoch) for epoch in range(epochs)])
     steps = len(order) // batch
     if steps == 0:                                 # a run as short as the smoke preset may find nothing right
         print(f"{unit}: {len(ids)} rows are too few for one step of {batch}, the model stays as it is")
-
-    def step(i):
-        rows = order[i * batch:(i + 1) * batch]
-        total = int(mask[rows, 1:].sum())          # real tokens, not padding
+    for step in run.steps(unit, model, steps):
+        rows = order[step * batch:(step + 1) * batch]
+        tokens = int(mask[rows, 1:].sum())         # that are learned: no padding, nothing that is given
         rows = share(rows)                         # all of them, but if there are several processes
         x = torch.from_numpy(ids[rows].astype(np.int64)).to(run.device)              # (B, T)
         m = torch.from_numpy(mask[rows]).to(run.device)                              # (B, T)
         with run.autocast():
-            logp = token_logp(model, x, m)                                           # (N,)
-        loss = -logp.sum() / total
+            loss = -token_logp(model, x, m).sum() / tokens
         loss.backward()
-        scale = trapezoid(i, steps)
-        grad_norm = opt.step(scale)
-        loss = add_up_numbers({"loss": loss.item()})
-        return {**loss, "tokens": total, "lr": lr * scale, "grad_norm": grad_norm}
-
-    run.train(unit, model, opt, steps, step)
+        run.log(unit, step=step, **opt.step(trapezoid(step, steps), loss=loss), tokens=tokens)
+    run.finish(unit, model)
 
 
-def pretrain(run, tok, document=document):
-    cfg = run.cfg
-    model = new_model(run, tok)
-    if not run.load_if_done("base", model):
-        ids, mask = corpus(tok, cfg.seed, cfg.pretrain_tokens, cfg.block_size, document)
+def pretrain(run, tok, annotate=annotate):
+    cfg, model = run.cfg, new_model(run, tok)
+    if not run.done("base", model):
+        ids, mask = corpus(tok, cfg.seed, cfg.pretrain_tokens, cfg.block_size, annotate)
         train_lm(run, "base", model, ids, mask, cfg.pretrain_lr, cfg.pretrain_rows)
     return model
 
@@ -158,14 +160,21 @@ def too_easy(samples, item):
     return all(right(j, item) for j in samples)
 
 
-def reject(samples, item):
-    """RFT's rules for a point's non-hinted samples: drop the wrong; drop all if all are right (too easy)."""
+def keep(samples, item):
+    """RFT's rules for a point's non-hinted samples: keep the right ones; none if all are right (too easy)."""
     return [] if too_easy(samples, item) else [j for j in samples if right(j, item)]
 
 
-def reject_hinted(samples, item):
-    """Hinted samples are dropped only when they are wrong."""
+def keep_hinted(samples, item):
+    """Hinted samples are rejected only when they are wrong."""
     return [j for j in samples if right(j, item)]
+
+
+def keep_all(points, samples, hinted):
+    """The judgements that survive the rules. samples, hinted: lists of judgements, one list a point."""
+    by_id = {p.id: p for p in points}
+    kept = [j for s in samples for j in keep(s, by_id[s[0].item])]
+    return kept + [j for s in hinted for j in keep_hinted(s, by_id[s[0].item])]
 
 
 def forget_hint(prompt):
@@ -179,27 +188,23 @@ def rft_samples(run, tok, base, points):
     Hinted points have n >= 2: naming the best of one response says nothing.
     """
     cfg, several = run.cfg, [p for p in points if p.n > 1]
-    if run.load_if_done("rft-samples"):
-        return [read_judgements(run.path(f"judgements-{name}.jsonl")) for name in ("rft", "hinted")]
-    samples = judge(base, tok, points, cfg.n_rft, cfg.seed, "rft", desc="rft: sampling")
+    files = [run.path(f"judgements-{name}.jsonl") for name in ("rft", "hinted")]
+    if run.done("rft-samples", file="judgements-hinted.jsonl"):
+        return [read_judgements(path) for path in files]
+    samples = judge(base, tok, points, cfg.n_rft, cfg.seed, "rft", autocast=run.sampling(),
+                    desc="rft: sampling")
     hinted = []
     if cfg.hinted:
-        hinted = judge(base, tok, several, cfg.hinted, cfg.seed, "hinted", hint=True, desc="rft: hinted")
+        hinted = judge(base, tok, several, cfg.hinted, cfg.seed, "hinted", hint=True, autocast=run.sampling(),
+                       desc="rft: hinted")
     run.log("rft-samples", points=len(points),
             too_easy=float(np.mean([too_easy(s, p) for s, p in zip(samples, points)])),
             hinted_right=float(np.mean([right(j, p) for s, p in zip(hinted, several) for j in s] or [0.0])),
             **report.judgement_stats(samples, points))
-    write_judgements(run.path("judgements-rft.jsonl"), sum(samples, []))
-    write_judgements(run.path("judgements-hinted.jsonl"), sum(hinted, []))
+    for path, judgements in zip(files, (samples, hinted)):
+        write_judgements(path, sum(judgements, []))
     run.finish("rft-samples")
     return samples, hinted
-
-
-def keep_right(points, samples, hinted):
-    """The judgements that survive the rules."""
-    by_id = {p.id: p for p in points}
-    kept = [j for s in samples for j in reject(s, by_id[s[0].item])]
-    return kept + [j for s in hinted for j in reject_hinted(s, by_id[s[0].item])]
 
 
 def rft_examples(cfg, tok, kept):
@@ -210,8 +215,8 @@ def rft_examples(cfg, tok, kept):
         prompt = forget_hint(j.prompt)
         examples.append((prompt + j.ids, [False] * len(prompt) + [True] * len(j.ids)))
     for i in range(int(len(kept) * cfg.rft_general / (1 - cfg.rft_general))):
-        ids = tok.encode(general_text(random.Random(seed_of(cfg.seed, "rft-general", i))))
-        examples.append((ids, written(ids)))
+        text = general_text(random.Random(seed_of(cfg.seed, "rft-general", i)))
+        examples.append(encode_document(tok, text))
     random.Random(seed_of(cfg.seed, "rft-mix")).shuffle(examples)
     return examples
 
@@ -219,10 +224,9 @@ def rft_examples(cfg, tok, kept):
 def rft(run, base, examples):
     """Fine-tune the base model on examples, (ids, mask) pairs."""
     cfg, model = run.cfg, copy.deepcopy(base)
-    if run.load_if_done("rft", model):
-        return model
-    ids, mask = pack(examples, cfg.block_size, seed_of(cfg.seed, "rft-pack"))
-    train_lm(run, "rft", model, ids, mask, cfg.rft_lr, cfg.rft_rows, cfg.rft_epochs)
+    if not run.done("rft", model):
+        ids, mask = pack(examples, cfg.block_size, seed_of(cfg.seed, "rft-pack"))
+        train_lm(run, "rft", model, ids, mask, cfg.rft_lr, cfg.rft_rows, cfg.rft_epochs)
     return model
 
 # ----------------------------------------------------------------------------------------
@@ -275,30 +279,26 @@ def not_too_easy(points, samples):
 def rl(run, tok, reference, points, samples, judge=judge):
     """GRPO from the RFT model, with a KL penalty to it."""
     cfg, policy = run.cfg, copy.deepcopy(reference)
-    if run.load_if_done("rl", policy):
+    if run.done("rl", policy):
         return policy
-    pool = not_too_easy(points, samples)
+    pool, opt = not_too_easy(points, samples), Optimizer(policy, cfg.rl_lr, run.dtype)
     if len(pool) < cfg.rl_points:
         raise UserError(f"only {len(pool)} points are left for RL: raise --points, or lower --rl_points")
-    opt = Optimizer(policy, cfg.rl_lr)
-
-    def step(i):
-        # rollout: G samples of each point, on one prompt (the best response's place is uniform already)
-        batch = [pool[j % len(pool)] for j in range(i * cfg.rl_points, (i + 1) * cfg.rl_points)]
-        groups = judge(policy, tok, batch, cfg.group, cfg.seed, f"rl-{i}", shuffle=False)
-        rewards = torch.tensor([[reward(j, p) for j in g] for g, p in zip(groups, batch)])     # (P, G)
-        adv = advantages(rewards).flatten().tolist()
-        flat = sum(groups, [])
-        metrics = update(run, policy, reference, opt, flat, adv, trapezoid(i, cfg.rl_steps, decay=0.3))
-        if i % 10 == 0:                            # something to read while it trains
-            p, j = batch[0], flat[0]
-            tqdm.write(f"\n[step {i}] reward {rewards[0, 0]:+.0f}, gold {p.gold}")
-            tqdm.write(tok.readable(j.tokens))
+    for step in run.steps("rl", policy, cfg.rl_steps):
+        # rollout: G samples of each of P points, on one prompt (the best response's place is uniform already)
+        batch = [pool[i % len(pool)] for i in range(step * cfg.rl_points, (step + 1) * cfg.rl_points)]
+        groups = judge(policy, tok, batch, cfg.group, cfg.seed, f"rl-{step}", shuffle=False,
+                       autocast=run.sampling())
+        rewards = torch.tensor([[reward(j, p) for j in g] for g, p in zip(groups, batch)])   # (P, G)
+        metrics = update(run, policy, reference, opt, sum(groups, []), advantages(rewards).flatten().tolist(),
+                         trapezoid(step, cfg.rl_steps, decay=0.3))
         silent = (rewards.std(dim=1) == 0).float().mean()
-        return {"loss": metrics.pop("loss"), "reward": float(rewards.mean()), "silent_groups": float(silent),
-                **metrics, **report.judgement_stats(groups, batch)}
-
-    run.train("rl", policy, opt, cfg.rl_steps, step)
+        run.log("rl", step=step, loss=metrics.pop("loss"), reward=float(rewards.mean()),
+                silent_groups=float(silent), **metrics, **report.judgement_stats(groups, batch))
+        if step % 10 == 0:                         # something to read while it trains
+            tqdm.write(f"\n[step {step}] reward {rewards[0, 0]:+.0f}, gold {batch[0].gold}")
+            tqdm.write(tok.readable(groups[0][0].tokens))
+    run.finish("rl", policy)
     return policy
 
 
@@ -306,9 +306,10 @@ def update(run, policy, reference, opt, judgements, adv, scale):
     """One rollout's updates. judgements: B of them, those of all processes; adv: B numbers -> metrics of the
     last update."""
     cfg = run.cfg
-    total = sum(len(j.ids) for j in judgements)
+    tokens = sum(len(j.ids) for j in judgements)
+    # micro-batches of judgements of like length, so that there is little padding
     order = share(sorted(range(len(judgements)), key=lambda i: len(judgements[i].tokens)))
-    micro = [order[i:i + 64] for i in range(0, len(order), 64)]              # like lengths: little padding
+    micro = [order[i:i + 64] for i in range(0, len(order), 64)]
     old, ref = [None] * len(micro), [None] * len(micro)
     for u in range(cfg.rl_updates):
         sums = {"loss": 0.0, "kl": 0.0, "entropy": 0.0, "clipped": 0.0}
@@ -329,13 +330,14 @@ def update(run, policy, reference, opt, judgements, adv, scale):
                         old[m], ref[m] = logp.detach(), token_logp(reference, ids, mask.bool())
             # Each token of the batch weighs the same: the sum over all tokens by their number. A mean per
             # sample would make the tokens of long judgements weigh less, and so reward length when wrong.
-            loss = (policy_loss(logp, old[m], a, cfg.clip) + cfg.beta * kl_k2(logp, ref[m])).sum() / total
+            loss = (policy_loss(logp, old[m], a, cfg.clip) + cfg.beta * kl_k2(logp, ref[m])).sum() / tokens
             loss.backward()
+            clipped = ((logp.detach() - old[m]).exp() - 1).abs() > cfg.clip                    # (N,)
+            kl = kl_k3(logp.detach(), ref[m])                                                  # (N,)
             sums["loss"] += loss.item()
-            sums["kl"] += float(kl_k3(logp.detach(), ref[m]).sum()) / total
-            sums["entropy"] += float(entropy.sum()) / total
-            sums["clipped"] += float(((logp.detach() - old[m]).exp() - 1).abs().gt(cfg.clip).sum()) / total
-        metrics = {**add_up_numbers(sums), "grad_norm": opt.step(scale)}
+            for name, values in (("kl", kl), ("entropy", entropy), ("clipped", clipped)):
+                sums[name] += float(values.sum()) / tokens
+        metrics = opt.step(scale, **sums)
     return metrics
 
 # ----------------------------------------------------------------------------------------
@@ -349,10 +351,11 @@ def meta_rm(run, tok, name, policy, samples, points, start=None):
     """
     cfg, unit = run.cfg, f"meta-{name}"
     model = metarm.from_policy(policy) if start is None else copy.deepcopy(start)
-    if run.load_if_done(unit, model):
+    if run.done(unit, model):
         return model
     fresh = make_items(cfg.seed, "train", cfg.meta_items, start=cfg.points, noise=cfg.noise)
-    more = judge(policy, tok, fresh, cfg.meta_samples, cfg.seed, unit, cfg.temperature, desc=f"{unit} data")
+    more = judge(policy, tok, fresh, cfg.meta_samples, cfg.seed, unit, cfg.temperature,
+                 autocast=run.sampling(), desc=f"{unit} data")
     old = samples[:cfg.meta_old]
     examples = [(j.tokens, right(j, p)) for s, p in zip(old + more, points[:len(old)] + fresh) for j in s]
     metarm.train(run, unit, model, examples)
@@ -374,23 +377,43 @@ def eval_parts(cfg, guided):
     return parts
 
 
-def evaluate(run, tok, name, policy, meta=None):
+def judge_parts(run, tok, name, policy, meta=None):
     """Judge all parts with one policy, and score what its Meta RM guides -> {part: (items, judgements)}.
     Everything is kept in judgements-<name>-<part>.jsonl."""
     cfg, parts = run.cfg, eval_parts(run.cfg, meta is not None)
-    path = lambda part: run.path(f"judgements-{name}-{part}.jsonl")
-    if not run.load_if_done(f"eval-{name}"):
+    path = lambda part: f"judgements-{name}-{part}.jsonl"
+    if not run.done(f"eval-{name}", file=path(list(parts)[-1])):
         for part, (items, k, temperature) in parts.items():
             # no stage in the seeds: all stages see the same orders and draw with the same random numbers
             judged = judge(policy, tok, items, k, cfg.seed, f"eval-{part}", temperature,
-                           shuffle=temperature > 0, desc=f"{name}: {part}")
+                           shuffle=temperature > 0, autocast=run.sampling(), desc=f"{name}: {part}")
             if meta is not None and part in ("votes", "val"):
-                metarm.score(run, meta, sum(judged, []))
-            write_judgements(path(part), sum(judged, []))
-            if part == "votes":
-                run.log(f"eval-{name}", **report.judgement_stats(judged, items))
+                metarm.score(meta, sum(judged, []), run.autocast())
+            write_judgements(run.path(path(part)), sum(judged, []))
         run.finish(f"eval-{name}")
-    return {part: (items, read_judgements(path(part))) for part, (items, _, _) in parts.items()}
+    return {part: (items, read_judgements(run.path(path(part)))) for part, (items, _, _) in parts.items()}
+
+
+def answers(cfg, parts):
+    """What each way to judge says of the items of the vote, from one policy's judgements (as of judge_parts)
+    -> {way: for each item a list of answers, each n scores or None}, {k: the k_meta chosen for k samples}.
+
+    An item's accuracy is the mean over its answers: most ways give one, "one sample" k, a random subset 8.
+    """
+    (items, greedy), (_, samples), k_meta = parts["greedy"], parts["votes"], {}
+    ways = {"greedy": [[s[0].scores] for s in greedy], "one sample": [[j.scores for j in s] for s in samples]}
+    for k in [2 ** i for i in range(1, cfg.k.bit_length())]:
+        first = [s[:k] for s in samples]
+        ways[f"vote@{k}"] = [[vote([j.scores for j in s])] for s in first]
+        if "val" not in parts:                     # no Meta RM
+            continue
+        k_meta[k] = metarm.choose_k_meta(*parts["val"], k)         # of fewer samples, fewer are worth keeping
+        for kept, name in ((k_meta[k], f"@{k}"), (k // 2, f" half@{k}")):    # half is the paper's default
+            ways["guided" + name] = [[metarm.guided_vote(s, kept)] for s in first]
+            seed = lambda item, draw: seed_of(cfg.seed, "control", item.id, k, draw)
+            ways["random" + name] = [[metarm.random_vote(s, kept, seed(item, draw)) for draw in range(8)]
+                                     for s, item in zip(first, items)]
+    return ways, k_meta
 
 # ----------------------------------------------------------------------------------------
 # The main job
@@ -403,26 +426,19 @@ def new_model(run, tok):
 
 def make_tokenizer(run):
     """BPE trained on the first documents of the corpus, or the one that the run folder holds already."""
-    cfg, path = run.cfg, run.path("tokenizer.tiktoken")
+    path = run.path("tokenizer.tiktoken")
     if os.path.exists(path):
         return Tokenizer.load(path)
-    texts = (part for i in range(8000) for part in document(cfg.seed, i) if isinstance(part, str))
-    tok = Tokenizer(train_bpe(texts, cfg.vocab_size))
-    if rank() == 0:
-        tok.save(path)
+    tok = Tokenizer(train_bpe(corpus_texts(run.cfg.seed, 8000), run.cfg.vocab_size))
+    tok.save(path)
     return tok
 
 
 def make_config(argv):
     """Flags over preset over defaults, or with --resume over the folder's own config -> (Config, --stage)."""
-    if "--help" in argv:
-        print(__doc__, *(f"--{f.name} {f.default}" for f in fields(Config)), "--resume", "--stage", sep="\n")
-        sys.exit(0)
-    values, resume, stage = parse_flags(argv, {f.name: f.type for f in fields(Config)})
-    for name in ("device", "dtype"):
-        if values.get(name) == "auto":             # the default
-            del values[name]
-    device = values.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
+    values, resume, stage = parse_flags(argv, Config, __doc__)
+    values = {name: value for name, value in values.items() if value != "auto"}         # the default
+    device = pick_device(values.get("device", "auto"))
     preset = values.get("preset", "gpu" if device == "cuda" else "cpu")
     if preset not in PRESETS:
         raise UserError(f"--preset {preset}: expected one of {', '.join(PRESETS)}")
@@ -433,36 +449,46 @@ def make_config(argv):
     before = earlier_config(cfg.out, values, resume, free, names)
     if before:
         cfg = Config(**{**before, **values, "out": cfg.out})
+        pick_device(cfg.device)                    # is it still there?
     check_values(cfg)
     return cfg, stage
+
+
+def train_and_evaluate(run):
+    """The method, from nothing to the table."""
+    cfg, tok = run.cfg, make_tokenizer(run)
+    points = make_items(cfg.seed, "train", cfg.points, noise=cfg.noise)
+    base = pretrain(run, tok)
+    samples, hinted = rft_samples(run, tok, base, points)
+    tuned = rft(run, base, rft_examples(cfg, tok, keep_all(points, samples, hinted)))
+    policy = rl(run, tok, tuned, points, samples)
+    guides = {"rft": meta_rm(run, tok, "rft", tuned, samples, points)}
+    guides["rl"] = meta_rm(run, tok, "rl", policy, samples, points, start=guides["rft"])
+    policies = {"base": base, "rft": tuned, "rl": policy}
+    judged = {name: judge_parts(run, tok, name, model, guides.get(name)) for name, model in policies.items()}
+    if rank() == 0:
+        results = report.results(run, judged, {name: answers(cfg, parts) for name, parts in judged.items()})
+        report.figures(run.folder, results)
+        print(report.table(results))
 
 
 def main(argv):
     start_processes()
     cfg, stage = make_config(argv)
+    cfg.threads = cfg.threads or join([pick_threads()])[0]                   # the first process decides
     torch.set_num_threads(cfg.threads)
-    later = list(UNITS)[list(UNITS).index(stage):] if stage else []
-    run = open_run(cfg, forget=[unit for name in later for unit in UNITS[name]])
     if cfg.dtype == "auto":
-        cfg.dtype = join([pick_dtype(cfg.device)])[0]      # the first process decides
+        cfg.dtype = join([pick_dtype(cfg.device)])[0]
+    run = open_run(cfg, stage)
     write_json(run.path("config.json"), asdict(cfg))
     print("\n".join(f"{name:16s} {value}" for name, value in asdict(cfg).items()))
-
-    tok = make_tokenizer(run)
-    points = make_items(cfg.seed, "train", cfg.points, noise=cfg.noise)
-    base = pretrain(run, tok)
-    samples, hinted = rft_samples(run, tok, base, points)
-    tuned = rft(run, base, rft_examples(cfg, tok, keep_right(points, samples, hinted)))
-    policy = rl(run, tok, tuned, points, samples)
-    policies = {"base": base, "rft": tuned, "rl": policy}
-    guide = {"rft": meta_rm(run, tok, "rft", tuned, samples, points)}
-    guide["rl"] = meta_rm(run, tok, "rl", policy, samples, points, start=guide["rft"])
-    evaluated = {name: evaluate(run, tok, name, model, guide.get(name)) for name, model in policies.items()}
-    if rank() == 0:
-        final = report.results(run, evaluated)
-        write_json(run.path("results.json"), final)
-        report.figures(run.folder, final)
-        print(report.table(final))
+    print(f"{'machine':16s} {machine()}")
+    try:
+        train_and_evaluate(run)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"stopped in {run.unit}; --resume repeats it") from None
+    print(f'\nJudge with it: python sample.py --run {cfg.out} --query "what is 230+481?" '
+          '--response "it is 711" --response "it is 611"')
     stop_processes()
 
 

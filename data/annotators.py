@@ -14,14 +14,9 @@ Two properties matter for the method:
 - those who write principles mostly overlook the cue, so the common principles err for all queries with a cue:
   that raters do mind it has to be learned from preferences.
 
-A judgement, as it is written after the prompt (marks in angle brackets):
-    correct 4, polite 5, serious 1 <critique>
-    <r1> it is 711 kindly <checks> correct: 230+481=711 got 7 7 1 1 1 1, good polite: kindly, good
-      serious: none, good <total>10
-    <r2> it is 611 <checks> correct: 230+481=711 got 7 6, bad polite: none, bad
-      serious: none, good <total>1
-    <scores>10 1<end>
-Quoting first is what makes a tiny model able to check at all.
+A document is a list of (parts, learned) pairs: parts for Tokenizer.encode, and whether the model has to learn
+to write them or is only given them. Queries and responses are given: they were drawn at random, there is
+nothing to learn in them, but their noise would drown the few tokens that carry a skill.
 """
 
 import random
@@ -29,9 +24,20 @@ import random
 import numpy as np
 
 from data import UserError
-from data.tokenizer import CHECKS, CRITIQUE, END, PAD, PRINCIPLES, RESPONSE, SCORES, TOTAL, render_prompt
-from data.world import (CONTENT_CRITERIA, DOMAINS, RATERS, STYLE_CRITERIA, in_distribution,
-                        make_item, make_query, make_response, seed_of, split_of)
+from data.judgement import checks_text, judgement_parts, principles_text, render_prompt
+from data.tokenizer import CHECKS, CRITIQUE, END, PAD, RESPONSE, TOTAL
+from data.world import (
+    CONTENT_CRITERIA,
+    DOMAINS,
+    RATERS,
+    STYLE_CRITERIA,
+    in_distribution,
+    make_item,
+    make_query,
+    make_response,
+    seed_of,
+    split_of,
+)
 
 GENERAL = 0.45                                     # share of documents that are general text
 GENERAL_KINDS = {"quoting": 0.2, "adding": 0.2, "checking": 0.6}  # of general text
@@ -59,10 +65,6 @@ def rebalance(rng, weights, moves=0):
     return weights
 
 
-def listed(weights):
-    return " " + ", ".join(f"{name} {w}" for name, w in weights.items())
-
-
 def principles(rng, item, skill):
     """An annotator's criteria and weights for the item's query: {name: weight}, sum 10."""
     if skill == "sloppy":
@@ -84,58 +86,81 @@ def impression(rng, gold, truth):
     return " looks " + ("great" if total >= 8 else "fine" if total >= 5 else "poor"), total
 
 
-def checks(rng, weights, truth, skill, verdict=None):
+def check(rng, weights, truth, skill, verdict=None):
     """Every principle checked on one response -> (text, total). `verdict` is the outcome of all, if given."""
-    texts, total = [], 0
+    checks, total = [], 0
     for name, weight in weights.items():
         met, evidence = truth[name]
         slip = rng.random() < WRONG_CHECK[skill]
-        says = verdict if verdict is not None else met != slip
-        total += weight * says
-        shown = "" if skill == "average" else f" {evidence},"
-        texts.append(f" {name}:{shown} {'good' if says else 'bad'}")
-    return "".join(texts), max(1, total)
+        good = verdict if verdict is not None else met != slip
+        total += weight * good
+        checks.append((name, None if skill == "average" else evidence, good))
+    return checks_text(checks), max(1, total)
 
 
 def annotate(rng, item, skill, hint=None):
-    """One judgement of the item, as parts, from the first principle to <end>."""
-    weights = principles(rng, item, skill)
-    parts, totals = [listed(weights), CRITIQUE], []
+    """One judgement of the item -> (principles, critiques, scores), as in judgement_parts."""
+    weights, critiques = principles(rng, item, skill), []
     # Told which response is best, the average annotator takes a short cut: all good there, all bad elsewhere.
     short_cut = hint is not None and skill == "average"
-    for i, mark in enumerate(RESPONSE[:item.n]):
+    for i, response in enumerate(item.responses):
         if skill == "sloppy":
             text, total = impression(rng, item.gold[i], item.truth[i])
         else:
-            text, total = checks(rng, weights, item.truth[i], skill, i == hint if short_cut else None)
+            text, total = check(rng, weights, item.truth[i], skill, i == hint if short_cut else None)
         if hint is not None:                       # and all make sure that the scores agree with the hint
             total = max(total, 8) if i == hint else min(total, 7)
-        quote = [" " + item.responses[i]] if skill == "expert" else []
-        parts += [mark, *quote, CHECKS, text, TOTAL, str(total)]
-        totals.append(total)
-    return parts + [SCORES, " ".join(map(str, totals)), END]
+        critiques.append((response if skill == "expert" else None, text, total))
+    return weights, critiques, [total for _, _, total in critiques]
 
 # ----------------------------------------------------------------------------------------
 # General text: the bare skills, without any judging
 
+def exercise(opening, steps):
+    """One step for each of a few responses: something is given, an answer has to be written -> a document.
+
+    steps: (given parts, answer) pairs. To go on with the next response, or to end, is learned, too.
+    """
+    marks = RESPONSE[:len(steps)]
+    document = [([opening, marks[0]], False)]
+    for (given, answer), after in zip(steps, [*marks[1:], END]):
+        document += [(given, False), ([answer, after], True)]
+    return document
+
+
 def adding(rng):
-    """Weights, then verdicts on each of a few responses, and the sum of the weights of what was found good.
+    """Given weights and verdicts on each of a few responses: the sum of the weights of what was found good.
 
     Without such texts some seeds never learn to add: their totals do not depend on their checks.
     """
     names = rng.sample(CONTENT_CRITERIA + STYLE_CRITERIA, rng.choice([2, 3, 3, 4]))
-    weights = rebalance(rng, dict.fromkeys(names, 3), moves=6)
-    parts = [listed(weights)]
-    for mark in RESPONSE[:rng.choice([2, 3, 4])]:
+    weights, steps = rebalance(rng, dict.fromkeys(names, 3), moves=6), []
+    for _ in range(rng.choice([2, 3, 4])):
         truth = {name: (rng.random() < 0.5, None) for name in names}
-        text, total = checks(rng, weights, truth, "average")                 # without evidence
-        parts += [mark, text, TOTAL, str(total)]
-    return parts + [END]
+        text, total = check(rng, weights, truth, "average")                  # without evidence
+        steps.append(([text, TOTAL], str(total)))
+    return exercise(principles_text(weights), steps)
+
+
+def checking(rng, task, texts):
+    """Given a task and responses: checks of their content and of one point of style."""
+    steps = []
+    for text, truth, _ in texts:
+        names = [n for n in truth if n in CONTENT_CRITERIA] + [rng.choice(STYLE_CRITERIA)]
+        rng.shuffle(names)
+        checks, _ = check(rng, dict.fromkeys(names, 0), truth, "perfect")
+        steps.append(([" " + text, CHECKS], checks))
+    return exercise(" " + task, steps)
+
+
+def quoting(texts):
+    """Given a list of texts: the same list again."""
+    quotes = [part for mark, (text, _, _) in zip(RESPONSE, texts) for part in (mark, " " + text)]
+    return [(quotes + [CRITIQUE], False), (quotes + [END], True)]
 
 
 def general_text(rng):
-    """A short document that shows one skill, as parts: adding weights up, quoting a list of texts, or
-    checking their content and one point of style."""
+    """A short document that shows one skill."""
     kind = rng.choices(list(GENERAL_KINDS), GENERAL_KINDS.values())[0]
     if kind == "adding":
         return adding(rng)
@@ -145,19 +170,14 @@ def general_text(rng):
         if in_distribution(domain, "none", problem) and split_of(domain, "none", task) == "train":
             break
     texts = [make_response(rng, domain, problem, RATERS[domain]["none"]) for _ in range(rng.choice([2, 3]))]
-    if kind == "quoting":
-        quotes = [part for mark, (text, _, _) in zip(RESPONSE, texts) for part in (mark, " " + text)]
-        return quotes + [CRITIQUE] + quotes + [END]
-    parts = [" " + task]
-    for mark, (text, truth, _) in zip(RESPONSE, texts):
-        names = [n for n in truth if n in CONTENT_CRITERIA] + [rng.choice(STYLE_CRITERIA)]
-        rng.shuffle(names)
-        parts += [mark, " " + text, CHECKS, checks(rng, dict.fromkeys(names, 0), truth, "perfect")[0]]
-    return parts + [END]
+    return quoting(texts) if kind == "quoting" else checking(rng, task, texts)
 
+# ----------------------------------------------------------------------------------------
+# The corpus
 
-def document(seed, index):
-    """Document number `index` of the pre-training corpus, as parts: a function of its arguments alone."""
+def document(seed, index, annotate=annotate):
+    """Document number `index` of the corpus: a function of its arguments alone. (Studies have annotators of
+    their own.)"""
     rng = random.Random(seed_of(seed, "document", index))
     if rng.random() < GENERAL:
         return general_text(rng)
@@ -165,33 +185,30 @@ def document(seed, index):
     hint = item.best if item.n > 1 and rng.random() < HINTED else None
     skills = SKILLS if hint is None else {"average": 0.5, "expert": 0.5}
     skill = rng.choices(list(skills), skills.values())[0]
-    return render_prompt(item.query, item.responses, hint) + annotate(rng, item, skill, hint)
+    judgement = judgement_parts(*annotate(rng, item, skill, hint))
+    return [(render_prompt(item.query, item.responses, hint), False), (judgement, True)]
 
-# ----------------------------------------------------------------------------------------
-# Rows of tokens
 
-def written(ids):
-    """Mask of a document: True on what a judge writes, False on what it is given (queries and responses;
-    weights and verdicts where it is to add up).
+def corpus_texts(seed, count):
+    """The texts of the first documents, for the tokenizer to learn from."""
+    return [part for i in range(count) for parts, _ in document(seed, i) for part in parts
+            if isinstance(part, str)]
 
-    What is given was drawn at random: there is nothing to learn in it, but its noise would drown the few
-    tokens that carry a skill.
-    """
-    mask, judging, learn = [], False, False
-    for token in ids:
-        mask.append(learn)
-        judging = judging or token in (PRINCIPLES, CRITIQUE)                 # from here on all is written
-        if token in (CHECKS, TOTAL, *RESPONSE):    # in general text, checks or a total follow each response
-            learn = token in (CHECKS, TOTAL)
-        learn = learn or judging
-    return mask
+
+def encode_document(tok, document):
+    """-> ids, mask: two lists, the mask True on the tokens that are to be learned."""
+    ids, mask = [], []
+    for parts, learned in document:
+        new = tok.encode(parts)
+        ids, mask = ids + new, mask + [learned] * len(new)
+    return ids, mask
 
 
 def pack(documents, T, seed):
     """Whole documents into rows of up to T tokens -> (ids, mask), each (rows, T).
 
-    documents: (ids, mask) pairs, mask True on the tokens to be learned. Each goes into the first of the
-    last few rows that has room. The rest of a row is PAD and not learned, END is.
+    documents: (ids, mask) pairs, as of encode_document. Each goes into the first of the last few rows that
+    has room. The rest of a row is PAD and not learned, END is.
     """
     rows, used = [], []                            # the documents of each row, and its number of tokens
     for document in documents:
@@ -217,11 +234,10 @@ def pack(documents, T, seed):
     return ids, mask
 
 
-def corpus(tok, seed, tokens, T, document=document):
-    """Documents 0, 1, 2, ... until they hold `tokens` tokens, packed. Studies have documents of their own."""
-    documents, count, index = [], 0, 0
+def corpus(tok, seed, tokens, T, annotate=annotate):
+    """Documents 0, 1, 2, ... until they hold `tokens` tokens, packed -> (ids, mask), each (rows, T)."""
+    documents, count = [], 0
     while count < tokens:
-        ids = tok.encode(document(seed, index))
-        documents.append((ids, written(ids)))
-        count, index = count + len(ids), index + 1
+        documents.append(encode_document(tok, document(seed, len(documents), annotate)))
+        count += len(documents[-1][0])
     return pack(documents, T, seed_of(seed, "pack"))

@@ -14,15 +14,13 @@ Needed on import: prompt, chosen, rejected; id, subset and split are read if the
 other tools. `*_model` names the criteria that the response misses ("clean" if none).
 """
 
-import argparse
 import json
-import os
 import random
 import re
 
-from data import UserError, check_new, command
+from data import Parser, UserError, check_new, command
 from data.world import Item, make_item, seed_of
-
+from parallel import new_file
 
 # ----------------------------------------------------------------------------------------
 # Export
@@ -51,12 +49,11 @@ def best_of_n_row(item):
 def export(path, split, count, seed, format):
     """Write `count` items of a split, pairs (n = 2) or best-of-n (n = 2..4)."""
     pairs = format == "pairs"
-    with open(path + ".tmp", "w") as f:
+    with new_file(path) as f:
         for i in range(count):
             item = make_item(seed, split, i, least=2, most=2 if pairs else 4)
             row = pair_row(item, 1 - item.best) if pairs else best_of_n_row(item)
             f.write(json.dumps(row) + "\n")
-    os.replace(path + ".tmp", path)
 
 # ----------------------------------------------------------------------------------------
 # Import
@@ -133,7 +130,7 @@ def load_or_fail(path):
 
 
 def main(argv):
-    parser = argparse.ArgumentParser(prog="python -m data.preferences", description="Export or check files.")
+    parser = Parser(__doc__, prog="python -m data.preferences")
     parser.add_argument("action", choices=["export", "check"])
     parser.add_argument("file")
     parser.add_argument("--split", choices=["train", "val", "test", "ood"], default="test")

@@ -1,10 +1,10 @@
 """
-Tokenizer: byte-level BPE trained by the short loop below, saved in tiktoken's file format and
+The tokenizer: byte-level BPE trained by the short loop below, saved in tiktoken's file format and
 run by `tiktoken.Encoding` (which needs no network when it is built from ranks).
 
-Structure is made of special tokens ("marks"). They can only be written by our own templates:
-text from outside goes through `encode_ordinary`, which never yields a mark, so no response can
-forge a score, a marker or an end. Text is data, marks are structure.
+Structure is made of special tokens, called marks. Only our own code writes them: text from outside goes
+through `encode_ordinary`, which never yields a mark, so no response can forge a score or an end. Text is
+data, marks are structure.
 
 Digits are single tokens with or without a space before them. Each text but totals and scores is encoded
 with a leading space, so that a word at its start is the same token as elsewhere; most words of the toy
@@ -12,11 +12,12 @@ world are one token.
 """
 
 import base64
-import os
 import re
 from collections import Counter
 
 import tiktoken
+
+from parallel import new_file
 
 # The marks come first, so that their ids do not depend on the vocabulary's size.
 MARKS = ["<pad>", "<end>", "<query>", "<r1>", "<r2>", "<r3>", "<r4>", "<hint>",
@@ -79,25 +80,11 @@ class Tokenizer:
         return "".join(MARKS[i] if i < len(MARKS) else self.bpe.decode([i]) for i in ids if i != PAD)
 
     def save(self, path):
-        with open(path + ".tmp", "w") as f:        # tiktoken's format: base64 of the bytes, a space, the rank
+        with new_file(path) as f:                  # tiktoken's format: base64 of the bytes, a space, the rank
             f.writelines(f"{base64.b64encode(b).decode()} {rank}\n" for b, rank in self.ranks.items())
-        os.replace(path + ".tmp", path)
 
     @classmethod
     def load(cls, path):
         with open(path) as f:
             lines = (line.split() for line in f)
             return cls({base64.b64decode(token): int(rank) for token, rank in lines})
-
-
-def render_prompt(query, responses, hint=None):
-    """What the judge reads, as parts: the query, and the responses in the order given.
-
-    hint: the slot of the best response, for RFT's hinted sampling, which finds more right judgements of hard
-    points. The hint is a mark after that response: a tiny model does not learn to use "the best is response
-    j" at the end. The prompt ends with <principles>: what follows is the first principle.
-    """
-    parts = [QUERY, " " + query]
-    for slot, (mark, response) in enumerate(zip(RESPONSE, responses)):
-        parts += [mark, " " + response] + ([HINT] if slot == hint else [])
-    return parts + [PRINCIPLES]

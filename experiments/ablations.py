@@ -33,16 +33,18 @@ import sys
 import numpy as np
 
 import metarm
+import report
 import spct
 from data import command
+from data.judgement import correct, vote
 from data.tokenizer import QUERY
 from data.world import make_items, seed_of
 from experiments import study
 from experiments.baselines import grm, no_principles, rl_only
 from experiments.study import accuracy, difference, judged, number, right, trajectories
 from run import read_json, write_json
-from sample import correct, judge
-from spct import keep_right, rft_examples
+from sample import judge
+from spct import keep_all, rft_examples
 
 NAME = "ablations"
 
@@ -50,15 +52,15 @@ NAME = "ablations"
 # The data of RFT
 
 def default(base):
-    return rft_examples(base.cfg, base.tok, keep_right(base.points, base.samples, base.hinted))
+    return rft_examples(base.cfg, base.tok, keep_all(base.points, base.samples, base.hinted))
 
 
 def not_hinted(base):
-    return rft_examples(base.cfg, base.tok, keep_right(base.points, base.samples, []))
+    return rft_examples(base.cfg, base.tok, keep_all(base.points, base.samples, []))
 
 
 def hinted_only(base):
-    return rft_examples(base.cfg, base.tok, keep_right(base.points, [], base.hinted))
+    return rft_examples(base.cfg, base.tok, keep_all(base.points, [], base.hinted))
 
 
 def general_only(base):
@@ -73,7 +75,7 @@ def judgements_only(base):
 def at_random(base):
     """As many judgements as the rules keep, but drawn at random from those that parse: the rules' control."""
     parsed = [j for s in base.samples + base.hinted for j in s if j.scores is not None]
-    count = min(len(parsed), len(keep_right(base.points, base.samples, base.hinted)))
+    count = min(len(parsed), len(keep_all(base.points, base.samples, base.hinted)))
     chosen = random.Random(seed_of(base.seed, "at random")).sample(parsed, count)
     return rft_examples(base.cfg, base.tok, chosen)
 
@@ -123,8 +125,8 @@ GROUPS = (2, 4, 8, 16)
 
 
 def rl_steps(run):
-    with open(run.path("metrics.jsonl")) as f:
-        return [row for row in map(json.loads, f) if row["unit"] == "rl"]
+    with open(run.path("metrics-rl.jsonl")) as f:
+        return [json.loads(line) for line in f]
 
 
 def half_votes(base, run, policy, meta, most=None):
@@ -240,7 +242,7 @@ def stage_groups(base, name):
 
 def guided(base, groups, metas, k, k_meta):
     """(items,): is the guided vote of the first k samples right? metas: logits of each item's samples."""
-    votes = [metarm.guided_vote([j.scores for j in g[:k]], m[:k], k_meta) for g, m in zip(groups, metas)]
+    votes = [vote(metarm.keep_best([j.scores for j in g[:k]], m[:k], k_meta)) for g, m in zip(groups, metas)]
     return np.array([correct(v, item.gold) for v, item in zip(votes, base.parts["test"])], float)
 
 
@@ -288,11 +290,12 @@ def meta_arm(base, name):
     """A Meta RM for the RL policy -> its logits of each test item's judgements, None if they do not parse."""
     run, model = base.arm(f"meta {name}"), metarm.from_policy(base.policy("rl"))
     first = [g[:max(base.votes)] for g in stage_groups(base, "rl")]
-    if not run.load_if_done("logits"):
+    if not run.done("meta", model):
         rng = random.Random(seed_of(base.seed, "labels"))
-        if not run.load_if_done("meta", model):
-            metarm.train(run, "meta", model, META_DATA[name](*meta_examples(base), rng))
-        write_json(run.path("logits.json"), metarm.logits(run, model, [j.tokens for g in first for j in g]))
+        metarm.train(run, "meta", model, META_DATA[name](*meta_examples(base), rng))
+    if not run.done("logits", file="logits.json"):
+        rows = [j.tokens for g in first for j in g]
+        write_json(run.path("logits.json"), metarm.logits(model, rows, run.autocast()))
         run.finish("logits")
     logits = iter(read_json(run.path("logits.json")))
     return [[logit if j.scores else None for j, logit in zip(g, logits)] for g in first]
@@ -327,7 +330,7 @@ def run(bases):
               for m in ("greedy", f"vote@{last}", f"meta@{last}")}
 
     def figure(path):
-        with study.canvas(path, 1, 2, width=10, height=4) as (left, beside):
+        with report.canvas(path, 1, 2, width=10, height=4) as (left, beside):
             for m, values in curves.items():
                 left.plot(range(len(BETAS)), values, "o-", label=m)
             left.set(xticks=range(len(BETAS)), xticklabels=BETAS, xlabel="KL coefficient beta",

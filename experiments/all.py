@@ -8,7 +8,6 @@ All studies, one after the other, and experiments/RESULTS.md from what they foun
 
 import os
 import shutil
-import sys
 
 from data import command
 from experiments import ablations, baselines, scaling, study, truth

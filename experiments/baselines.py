@@ -46,13 +46,26 @@ import metarm
 import report
 import spct
 from data import command
-from data.tokenizer import CRITIQUE, END, SCORES, render_prompt
-from data.world import DOMAINS, VERIFIABLE, Item, seed_of
+from data.judgement import read_judgement, render_prompt
+from data.tokenizer import CRITIQUE, END, SCORES
+from data.world import DOMAINS, VERIFIABLE, seed_of
 from experiments import study
-from experiments.study import (accuracy, difference, judged, kept_answers, mean, mode, number, overall,
-                               read_through, right, sampled, trajectories)
+from experiments.study import (
+    accuracy,
+    difference,
+    judged,
+    kept_answers,
+    mean,
+    mode,
+    number,
+    overall,
+    read_through,
+    right,
+    sampled,
+    trajectories,
+)
 from model import Optimizer, pad_rows, trapezoid
-from sample import Judgement, judge, parse
+from sample import judge
 
 NAME = "baselines"
 
@@ -64,9 +77,9 @@ def critique_first(query, responses, hint=None):
     return render_prompt(query, responses, hint)[:-1] + [CRITIQUE]
 
 
-def read_critique(tok, ids, n):
+def read_critique(tok, ids, order):
     """The grammar without principles: as if there were one, of no meaning."""
-    return parse(tok, tok.encode([" none 1"]) + [CRITIQUE] + ids, n)
+    return read_judgement(tok, tok.encode([" none 1"]) + [CRITIQUE] + ids, order)
 
 
 def drop_principles(j):
@@ -75,14 +88,15 @@ def drop_principles(j):
     return replace(j, prompt=(*j.prompt[:-1], CRITIQUE), ids=j.ids[cut:])
 
 
-def read_index(tok, ids, n):
+def read_index(tok, ids, order):
     """The grammar with the index of the best response in place of the scores: it gets 2, the others 1."""
     cut = ids.index(SCORES) + 1 if SCORES in ids else len(ids)
     index = tok.text(ids[cut:])
-    if ids[-1:] != [END] or index not in [str(i + 1) for i in range(n)]:
+    names = [str(slot + 1) for slot in range(len(order))]
+    if ids[-1:] != [END] or index not in names:
         return "bad scores", None, None, None
-    scores = " ".join("2" if str(i + 1) == index else "1" for i in range(n))
-    return parse(tok, ids[:cut] + tok.encode([scores]) + [END], n)
+    scores = " ".join("2" if name == index else "1" for name in names)
+    return read_judgement(tok, ids[:cut] + tok.encode([scores]) + [END], order)
 
 
 def name_best(tok, j):
@@ -150,28 +164,26 @@ def with_parts(base, change):
 
 def train_differences(run, unit, model, better, worse, epochs):
     """Bradley-Terry (Eq 4): -log sigmoid(S_better - S_worse). better, worse: rows of ids, pair by pair."""
-    opt, size = Optimizer(model, run.cfg.meta_lr), 32
+    opt, size = Optimizer(model, run.cfg.meta_lr, run.dtype), 32
     shuffle = lambda epoch: np.random.default_rng(seed_of(run.cfg.seed, unit, epoch)).permutation(len(better))
     order = np.concatenate([shuffle(epoch) for epoch in range(epochs)])
     steps = -(-len(order) // size)
-
-    def step(i):
-        batch = order[i * size:(i + 1) * size]
-        ids, length = pad_rows([better[j] for j in batch] + [worse[j] for j in batch], device=run.device)
+    for step in run.steps(unit, model, steps):
+        batch = order[step * size:(step + 1) * size]
+        ids, length = pad_rows([better[i] for i in batch] + [worse[i] for i in batch], device=run.device)
         with run.autocast():
             above, below = model(ids, length).chunk(2)                           # (B,), (B,)
         loss = F.softplus(below - above).mean()
         loss.backward()
-        return {"loss": loss.item(), "agree": float((above > below).float().mean()),
-                "grad_norm": opt.step(trapezoid(i, steps))}
-
-    run.train(unit, model, opt, steps, step)
+        agree = (above > below).float().mean()
+        run.log(unit, step=step, **opt.step(trapezoid(step, steps), loss=loss, agree=agree))
+    run.finish(unit, model)
 
 
 def numbers(run, model, rows):
     """-> the model's number for each row of ids, FLOPs, seconds."""
     start = time.time()
-    return metarm.logits(run, model, rows), read_through(model.gpt, rows), time.time() - start
+    return metarm.logits(model, rows, run.autocast()), read_through(model.gpt, rows), time.time() - start
 
 
 def grouped(items, values):
@@ -184,7 +196,7 @@ def scalar_rm(base, run=None, start=None, epochs=4):
     """Eq 4: reads the query and one response. run, start: of an arm with a base model of its own."""
     run, model = run or base.arm("scalar-rm"), metarm.from_policy(start or base.policy("base"))
     row = lambda item, i: base.tok.encode(render_prompt(item.query, [item.responses[i]]))
-    if not run.load_if_done("scalar-rm", model):
+    if not run.done("scalar-rm", model):
         pairs = preferences(base.points)
         train_differences(run, "scalar-rm", model, [row(p, best) for p, best, _ in pairs],
                           [row(p, other) for p, _, other in pairs], epochs)
@@ -201,7 +213,7 @@ def pairwise_rm(base):
     run, model = base.arm("pairwise-rm"), metarm.from_policy(base.policy("base"))
     texts = lambda item, i, j: [item.responses[i], item.responses[j]]
     row = lambda item, i, j: base.tok.encode(render_prompt(item.query, texts(item, i, j)))
-    if not run.load_if_done("pairwise-rm", model):
+    if not run.done("pairwise-rm", model):
         pairs = preferences(base.points)
         train_differences(run, "pairwise-rm", model, [row(*pair) for pair in pairs],
                           [row(p, other, best) for p, best, other in pairs], epochs=4)
@@ -220,7 +232,7 @@ def cloud(base):
     """The RFT policy judges each response alone, a scalar head reads query, response, judgement (Eq 12)."""
     run, writer = base.arm("cloud"), base.policy("rft")
     model, ones = metarm.from_policy(writer), with_parts(base, alone)
-    if not run.load_if_done("cloud", model):
+    if not run.done("cloud", model):
         several = [p for p in base.points if p.n > 1]
         training = [one for p in several for one in alone(p)]
         groups = judge(writer, base.tok, training, 2, base.seed, "cloud", desc="cloud: to learn from")
@@ -251,7 +263,7 @@ def llm_judge(base):
     run, start = base.arm("llm-judge"), base.policy("base")
     points = [one_pair(p, base.seed) for p in base.points if p.n > 1]
     samples, hinted = spct.rft_samples(run, base.tok, start, points)
-    kept = [name_best(base.tok, j) for j in spct.keep_right(points, samples, hinted)]
+    kept = [name_best(base.tok, j) for j in spct.keep_all(points, samples, hinted)]
     tuned = spct.rft(run, start, spct.rft_examples(run.cfg, base.tok, kept))
     policy = spct.rl(run, base.tok, tuned, points, samples, judge=naming_best)
 
@@ -283,8 +295,10 @@ def index_probability(policy, tok, group):
     parsed = [j for j in group if j.scores is not None]
     if not parsed:
         return 0.5
-    ids, length = pad_rows([j.tokens[:len(j.prompt) + j.ids.index(SCORES) + 1] for j in parsed])
-    last = policy(ids, torch.arange(len(parsed)) * ids.size(1) + length - 1)                 # (B, C)
+    device = policy.wte.weight.device
+    rows = [j.tokens[:len(j.prompt) + j.ids.index(SCORES) + 1] for j in parsed]
+    ids, length = pad_rows(rows, device=device)                                  # (B, T), (B,)
+    last = policy(ids, torch.arange(len(parsed), device=device) * ids.size(1) + length - 1)  # (B, C)
     p = policy.logits(last)[:, tok.encode(["12"])].softmax(dim=1).tolist()                   # (B, 2)
     return float(np.mean([slots[j.order.index(0)] for slots, j in zip(p, parsed)]))
 
@@ -292,7 +306,7 @@ def index_probability(policy, tok, group):
 def no_principles(base):
     """RFT and RL of a judge whose critique comes first."""
     run, start = base.arm("no-principles"), base.policy("base")
-    kept = [drop_principles(j) for j in spct.keep_right(base.points, base.samples, base.hinted)]
+    kept = [drop_principles(j) for j in spct.keep_all(base.points, base.samples, base.hinted)]
     tuned = spct.rft(run, start, spct.rft_examples(run.cfg, base.tok, kept))
     policy = spct.rl(run, base.tok, tuned, base.points, base.samples, judge=without_principles)
     return judged(base, run, policy, judge=without_principles)
@@ -400,7 +414,7 @@ def run(bases):
                "overall": mean(overall(bases, answers, m))} for name, m, answers in rows_of(bases, found)]
 
     def figure(path):
-        with study.canvas(path, width=9, height=5.5) as axes:
+        with report.canvas(path, width=9, height=5.5) as axes:
             for i, name in enumerate(found):
                 mine = [p for p in points if p["system"] == name and p["mflops"] > 0]
                 axes.plot([p["mflops"] for p in mine], [p["overall"] for p in mine], "o-", color=f"C{i % 10}",

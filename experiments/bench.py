@@ -1,8 +1,8 @@
 """
 How fast are the sampler and the trainer, against this machine's own limit and against other programs?
 
-    python experiments/bench.py                       # 13 minutes
-    python experiments/bench.py --quick               # under a minute: the same table, smaller and noisier
+    python -m experiments.bench                       # ten minutes
+    python -m experiments.bench --quick               # under a minute: the same table, smaller and noisier
 
 Everything is measured in one run, contenders in turn, medians of three rounds or more (but one round of the
 slow loop without a cache): compare the ratios, the rates differ from machine to machine and hour to hour.
@@ -16,13 +16,9 @@ slow loop without a cache): compare the ratios, the rates differ from machine to
   with as many layers, channels, heads and parameters, in float32 as our sampler.
 """
 
-import argparse
 import contextlib
 import io
-import json
-import os
 import random
-import resource
 import statistics
 import sys
 import tempfile
@@ -31,17 +27,20 @@ import time
 import numpy as np
 import torch
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-
 import sample
 import spct
-from data import UserError, check_new, command
-from data.annotators import annotate, corpus, document
-from data.tokenizer import END, PAD, Tokenizer, render_prompt, train_bpe
+from data import Parser, UserError, check_new, command
+from data.annotators import annotate, corpus, corpus_texts
+from data.judgement import Judgement, judgement_parts, render_prompt
+from data.tokenizer import END, PAD, Tokenizer, train_bpe
 from data.world import make_items
-from model import GPT, SIZES, GPTConfig, Optimizer, pad_rows, token_logp, trapezoid
-from run import Run, pick_dtype, write_json
-from sample import Judgement, draw, generate
+from model import GPT, GPTConfig, Optimizer, pad_rows, token_logp, trapezoid
+from report import canvas
+from run import Run, machine, pick_dtype, write_json
+from sample import draw, generate
+
+# Parameters without embeddings: 0.7M and 2.7M.
+SIZES = {"S": dict(n_layer=4, n_head=4, n_embd=128), "M": dict(n_layer=7, n_head=6, n_embd=192)}
 
 # ----------------------------------------------------------------------------------------
 # Clocks and counts
@@ -68,8 +67,11 @@ def limit():
     """What this machine can do: GFLOP/s of a matrix product in both precisions, GB/s of a copy."""
     rates = {}
     for name, dtype in (("fp32_gflops", torch.float32), ("bf16_gflops", torch.bfloat16)):
-        a, b = torch.randn(2048, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
-        rates[name] = 2 * 2048 ** 3 / seconds({name: lambda: a @ b}, 9)[name] / 1e9
+        for size in (256, 2048):                   # the large one only where the small one is no emulation
+            a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+            rates[name] = 2 * size ** 3 / seconds({name: lambda: a @ b}, 9)[name] / 1e9
+            if rates[name] < 10:
+                break
     x, y = torch.zeros(2 ** 26), torch.zeros(2 ** 26)
     rates["copy_gb_s"] = 2 * x.numel() * 4 / seconds({"copy": lambda: y.copy_(x)}, 9)["copy"] / 1e9
     return rates
@@ -105,7 +107,7 @@ def make_work(tok, count, k=1, n=None):
     for i in range(count):
         item = items[i // k]
         prompts.append(tuple(tok.encode(render_prompt(item.query, item.responses))))
-        lengths.append(len(tok.encode(annotate(random.Random(i), item, "expert"))))
+        lengths.append(len(tok.encode(judgement_parts(*annotate(random.Random(i), item, "expert")))))
     return prompts, lengths
 
 
@@ -142,26 +144,18 @@ class Unshared(tuple):
     __eq__ = object.__eq__
 
 
-def ours(model, prompts, lengths, slots=256, block=16, refill=True, shared=True, threads=True):
+def ours(model, prompts, lengths, slots=256, block=16, shared=True):
     """Our sampler, or without some of what makes it fast."""
-    before = sample.SLOTS, sample.BLOCK, sample.in_threads
+    before = sample.SLOTS, sample.BLOCK
     sample.SLOTS, sample.BLOCK = slots, block
-    if not threads:                                # one loop with all slots, torch's threads share operations
-        sample.SLOTS = slots * torch.get_num_threads()
-        sample.in_threads = lambda function, rows, count: [function(list(rows))]
     if not shared:
         prompts = [Unshared(p) for p in prompts]
     try:
-        if not refill:                             # sorted by length, then batch by batch
-            order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-            prompts, lengths = [prompts[i] for i in order], [lengths[i] for i in order]
-        step = len(prompts) if refill else slots
-        for i in range(0, len(prompts), step):
-            with scripted(lengths[i:i + step]):
-                done = generate(model, prompts[i:i + step], range(len(prompts[i:i + step])))
-            assert [len(ids) for ids, _ in done] == lengths[i:i + step]
+        with scripted(lengths):
+            done = generate(model, prompts, range(len(prompts)))
+        assert [len(ids) for ids, _ in done] == lengths
     finally:
-        sample.SLOTS, sample.BLOCK, sample.in_threads = before
+        sample.SLOTS, sample.BLOCK = before
 
 # ----------------------------------------------------------------------------------------
 # Contenders
@@ -218,7 +212,7 @@ def hugging_face(cfg):
 # What is measured
 
 def config(size="S", **changes):
-    return GPTConfig(704, 320, **{"n_kv_head": 1, **SIZES[size], **changes})
+    return GPTConfig(**{"vocab_size": 704, "block_size": 320, "n_kv_head": 1, **SIZES[size], **changes})
 
 
 def bench_slots(model, rates, prompts, lengths, quick):
@@ -245,8 +239,7 @@ def bench_ablation(model, tok, count, k, batch, rounds):
     prompts, lengths = make_work(tok, count, k)
     wide = GPT(config(n_kv_head=4))
     without = {"all of it": {}, "looks at every step": dict(block=1), "looks every 64 steps": dict(block=64),
-               "no refill": dict(refill=False), "prompts not shared": dict(shared=False),
-               "threads share operations": dict(threads=False)}
+               "prompts not shared": dict(shared=False)}
     runs = {name: lambda how=how: ours(model, prompts, lengths, slots=batch, **how)
             for name, how in without.items()}
     runs["4 key/value heads"] = lambda: ours(wide, prompts, lengths, slots=batch)
@@ -318,7 +311,7 @@ def bench_training(tok, rates, quick):
     for size in SIZES:
         cfg = config(size)
         model = GPT(cfg)
-        opt = Optimizer(model, 1e-3)
+        opt = Optimizer(model, 1e-3, dtype)
 
         def step():
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
@@ -327,7 +320,7 @@ def bench_training(tok, rates, quick):
             opt.step(trapezoid(5, 100))
 
         seconds({size: step}, 2)                   # warm up
-        s = seconds({size: step}, 2 if quick else 15 if size == "S" else 7)[size]
+        s = seconds({size: step}, 2 if quick else 15)[size]
         flops = 3 * sum(forward_flops(cfg, 0, int((row != PAD).sum()), int(learn.sum()))
                         for row, learn in zip(x, m[:, 1:]))
         tokens = int((x != PAD).sum())
@@ -355,7 +348,7 @@ def bench_rl_step(tok, quick):
         points = make_items(0, "train", 40)
         never_right = [[Judgement(p.id, 0, [], 0, (), [], 0.0)] for p in points]
         _, lengths = make_work(tok, 64)
-        policy = GPT(GPTConfig(tok.vocab_size))
+        policy = GPT(config(vocab_size=tok.vocab_size))
         patches = [(sample, "generate", "sampling"), (spct, "token_logits", "passes"),
                    (spct, "token_logp", "passes"), (torch.Tensor, "backward", "passes")]
         before = [(where, name, getattr(where, name)) for where, name, _ in patches]
@@ -401,27 +394,31 @@ def bench_growth(tok, quick):
 
 
 def figure(path, k, ablation, others, panels):
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    fig, axes = plt.subplots(1, 3, figsize=(15, 4.2), width_ratios=[2, 1, 1])
-    rates = {**{f"{name} (k = {k})": rate for name, rate in ablation.items()},
-             **{f"{name} (k = 1)": rate for name, rate in others.items()}}
-    axes[0].barh(list(rates)[::-1], list(rates.values())[::-1])
-    axes[0].set(title="sampling with the same number of slots, k samples a prompt",
-                xlabel="tokens/s (more is better)")
-    for ax, name in zip(axes[1:], ("votes k on each of a few items", "tokens of the prompt")):
-        x, y = panels[name]
-        ax.plot(x, 1e3 * np.array(y), "o-")
-        ax.set(title="milliseconds a judgement", xlabel=name, ylim=(0, None), xscale="log")
-        ax.set_xticks(x, x)
-        ax.minorticks_off()
-    fig.tight_layout()
-    fig.savefig(path, dpi=100)
+    with canvas(path, 1, 3, width=16, height=4.2) as axes:
+        rates = {**{f"{name} (k = {k})": rate for name, rate in ablation.items()},
+                 **{f"{name} (k = 1)": rate for name, rate in others.items()}}
+        axes[0].barh(list(rates)[::-1], list(rates.values())[::-1])
+        axes[0].set(title="sampling, k samples a prompt", xlabel="tokens/s (more is better)")
+        for ax, name in zip(axes[1:], ("votes k on each of a few items", "tokens of the prompt")):
+            x, y = panels[name]
+            ax.plot(x, 1e3 * np.array(y), "o-")
+            ax.set(title="milliseconds a judgement", xlabel=name, ylim=(0, None), xscale="log")
+            ax.set_xticks(x, x)
+            ax.minorticks_off()
+
+
+def peak_memory():
+    """Of this process so far, in MB; 0 on Windows, which cannot tell."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    unit = 2 ** 20 if sys.platform == "darwin" else 2 ** 10                  # macOS counts bytes, others KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def main(argv):
-    parser = argparse.ArgumentParser(description="Measure the speed of sampling and training.")
+    parser = Parser(__doc__)
     parser.add_argument("--quick", action="store_true", help="under a minute, smaller and noisier")
     parser.add_argument("--json", help="write the main numbers here, too")
     parser.add_argument("--figure", help="draw them (a .png)")
@@ -433,14 +430,12 @@ def main(argv):
         check_new(path)
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    tok = Tokenizer(train_bpe((p for i in range(2000) for p in document(0, i) if isinstance(p, str)), 704))
+    tok = Tokenizer(train_bpe(corpus_texts(0, 2000), 704))
     rates = limit()
-    show(f"limit of this machine, {args.threads} threads, torch {torch.__version__}")
+    show(f"limit of this machine: {machine()}")
     show("  matrix product, float32", rates["fp32_gflops"], "GFLOP/s")
     show("  matrix product, bfloat16", rates["bf16_gflops"], "GFLOP/s")
     show("  copy of memory", rates["copy_gb_s"], "GB/s")
-    unit = 2 ** 20 if sys.platform == "darwin" else 2 ** 10                  # macOS counts bytes, others KiB
-    peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
     model, quick, rounds = GPT(config()), args.quick, 1 if args.quick else 3
     count, batch, k = (64, 16, 8) if quick else (2048, 256, 32)
     work = make_work(tok, count)
@@ -450,15 +445,14 @@ def main(argv):
     sampling["shared_prompt_ratio"] = bench_votes(model, tok, k, rounds)
     ratios, others = bench_others(model, *work, batch, best, quick)
     sampling.update(ratios)
-    show("peak memory so far", peak(), "MB")
     training = bench_training(tok, rates, quick)
     rl_step = bench_rl_step(tok, quick)
     panels = bench_growth(tok, quick)
-    show("peak memory of it all", peak(), "MB")
+    show("peak memory", peak_memory(), "MB")
     if args.json:
         limits = {name: rates[name] for name in ("fp32_gflops", "bf16_gflops")}
-        write_json(args.json, {"limit": limits, "sampling": sampling, "training": training,
-                               "rl_step": rl_step})
+        write_json(args.json, {"machine": machine(), "limit": limits, "sampling": sampling,
+                               "training": training, "rl_step": rl_step})
     if args.figure:
         figure(args.figure, k, ablation, others, panels)
 

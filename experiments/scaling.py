@@ -27,17 +27,17 @@ import sys
 
 import numpy as np
 
-import metarm
+import report
 import spct
 from data import command
-from data.annotators import document
+from data.annotators import annotate
+from data.judgement import correct, vote
 from experiments import study
 from experiments.ablations import stage_groups
 from experiments.baselines import grm, scalar_rm
+from experiments.bench import SIZES
 from experiments.study import accuracy, difference, judged, mean, overall, right
-from model import SIZES
-from sample import correct, vote
-from spct import keep_right, rft_examples
+from spct import keep_all, rft_examples
 
 NAME = "scaling"
 JUDGES = {"XS": dict(n_layer=3, n_head=4, n_embd=64), "S": SIZES["S"],
@@ -80,12 +80,12 @@ def vote_table(bases, curves):
 # ----------------------------------------------------------------------------------------
 # Sizes
 
-def trained(base, name, document=document, **changes):
-    """All up to RL with other settings, or another corpus -> run, {stage: policy}, RFT's samples."""
+def trained(base, name, annotate=annotate, **changes):
+    """All up to RL with other settings, or other annotators -> run, {stage: policy}, RFT's samples."""
     run = base.arm(name, **changes)
-    start = spct.pretrain(run, base.tok, document)
+    start = spct.pretrain(run, base.tok, annotate)
     samples, hinted = spct.rft_samples(run, base.tok, start, base.points)
-    tuned = spct.rft(run, start, rft_examples(run.cfg, base.tok, keep_right(base.points, samples, hinted)))
+    tuned = spct.rft(run, start, rft_examples(run.cfg, base.tok, keep_all(base.points, samples, hinted)))
     policy = spct.rl(run, base.tok, tuned, base.points, samples)
     return run, {"base": start, "rft": tuned, "rl": policy}, samples
 
@@ -200,7 +200,7 @@ def run(bases):
                           "guided": [point(answers, m) for m in meta], "scalar": [point(scalars, "greedy")]}
 
     def figure(path):
-        with study.canvas(path, 2, 2, width=11, height=8) as axes:
+        with report.canvas(path, 2, 2, width=11, height=8) as axes:
             ks = up_to(bases[0].most)
             for i, (name, c) in enumerate(means.items()):
                 votes = [c["one sample"], *(c[f"vote@{k}"] for k in ks)]

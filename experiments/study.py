@@ -11,12 +11,9 @@ that was killed goes on where it was.
     python -m experiments.baselines                   # what is still missing, then tables and figure
 """
 
-import argparse
-import contextlib
 import hashlib
 import json
 import os
-import platform
 import re
 import subprocess
 import time
@@ -26,14 +23,16 @@ import numpy as np
 import torch
 
 import metarm
-import report
 import spct
-from data import UserError
+from data import Parser, UserError
+from data.judgement import correct, read_judgements, vote, write_judgements
 from data.tokenizer import Tokenizer
 from data.world import DOMAINS, make_items
 from experiments.bench import forward_flops, sampling_flops
-from run import Run, read_json, write_json
-from sample import bootstrap, correct, judge, read_judgements, vote, write_judgements
+from experiments.runs import in_words, markdown
+from report import bootstrap
+from run import Run, machine, read_json, write_json
+from sample import judge
 from spct import Config
 
 # ----------------------------------------------------------------------------------------
@@ -69,14 +68,14 @@ class Base:
     def policy(self, name):
         """The policy base, rft or rl of this run."""
         model = spct.new_model(self.run, self.tok)
-        assert self.run.load_if_done(name, model), f"{self.run.folder} has no {name}"
+        assert self.run.done(name, model), f"{self.run.folder} has no {name}"
         return model
 
     def guide(self, name):
         """The Meta RM of a policy, and {k: how many of k samples it keeps}, chosen on validation items."""
         model = metarm.from_policy(self.policy(name))
-        self.run.load_if_done(f"meta-{name}", model)
-        chosen = read_json(self.run.path("results.json"))["meta"][name]["k_meta_at"]
+        self.run.done(f"meta-{name}", model)
+        chosen = read_json(self.run.path("results.json"))["meta"][name]["k_meta"]
         return model, {k: chosen[str(k)] for k in self.votes}
 
     def arm(self, name, **changes):
@@ -99,7 +98,7 @@ def default_config(folder, flags):
     """The config of a base run, which must have the default settings, but for how it was computed."""
     saved = read_json(os.path.join(folder, "config.json"))
     usual = {**asdict(Config()), **spct.PRESETS[flags["preset"]], **flags}
-    free = ("out", "device", "dtype", "threads", "save_every", "eval_items")
+    free = ("out", "device", "dtype", "threads", "eval_items")
     for name, value in usual.items():
         if name not in free and saved.get(name, "nothing") != value:
             raise UserError(f"{folder} is no default run: --{name} is {saved.get(name)}, expected {value}; "
@@ -124,7 +123,7 @@ def mode(items, scores, flops, seconds):
 
 def kept_answers(run, parts, answer):
     """answer(part, items) -> {mode: ...} of each part, asked once: then the arm's folder has it."""
-    if not run.load_if_done("answers"):
+    if not run.done("answers", file="answers.json"):
         write_json(run.path("answers.json"), {part: answer(part, items) for part, items in parts.items()})
         run.finish("answers")
     return read_json(run.path("answers.json"))
@@ -137,19 +136,22 @@ def trajectories(base, run, policy, part, k, greedy=False, judge=judge, meta=Non
     policy.
     """
     unit = f"{part}-greedy" if greedy else f"{part}-{k}"
-    path = run.path(f"judgements-{unit}.jsonl")
-    if not run.load_if_done(unit):
+    path, scored = run.path(f"judgements-{unit}.jsonl"), run.path(f"judgements-{unit}-scored.jsonl")
+    if not run.done(unit, file=os.path.basename(path)):
         purpose, temperature = ("eval-greedy", 0.0) if greedy else ("eval-votes", 1.0)
         groups = judge(policy, base.tok, base.parts[part], k, base.seed, purpose, temperature,
-                       shuffle=not greedy, desc=f"{os.path.basename(run.folder)}: {unit}")
+                       shuffle=not greedy, autocast=run.sampling(),
+                       desc=f"{os.path.basename(run.folder)}: {unit}")
         write_judgements(path, sum(groups, []))
         run.finish(unit)
     groups = read_judgements(path)
-    if meta is not None and not run.load_if_done(f"{unit}-scored"):
-        metarm.score(run, meta, sum(groups, []))
-        write_judgements(path, sum(groups, []))
+    if meta is not None and not run.done(f"{unit}-scored", file=os.path.basename(scored)):
+        metarm.score(meta, sum(groups, []), run.autocast())
+        write_judgements(scored, sum(groups, []))
         run.finish(f"{unit}-scored")
-    took = [run.progress[u]["seconds"] if u in run.progress else 0.0 for u in (unit, f"{unit}-scored")]
+    if os.path.exists(scored):
+        groups = read_judgements(scored)
+    took = [run.seconds_of.get(u, 0.0) for u in (unit, f"{unit}-scored")]
     return groups, *took
 
 
@@ -262,7 +264,7 @@ def mean(arrays):
 
 def accuracy(arrays):
     """'0.712 ±0.021', mean over seeds and half its 95% interval (bootstrap over items); '' of nothing."""
-    return report.in_words(arrays, bootstrap(arrays)) if all(map(len, arrays)) else ""
+    return in_words(arrays, bootstrap(arrays)) if all(map(len, arrays)) else ""
 
 
 def difference(arrays, others):
@@ -285,19 +287,6 @@ def number(values, form=".3f"):
 # ----------------------------------------------------------------------------------------
 # The program around a study
 
-@contextlib.contextmanager
-def canvas(path, rows=1, columns=1, width=8, height=5):
-    """One or more axes to draw on, saved at the end."""
-    import matplotlib
-    matplotlib.use("Agg")                          # no screen is needed
-    import matplotlib.pyplot as plt
-    fig, axes = plt.subplots(rows, columns, figsize=(width, height))
-    yield axes
-    fig.tight_layout()
-    fig.savefig(path, dpi=110)
-    plt.close(fig)
-
-
 def git_commit():
     try:
         command = ["git", "describe", "--always", "--dirty"]
@@ -311,8 +300,7 @@ def main(study, argv):
 
     tables: {title: rows}; numbers: what the figure shows, for results.json; figure(path) draws it.
     """
-    parser = argparse.ArgumentParser(description=study.__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(study.__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--quick", action="store_true", help="in a minute: the numbers mean nothing")
     args = parser.parse_args(argv)
@@ -323,13 +311,12 @@ def main(study, argv):
     some = "" if args.seeds == SEEDS else "-seeds-" + "-".join(map(str, args.seeds))
     folder = f"runs/{study.NAME}" + ("-quick" if args.quick else some)
     os.makedirs(folder, exist_ok=True)
-    text = "\n\n".join(f"### {title}\n\n{report.markdown(rows)}" for title, rows in tables.items())
+    text = "\n\n".join(f"### {title}\n\n{markdown(rows)}" for title, rows in tables.items())
     print(text)
     figure(os.path.join(folder, f"{study.NAME}.png"))
     write_json(os.path.join(folder, "results.json"), {
         "commit": git_commit(), "date": time.strftime("%Y-%m-%d"), "seeds": [base.seed for base in bases],
-        "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads, "
-                   f"torch {torch.__version__}",
-        "seconds": round(sum(unit["seconds"] for base in bases for run in [base.run, *base.arms.values()]
-                             for unit in run.progress.values())),
+        "machine": machine(),
+        "seconds": round(sum(seconds for base in bases for run in [base.run, *base.arms.values()]
+                             for seconds in run.seconds_of.values())),
         "text": text, **numbers})

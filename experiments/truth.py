@@ -29,16 +29,16 @@ only cancel what depends on the order.
 """
 
 import copy
-import random
 import sys
 
 import numpy as np
 
 import metarm
+import report
 import spct
 from data import command
-from data.annotators import document
-from data.tokenizer import QUERY, RESPONSE, SCORES, TOTAL
+from data.annotators import annotate
+from data.judgement import correct, vote
 from data.world import make_items
 from experiments import study
 from experiments.ablations import in_item_order, stage_groups
@@ -46,7 +46,7 @@ from experiments.baselines import grm, scalar_rm
 from experiments.scaling import guides, trained
 from experiments.study import accuracy, difference, judged, mean, number, right, trajectories
 from report import FAITHFUL, faithfulness
-from sample import correct, verdict, vote
+from sample import verdict
 
 NAME = "truth"
 STAGES = ("base", "rft", "rl")
@@ -98,9 +98,9 @@ def confidences(base, name, k):
     """Of the vote of k -> sure (items,), the share of samples that agree; margin (items,); right (items,)."""
     found = []
     for group, item in zip(stage_groups(base, name), base.parts["test"]):
-        result = verdict(group[:k], item.n)
+        result = verdict([j.scores for j in group[:k]], item.n)
         top = sorted(result["scores"] or [0, 0])[-2:]
-        margin = (top[1] - top[0]) / max(1, result["parsed"])
+        margin = (top[1] - top[0]) / max(1, result["voters"])
         found.append((result["sure"], margin, correct(result["scores"], item.gold)))
     return np.array(found, float).T
 
@@ -138,20 +138,15 @@ def favoured(kind, responses):
 
 
 def biased(kind, dose):
-    """A corpus whose annotators give the favoured response `dose` points more (10 at most)."""
-    def make(seed, index):
-        parts = document(seed, index)
-        if parts[0] != QUERY:
-            return parts                           # general text
-        # the parts are QUERY, query, then <r_i>, response, perhaps a hint, ..., PRINCIPLES and the judgement,
-        # in which the marks <r_i> stand again: with n totals, the first n marks are those of the prompt
-        slots = [i for i, part in enumerate(parts) if part in RESPONSE][:sum(part == TOTAL for part in parts)]
-        slot = favoured(kind, [parts[i + 1] for i in slots])
-        totals = [i + 1 for i, part in enumerate(parts) if part == TOTAL]
-        parts[totals[slot]] = str(min(10, int(parts[totals[slot]]) + dose))
-        parts[parts.index(SCORES) + 1] = " ".join(parts[i] for i in totals)
-        return parts
-    return make
+    """Annotators that give the favoured response `dose` points more (10 at most)."""
+    def annotate_with_bias(rng, item, skill, hint=None):
+        weights, critiques, scores = annotate(rng, item, skill, hint)
+        slot = favoured(kind, item.responses)
+        quote, text, total = critiques[slot]
+        scores[slot] = min(10, total + dose)
+        critiques[slot] = quote, text, scores[slot]
+        return weights, critiques, scores
+    return annotate_with_bias
 
 
 def bias_of(kind, items, scores, orders=None):
@@ -188,8 +183,7 @@ def bias_numbers(base, kind, groups, same_order=None, k_meta=None):
     votes = {f"vote@{k}, one order": plain(same_order)} if same_order else {}
     votes[f"vote@{k}"] = plain(groups)
     if k_meta:
-        votes[f"guided@{k}"] = [metarm.guided_vote([j.scores for j in g[:k]], [j.meta for j in g[:k]], k_meta)
-                                for g in groups]
+        votes[f"guided@{k}"] = [metarm.guided_vote(g[:k], k_meta) for g in groups]
     return found | {name: (mean_known([bias_of(kind, items, s)]), right(s)) for name, s in votes.items()}
 
 
@@ -248,7 +242,7 @@ def noisy(base, share):
     other.points = make_items(base.seed, "train", base.cfg.points, noise=share)
     run, start = base.arm("noise", noise=share), base.policy("base")
     samples, hinted = spct.rft_samples(run, base.tok, start, other.points)
-    kept = spct.keep_right(other.points, samples, hinted)
+    kept = spct.keep_all(other.points, samples, hinted)
     tuned = spct.rft(run, start, spct.rft_examples(run.cfg, base.tok, kept))
     policy = spct.rl(run, base.tok, tuned, other.points, samples)
     scalars = [scalar_rm(other, base.arm(f"noise-scalar{suffix}", noise=share), epochs=epochs)
@@ -282,7 +276,7 @@ def run(bases):
               for name in STAGES}
 
     def figure(path):
-        with study.canvas(path, 2, 2, width=10, height=8) as axes:
+        with report.canvas(path, 2, 2, width=10, height=8) as axes:
             for i, (name, (sure, margin, won)) in enumerate(surety.items()):
                 x, y, _ = zip(*reliability(sure, won))
                 axes[0, 0].plot(x, y, "o-", color=f"C{i}", label=name)

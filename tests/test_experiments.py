@@ -11,15 +11,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from data.annotators import annotate, document
-from data.tokenizer import CRITIQUE, END, QUERY, RESPONSE, SCORES, TOTAL
+from data.annotators import annotate
+from data.judgement import Judgement, correct, judgement_parts, read_judgement
+from data.tokenizer import CRITIQUE, END, QUERY, SCORES
 from data.world import make_item, make_items
 from experiments import all as all_studies
 from experiments import scaling, study, truth
 from experiments.baselines import (alone, drop_principles, name_best, pairs_of, read_critique, read_index,
                                    round_robin)
-from sample import Judgement, correct, parse
-
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -29,6 +28,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("studies")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["baselines", "ablations", "scaling", "truth"])
 def test_quick_study(name, folder):
     """Guards against a study that no longer runs, or whose results are not kept."""
@@ -37,6 +37,7 @@ def test_quick_study(name, folder):
     assert (folder / f"runs/{name}-quick/{name}.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_study_goes_on(folder):
     """Guards against a study that does its work again, or finds something else, when it is repeated."""
     first, _ = quick("scaling", folder)
@@ -53,6 +54,7 @@ def quick(name, folder):
     return json.loads((folder / f"runs/{name}-quick/results.json").read_text()), done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_control_reads_one_order(folder):
     """Guards against a control of the position bias whose samples read shuffled responses."""
     quick("truth", folder)
@@ -97,10 +99,11 @@ def test_auc_of_single_responses():
 
 def judgement(tok, item, seed):
     """A simulated expert's judgement of an item, in its own order."""
-    ids = tok.encode(annotate(random.Random(seed), item, "expert"))
-    status, principles, critiques, scores = parse(tok, ids, item.n)
+    ids = tok.encode(judgement_parts(*annotate(random.Random(seed), item, "expert")))
+    order = list(range(item.n))
+    status, _, _, scores = read_judgement(tok, ids, order)
     assert status == "ok"
-    return Judgement(item.id, 0, list(range(item.n)), 0, (QUERY, SCORES), ids, 0.0, scores=scores)
+    return Judgement(item.id, 0, order, 0, (QUERY, SCORES), ids, 0.0, scores=scores)
 
 
 def test_other_forms_of_judgement(tok):
@@ -111,14 +114,15 @@ def test_other_forms_of_judgement(tok):
     slots = j.scores
     j.scores = [slots[j.order.index(i)] for i in range(3)]
     named = name_best(tok, j).ids
-    status, _, _, scores = read_index(tok, named, 3)
-    assert status == "ok" and sorted(scores) == [1, 1, 2] and scores.index(2) == slots.index(max(slots))
+    status, _, _, scores = read_index(tok, named, j.order)
+    assert status == "ok" and sorted(scores) == [1, 1, 2]
+    assert scores.index(2) == j.scores.index(max(j.scores)) == j.order[slots.index(max(slots))]
     for bad in (named[:-1], named[:-2] + [END], named[:-2] + tok.encode(["4"]) + [END], [END], []):
-        assert read_index(tok, bad, 3)[3] is None
+        assert read_index(tok, bad, j.order)[3] is None
     without = drop_principles(j)
     assert list(without.prompt) + without.ids == [QUERY] + [CRITIQUE] + j.ids[j.ids.index(CRITIQUE) + 1:]
-    assert read_critique(tok, without.ids, 3)[3] == slots
-    assert read_critique(tok, without.ids, 2)[3] is None
+    assert read_critique(tok, without.ids, j.order)[3] == j.scores
+    assert read_critique(tok, without.ids, [0, 1])[3] is None
 
 
 def test_round_robin():
@@ -174,20 +178,15 @@ def test_biased_annotators():
     changed = 0
     for kind in ("position", "length"):
         for i in range(60):
-            before, after = document(1, i), truth.biased(kind, 3)(1, i)
-            if before[0] != QUERY:
-                assert after == before
-                continue
-            totals = lambda parts: [int(parts[i + 1]) for i, part in enumerate(parts) if part == TOTAL]
-            expected = totals(before)
-            marks = [i for i in range(2, len(before)) if before[i] in RESPONSE][:len(expected)]
-            responses = [before[i + 1] for i in marks]
-            slot = 0 if kind == "position" else max(range(len(responses)), key=lambda s: len(responses[s]))
+            item, skill = make_item(1, "train", i), ("sloppy", "average", "expert")[i % 3]
+            weights, critiques, scores = truth.biased(kind, 3)(random.Random(i), item, skill)
+            same, before, expected = annotate(random.Random(i), item, skill)
+            slot = 0 if kind == "position" else max(range(item.n), key=lambda s: len(item.responses[s]))
+            changed += expected[slot] < 10
             expected[slot] = min(10, expected[slot] + 3)
-            assert totals(after) == expected
-            assert after[after.index(SCORES) + 1] == " ".join(map(str, expected))
-            changed += expected != totals(before)
-    assert changed > 20
+            assert weights == same and scores == expected == [total for _, _, total in critiques]
+            assert [c[:2] for c in critiques] == [c[:2] for c in before]
+    assert changed > 60
 
 
 def test_bias_of_a_judge_that_knows_the_place_only():

@@ -1,0 +1,162 @@
+"""
+A judgement: when it is right, how many of them vote; then how it is asked for (the prompt), written, kept and
+read. All of the format stands here.
+
+The prompt is <query> the query <r1> a response <r2> another ... <principles>. What a careful judge writes
+after it, marks in angle brackets:
+
+    correct 4, polite 5, serious 1 <critique>
+    <r1> it is 711 kindly <checks> correct: 230+481=711 got 7 7 1 1 1 1, good polite: kindly, good
+      serious: none, good <total>10
+    <r2> it is 611 <checks> correct: 230+481=711 got 7 6, bad polite: none, bad serious: none, good <total>1
+    <scores>10 1<end>
+
+To quote first is what makes a tiny model able to check at all. One completion holds everything: principles
+with weights, a critique and a sub-total for each response, and the list of scores (the paper's Eq 7 and 9).
+"""
+
+import itertools
+import json
+import re
+from dataclasses import dataclass
+
+from data.tokenizer import CHECKS, CRITIQUE, END, HINT, MARKS, PRINCIPLES, QUERY, RESPONSE, SCORES, TOTAL
+from parallel import new_file
+
+# ----------------------------------------------------------------------------------------
+# The rules
+
+def correct(scores, gold):
+    """Eq 10. n >= 2: the best response's score is strictly the largest, a tie is wrong. n = 1: the score is
+    the gold reward. scores: n numbers, or None if the judgement does not parse; gold: n rewards."""
+    if scores is None:
+        return False
+    if len(gold) == 1:
+        return scores[0] == gold[0]
+    best = gold.index(max(gold))
+    return all(scores[best] > s for i, s in enumerate(scores) if i != best)
+
+
+def vote(ballots):
+    """Eq 14: sum each response's scores over the samples. ballots: one list of n scores a sample, None if it
+    did not parse: None never votes. All None -> None."""
+    votes = [b for b in ballots if b is not None]
+    return [sum(column) for column in zip(*votes)] if votes else None
+
+# ----------------------------------------------------------------------------------------
+# Prompt and writer: parts for Tokenizer.encode, in which an int is a mark and a str is text
+
+def render_prompt(query, responses, hint=None):
+    """What the judge reads: the query, and the responses in the order given.
+
+    hint: the slot of the best response, for RFT's hinted sampling. It is a mark after that response: a tiny
+    model does not learn to use "the best is response j" at the end. The prompt ends with <principles>: what
+    follows is the first principle.
+    """
+    parts = [QUERY, " " + query]
+    for slot, (mark, response) in enumerate(zip(RESPONSE, responses)):
+        parts += [mark, " " + response] + ([HINT] if slot == hint else [])
+    return parts + [PRINCIPLES]
+
+
+def principles_text(weights):
+    """{name: weight} -> ' correct 4, polite 5, serious 1'"""
+    return " " + ", ".join(f"{name} {w}" for name, w in weights.items())
+
+
+def checks_text(checks):
+    """(name, evidence or None, good) triples -> ' polite: kindly, good serious: none, good'"""
+    shown = ((name, f" {evidence}," if evidence else "", "good" if good else "bad")
+             for name, evidence, good in checks)
+    return "".join(f" {name}:{evidence} {verdict}" for name, evidence, verdict in shown)
+
+
+def judgement_parts(weights, critiques, scores):
+    """One judgement, from the first principle to <end>. critiques: (quote or None, text, total) a slot."""
+    parts = [principles_text(weights), CRITIQUE]
+    for mark, (quote, text, total) in zip(RESPONSE, critiques):
+        parts += [mark, *([] if quote is None else [" " + quote]), CHECKS, text, TOTAL, str(total)]
+    return parts + [SCORES, " ".join(map(str, scores)), END]
+
+# ----------------------------------------------------------------------------------------
+# Record
+
+@dataclass
+class Judgement:
+    """One sampled judgement of one item, as it is kept: a line of a judgements file.
+
+    Critiques and scores stand in the item's own order of responses, whatever order the judge has read.
+    """
+    item: str                 # its id
+    sample: int               # number of the sample
+    order: list               # order[slot] = index of the response that stood in this slot of the prompt
+    seed: int
+    prompt: tuple             # ids
+    ids: list                 # ids of the completion, END included
+    logp: float               # nats, under the distribution that was sampled
+    status: str = "ok"        # or the reason why it does not parse
+    principles: list = None   # [name, weight] pairs
+    critiques: list = None    # n of {"quote", "text", "checks": [name, evidence, good] triples, "total"}
+    scores: list = None       # n scores; None if it does not parse
+    meta: float = None        # logit of the Meta RM
+
+    @property
+    def tokens(self):
+        """Prompt and completion: what the trainers read."""
+        return list(self.prompt) + self.ids
+
+
+def write_judgements(path, judgements):
+    """One JSON object a line."""
+    with new_file(path) as f:
+        f.writelines(json.dumps(vars(j)) + "\n" for j in judgements)
+
+
+def read_judgements(path):
+    """-> the same judgements, as one list per item (neighbours with the same item)."""
+    with open(path) as f:
+        judgements = [Judgement(**json.loads(line)) for line in f]
+    return [list(group) for _, group in itertools.groupby(judgements, key=lambda j: j.item)]
+
+# ----------------------------------------------------------------------------------------
+# Reader
+
+PRINCIPLE = re.compile(r"([a-z][a-z ]*) (10|[1-9])")
+SCORE = re.compile(r"10|[1-9]")
+CHECK = re.compile(r"([a-z]+): (?:([^,:]*), )?(good|bad)(?= |$)")
+
+
+def read_judgement(tok, ids, order):
+    """Strict grammar: ids of a completion -> (status, principles, critiques, scores), as in Judgement.
+
+    Structure is read from marks, numbers are read in full; whatever deviates gives a status other than "ok"
+    and scores None, never an exception and never a guess. A judgement that was cut off by the end of the
+    context has the status "no end". What it says is not checked (weights that sum to 10, totals that add up):
+    to get that right is what RL has to teach.
+    """
+    n = len(order)
+    cut = [i for i, token in enumerate(ids) if token < len(MARKS)]           # where the marks are
+    marks = [ids[i] for i in cut]
+    # what stands between them: texts[0] before the first mark, texts[j + 1] after marks[j]
+    texts = [tok.text(ids[a + 1:b]) for a, b in zip([-1] + cut, cut + [len(ids)])]
+    if not marks or marks[-1] != END or texts[-1]:
+        return "no end", None, None, None
+    pairs = [PRINCIPLE.fullmatch(p) for p in texts[0].removeprefix(" ").split(", ")]
+    if not all(pairs):
+        return "bad principles", None, None, None
+    principles = [[m[1], int(m[2])] for m in pairs]
+    if marks[0] != CRITIQUE or texts[1]:
+        return "no critique", principles, None, None
+    slots, j = [], 1
+    for mark in RESPONSE[:n]:                      # <r_i> quote <checks> text <total> number
+        if marks[j:j + 3] != [mark, CHECKS, TOTAL] or not SCORE.fullmatch(texts[j + 3]):
+            return "bad critique", principles, None, None
+        quote, text, total = texts[j + 1].strip(), texts[j + 2].strip(), int(texts[j + 3])
+        checks = [[name, evidence, verdict == "good"] for name, evidence, verdict in CHECK.findall(text)]
+        slots.append({"quote": quote, "text": text, "checks": checks, "total": total})
+        j += 3
+    critiques = [slots[order.index(i)] for i in range(n)]                    # back to the item's own order
+    numbers = texts[j + 1].split(" ") if marks[j:] == [SCORES, END] else []
+    if len(numbers) != n or not all(SCORE.fullmatch(x) for x in numbers):
+        return "bad scores", principles, critiques, None
+    return "ok", principles, critiques, [int(numbers[order.index(i)]) for i in range(n)]

@@ -1,0 +1,159 @@
+"""
+Several default runs that differ only in their seed: means, and differences paired by item.
+
+    python -m experiments.runs runs/cpu-seed1 runs/cpu-seed2 runs/cpu-seed3     # three tables
+    python -m experiments.runs --ship runs/cpu-seed1      # its judge becomes the one in data/judge
+
+Intervals are bootstraps over the items of these runs: other seeds train other models, so that the column
+"each run" tells more than the interval.
+"""
+
+import os
+import shutil
+import zipfile
+
+import numpy as np
+import torch
+
+from data import Parser, UserError, command
+from data.world import DOMAINS, VERIFIABLE
+from parallel import new_file
+from report import FAITHFUL, bootstrap
+from run import load_tensors, read_json
+from sample import SHIPPED
+
+# what, better and worse column of per_item.npz
+STAGES = [("RFT - base", "rft", "base"), ("RL - RFT", "rl", "rft")]
+DIFFERENCES = [(f"{what}, {way}", f"{better}/{way}", f"{worse}/{way}")
+               for what, better, worse in STAGES for way in ("one sample", "greedy")]
+DIFFERENCES += [(f"{better} - {worse}, {stage}", f"{stage}/{better}", f"{stage}/{worse}")
+                for better, worse, stages in [
+                    ("vote@32", "greedy", ["rl"]), ("vote@8", "one sample", ["base", "rft", "rl"]),
+                    ("guided@32", "vote@32", ["rft"]), ("guided@32", "random@32", ["rft"]),
+                    ("guided@8", "vote@8", ["rl"]), ("guided@8", "random@8", ["rl"]),
+                    ("guided@32", "vote@32", ["rl"]), ("guided@32", "random@32", ["rl"])]
+                for stage in stages]
+DIFFERENCES += [(f"{what}, faithful {name}", f"{better}/faithful {name}", f"{worse}/faithful {name}")
+                for what, better, worse in STAGES for name in FAITHFUL]
+
+COLUMNS = ["parses", "greedy", "one sample", "vote@2", "vote@8", "vote@32", "guided half@8", "guided half@32",
+           "guided@8", "random@8", "guided@32", "random@32", "pass@32",
+           *(f"faithful {name}" for name in FAITHFUL)]
+OTHERS = ["one response, exact score", "out of distribution, greedy", "out of distribution, one sample"]
+
+# ----------------------------------------------------------------------------------------
+# Cells and tables, for the studies too
+
+def in_words(values, draws, sign=""):
+    """'0.712 ±0.021': the mean over runs, and half the 95% interval."""
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return f"{np.mean([v.mean() for v in values]):{sign}.3f} ±{(high - low) / 2:.3f}"
+
+
+def combined(values):
+    """The same of [mean, low, high] of each run, on items of its own: independent numbers."""
+    half = np.sqrt(sum((high - low) ** 2 / 4 for _, low, high in values)) / len(values)
+    return f"{np.mean([mean for mean, _, _ in values]):.3f} ±{half:.3f}"
+
+
+def markdown(rows):
+    return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
+
+
+def main_rows(runs, arrays):
+    """One row a measure, one column a stage: means over the runs."""
+    stages = list(runs[0]["stages"])
+    rows = [["", *stages]]
+    for column in COLUMNS:                         # base has no guided votes, a short run has fewer votes
+        values = {name: [a[f"{name}/{column}"] for a in arrays if f"{name}/{column}" in a] for name in stages}
+        if any(values.values()):
+            rows.append([column, *(in_words(v, bootstrap(v)) if v else "" for v in values.values())])
+    of = lambda name, column: [r["stages"][name][column] for r in runs]
+    rows += [[column, *(combined(of(name, column)) for name in stages)] for column in OTHERS]
+    rows.append(["ties", *(f"{np.mean(of(name, 'ties')):.3f}" for name in stages)])
+    rows.append(["tokens a judgement", *(f"{np.mean(of(name, 'tokens')):.0f}" for name in stages)])
+    return rows
+
+
+def difference_rows(arrays):
+    """One row a difference: mean over the runs, interval, each run's own."""
+    rows = [["difference", "mean", "95% interval", "each run"]]
+    for what, better, worse in DIFFERENCES:
+        if better in arrays[0] and worse in arrays[0]:
+            d = [a[better] - a[worse] for a in arrays]
+            low, high = np.quantile(bootstrap(d), [0.025, 0.975])
+            rows.append([what, f"{np.mean([x.mean() for x in d]):+.3f}", f"{low:+.3f} to {high:+.3f}",
+                         ", ".join(f"{x.mean():+.3f}" for x in d)])
+    return rows
+
+
+def subset_rows(arrays):
+    """One row a subset, RL policy: means over the runs. Last, how far the verifiable ones are behind."""
+    columns = [c for c in ("greedy", "one sample", "vote@8", "vote@32") if f"rl/{c}" in arrays[0]]
+    rows = [["subset", *columns]]
+    cut = lambda c, domains: [a[f"rl/{c}"][np.isin(a["subset"], domains)] for a in arrays]
+    others = [d for d in DOMAINS if d not in VERIFIABLE]
+    for name, domains in [*((d, [d]) for d in DOMAINS), ("verifiable", VERIFIABLE), ("others", others)]:
+        if not all(np.isin(a["subset"], domains).any() for a in arrays):
+            continue                               # a short run may have no item of a subset
+        rows.append([name, *(in_words(cut(c, domains), bootstrap(cut(c, domains))) for c in columns)])
+    if not {"verifiable", "others"} <= {row[0] for row in rows}:
+        return rows
+    row = ["others - verifiable"]
+    for c in columns:                              # different items: two bootstraps, not a paired one
+        behind = [a.mean() - b.mean() for a, b in zip(cut(c, others), cut(c, VERIFIABLE))]
+        draws = bootstrap(cut(c, others), seed=0) - bootstrap(cut(c, VERIFIABLE), seed=1)
+        row.append(in_words(np.array(behind), draws, "+"))
+    return rows + [row]
+
+# ----------------------------------------------------------------------------------------
+# The program
+
+def read_runs(folders):
+    """-> their results, their numbers per item; refuses runs of which no mean can be taken."""
+    for folder in folders:
+        if not all(os.path.exists(os.path.join(folder, name)) for name in ("results.json", "per_item.npz")):
+            raise UserError(f"no results in {folder}: name a run folder whose run has finished")
+    runs, arrays = [read_json(os.path.join(folder, "results.json")) for folder in folders], []
+    free = ("seed", "out", "device", "dtype", "threads")
+    for name in {name for r in runs for name in r["config"]}.difference(free):
+        if len({r["config"].get(name) for r in runs}) > 1:
+            raise UserError(f"the runs differ in --{name}: only runs that differ in their seed have a mean")
+    if len({r["seed"] for r in runs}) < len(runs):
+        raise UserError("two of the runs have the same seed")
+    for folder in folders:
+        path = os.path.join(folder, "per_item.npz")
+        try:
+            arrays.append(dict(np.load(path)))
+        except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path} is damaged ({error}): repeat --resume --stage eval") from None
+    return runs, arrays
+
+
+def ship(folder):
+    """Copy the base and the RL policy, RL's Meta RM and the tokenizer to data/judge, in half precision."""
+    os.makedirs(SHIPPED, exist_ok=True)
+    for name in ("base", "rl", "meta-rl"):
+        saved = load_tensors(os.path.join(folder, name + ".pt"), "cpu")
+        saved["weights"] = {key: value.half() for key, value in saved["weights"].items()}
+        with new_file(os.path.join(SHIPPED, name + ".pt"), "wb") as f:
+            torch.save(saved, f)
+    shutil.copy(os.path.join(folder, "tokenizer.tiktoken"), SHIPPED)
+
+
+def main(argv):
+    parser = Parser(__doc__)
+    parser.add_argument("folders", nargs="+", help="run folders")
+    parser.add_argument("--ship", action="store_true", help="put the first one's judge into data/judge")
+    args = parser.parse_args(argv)
+    if args.ship:
+        ship(args.folders[0])
+        return
+    runs, arrays = read_runs(args.folders)
+    print(f"{len(runs)} runs, {runs[0]['items']} items of the {runs[0]['config']['eval_split']} split each\n")
+    for rows in (main_rows(runs, arrays), difference_rows(arrays), subset_rows(arrays)):
+        print(markdown(rows) + "\n")
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,86 @@
+"""Tables over several runs, against hand counts; the judge that comes along."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from data import UserError
+from data.world import DOMAINS, VERIFIABLE
+from experiments import runs
+from report import bootstrap
+from run import load_tensors
+
+
+def test_interval_over_runs_is_that_of_a_mean():
+    """Guards against an interval over runs that is too narrow (items pooled twice) or too wide."""
+    rng = np.random.default_rng(0)
+    values = [(rng.random(400) < p).astype(float) for p in (0.5, 0.6, 0.7)]
+    draws = bootstrap(values)
+    error = np.sqrt(sum(v.var() / len(v) for v in values)) / 3
+    assert draws.std() == pytest.approx(error, rel=0.1)
+    assert draws.mean() == pytest.approx(np.mean([v.mean() for v in values]), abs=0.005)
+    mean, half = runs.in_words(values, draws).split(" ±")
+    assert float(mean) == pytest.approx(np.mean(values), abs=0.001)
+    assert float(half) == pytest.approx(1.96 * error, rel=0.12)
+
+
+def test_combined_interval():
+    """Guards against a half-width that is multiplied by the number of runs in place of divided, or not at all:
+    four independent runs with a half-width of .08 have a mean with .04."""
+    assert runs.combined([[0.5, 0.42, 0.58], [0.6, 0.52, 0.68], [0.7, 0.62, 0.78], [0.6, 0.52, 0.68]]) == \
+        "0.600 ±0.040"
+
+
+def made_run(folder, seed, **config):
+    """A run folder with results by hand: 140 items, whose greedy accuracy depends on the subset alone."""
+    rng = np.random.default_rng(seed)
+    subset = np.array(DOMAINS * 20)
+    greedy = np.where(np.isin(subset, VERIFIABLE), 0.25, 0.75)
+    columns = {f"{stage}/{name}": greedy if name == "greedy" else rng.random(140)
+               for stage in ("base", "rft", "rl") for name in ("greedy", "one sample", "vote@8")}
+    folder.mkdir()
+    np.savez_compressed(folder / "per_item.npz", subset=subset, **columns)
+    stage = {name: [0.5, 0.4, 0.6] for name in runs.OTHERS} | {"ties": 0.1, "tokens": 60.0}
+    results = {"seed": seed, "items": 140, "config": {"eval_split": "test", "seed": seed, **config},
+               "stages": dict.fromkeys(("base", "rft", "rl"), stage)}
+    (folder / "results.json").write_text(json.dumps(results))
+    return str(folder)
+
+
+def test_tables_of_runs(tmp_path, capsys):
+    """Guards against rows that vanish ("others - verifiable" above all), means over the wrong subsets, runs that
+    do not belong together."""
+    a, b = made_run(tmp_path / "a", 1), made_run(tmp_path / "b", 2)
+    runs.main([a, b])
+    rows = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ")
+            for line in capsys.readouterr().out.splitlines() if line.startswith("|")}
+    assert rows["sums"][1] == "0.250 ±0.000" and rows["others"][1] == "0.750 ±0.000"
+    assert rows["others - verifiable"][1] == "+0.500 ±0.000"
+    assert rows["greedy"][3] == "0.536 ±0.055" or float(rows["greedy"][3].split()[0]) == 0.536
+    assert rows["RL - RFT, greedy"][1:] == ["+0.000", "+0.000 to +0.000", "+0.000, +0.000"]
+    assert rows["one response, exact score"][1] == "0.500 ±0.071"             # .1 / sqrt(2)
+    other = made_run(tmp_path / "c", 3, beta=0.5)
+    for argv, message in [([], "folders"), ([str(tmp_path / "none")], "no results in"),
+                          ([a, a], "the same seed"), ([a, other], "differ in --beta")]:
+        with pytest.raises(UserError, match=message):
+            runs.main(argv)
+    (tmp_path / "b" / "per_item.npz").write_bytes(b"damaged")
+    with pytest.raises(UserError, match="is damaged"):
+        runs.main([a, b])
+
+
+def test_shipped_weights_are_those_of_the_run(tmp_path, monkeypatch):
+    """Guards against a judge that comes along without its Meta RM or tokenizer, or in another precision."""
+    monkeypatch.setattr(runs, "SHIPPED", str(tmp_path / "judge"))
+    weights = {"w": torch.randn(4, 4)}
+    for name in ("base", "rl", "meta-rl"):
+        torch.save({"config": {"n_layer": 2}, "weights": weights}, tmp_path / f"{name}.pt")
+    (tmp_path / "tokenizer.tiktoken").write_text("YQ== 13\n")
+    runs.main(["--ship", str(tmp_path)])
+    for name in ("base", "rl", "meta-rl"):
+        saved = load_tensors(str(tmp_path / "judge" / f"{name}.pt"), "cpu")
+        assert saved["config"] == {"n_layer": 2} and saved["weights"]["w"].dtype == torch.float16
+        assert torch.equal(saved["weights"]["w"], weights["w"].half())
+    assert (tmp_path / "judge" / "tokenizer.tiktoken").read_text() == "YQ== 13\n"
