@@ -85,6 +85,7 @@ def add_up(tensors):
 
 def add_up_numbers(numbers):
     """A dict of numbers, or of tensors that hold one -> their sums over the processes, as floats."""
-    totals = torch.tensor([float(x) for x in numbers.values()], dtype=torch.float64)
+    values = [x.item() if isinstance(x, torch.Tensor) else x for x in numbers.values()]
+    totals = torch.tensor(values, dtype=torch.float64)
     add_up([totals])
     return dict(zip(numbers, totals.tolist()))

@@ -212,6 +212,8 @@ def table(r):
     """results.json -> text: one row a measure, one column a stage; then the last policy by subset."""
     stages = r["stages"]
     measures = [m for m in max(stages.values(), key=len) if m != "subsets"]  # base has no guided votes
+    kinds = list(dict.fromkeys(m.split("@")[0] for m in measures))           # all votes, all guided, ...
+    measures.sort(key=lambda m: ("coin flip" in m, kinds.index(m.split("@")[0])))
     rows = [["strict accuracy, and other measures", *stages]]
     rows += [[m, *(half_width(s[m]) if m in s else "" for s in stages.values())] for m in measures]
     k = max(int(m.removeprefix("vote@")) for m in measures if m.startswith("vote@") and "coin" not in m)

@@ -32,7 +32,7 @@ import torch
 from tqdm import tqdm
 
 from data import Parser, UserError
-from parallel import new_file, processes, rank, wait
+from parallel import join, new_file, processes, rank, wait
 
 # Each stage with its units, and with the files that say what is done, in the order in which they are written.
 UNITS = {"pretrain": ["base"], "rft": ["rft-samples", "rft"], "rl": ["rl"], "metarm": ["meta-rft", "meta-rl"],
@@ -121,6 +121,26 @@ def check_values(cfg):
         raise UserError(f"--out {cfg.out}: {error.strerror}, name another folder") from None
     if not os.access(cfg.out, os.W_OK):
         raise UserError(f"--out {cfg.out} cannot be written to, name another folder")
+
+
+def make_config(argv, config, presets, first_field, doc):
+    """Flags over preset over defaults, or with --resume over the folder's own config -> config, --stage."""
+    values, resume, stage = parse_flags(argv, config, doc)
+    values = {name: value for name, value in values.items() if value != "auto"}         # the default
+    device = pick_device(values.get("device", "auto"))
+    preset = values.get("preset", "gpu" if device == "cuda" else "cpu")
+    if preset not in presets:
+        raise UserError(f"--preset {preset}: expected one of {', '.join(presets)}")
+    cfg = config(**{**presets[preset], **values, "preset": preset, "device": device})
+    cfg.out = cfg.out or f"runs/{preset}-seed{cfg.seed}"
+    names = [f.name for f in dataclasses.fields(config)]
+    free = names[names.index(first_field[stage]):] if stage else None
+    before = earlier_config(cfg.out, values, resume, free, names)
+    if before:
+        cfg = config(**{**before, **values, "out": cfg.out})
+        pick_device(cfg.device)                    # is it still there?
+    check_values(cfg)
+    return cfg, stage
 
 # ----------------------------------------------------------------------------------------
 # What to compute on, and how: measured and not looked up
@@ -309,8 +329,12 @@ class Run:
 
 
 def open_run(cfg, repeat):
-    """The run of this config; stage `repeat` and later ones, if it is not None, will be repeated. The first
-    process goes first."""
+    """The run of this config, once threads and precision are decided. If `repeat` is not None, this stage and
+    later ones will be repeated. The first process decides, and goes first."""
+    cfg.threads = cfg.threads or join([pick_threads()])[0]
+    torch.set_num_threads(cfg.threads)
+    if cfg.dtype == "auto":
+        cfg.dtype = join([pick_dtype(cfg.device)])[0]
     if rank() > 0:
         wait()
     run = Run(cfg, cfg.out)
@@ -318,4 +342,7 @@ def open_run(cfg, repeat):
         if repeat:
             run.repeat(repeat)
         wait()
+    write_json(run.path("config.json"), dataclasses.asdict(cfg))
+    print("\n".join(f"{name:16s} {value}" for name, value in vars(cfg).items()))
+    print(f"{'machine':16s} {machine()}")
     return run

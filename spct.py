@@ -19,7 +19,7 @@ leaves open (clip, KL estimator, loss normalisation, zero variance) is chosen an
 import copy
 import os
 import random
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -34,18 +34,8 @@ from data.judgement import correct, read_judgements, vote, write_judgements
 from data.tokenizer import HINT, PAD, Tokenizer, train_bpe
 from data.world import make_items, seed_of
 from model import GPT, GPTConfig, Optimizer, pad_rows, token_logits, token_logp, trapezoid
-from parallel import join, rank, share, start_processes, stop_processes
-from run import (
-    check_values,
-    earlier_config,
-    machine,
-    open_run,
-    parse_flags,
-    pick_device,
-    pick_dtype,
-    pick_threads,
-    write_json,
-)
+from parallel import rank, share, start_processes, stop_processes
+from run import make_config, open_run
 from sample import judge
 
 # ----------------------------------------------------------------------------------------
@@ -434,26 +424,6 @@ def make_tokenizer(run):
     return tok
 
 
-def make_config(argv):
-    """Flags over preset over defaults, or with --resume over the folder's own config -> (Config, --stage)."""
-    values, resume, stage = parse_flags(argv, Config, __doc__)
-    values = {name: value for name, value in values.items() if value != "auto"}         # the default
-    device = pick_device(values.get("device", "auto"))
-    preset = values.get("preset", "gpu" if device == "cuda" else "cpu")
-    if preset not in PRESETS:
-        raise UserError(f"--preset {preset}: expected one of {', '.join(PRESETS)}")
-    cfg = Config(**{**PRESETS[preset], **values, "preset": preset, "device": device})
-    cfg.out = cfg.out or f"runs/{preset}-seed{cfg.seed}"
-    names = [f.name for f in fields(Config)]
-    free = names[names.index(FIRST_FIELD[stage]):] if stage else None
-    before = earlier_config(cfg.out, values, resume, free, names)
-    if before:
-        cfg = Config(**{**before, **values, "out": cfg.out})
-        pick_device(cfg.device)                    # is it still there?
-    check_values(cfg)
-    return cfg, stage
-
-
 def train_and_evaluate(run):
     """The method, from nothing to the table."""
     cfg, tok = run.cfg, make_tokenizer(run)
@@ -474,20 +444,12 @@ def train_and_evaluate(run):
 
 def main(argv):
     start_processes()
-    cfg, stage = make_config(argv)
-    cfg.threads = cfg.threads or join([pick_threads()])[0]                   # the first process decides
-    torch.set_num_threads(cfg.threads)
-    if cfg.dtype == "auto":
-        cfg.dtype = join([pick_dtype(cfg.device)])[0]
-    run = open_run(cfg, stage)
-    write_json(run.path("config.json"), asdict(cfg))
-    print("\n".join(f"{name:16s} {value}" for name, value in asdict(cfg).items()))
-    print(f"{'machine':16s} {machine()}")
+    run = open_run(*make_config(argv, Config, PRESETS, FIRST_FIELD, __doc__))
     try:
         train_and_evaluate(run)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped in {run.unit}; --resume repeats it") from None
-    print(f'\nJudge with it: python sample.py --run {cfg.out} --query "what is 230+481?" '
+    print(f'\nJudge with it: python sample.py --run {run.folder} --query "what is 230+481?" '
           '--response "it is 711" --response "it is 611"')
     stop_processes()
 

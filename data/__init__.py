@@ -1,4 +1,4 @@
-"""What every program shares: how flags are read, how mistakes of the user are reported, how memory is kept."""
+"""What every program shares: how flags are read, how the user's mistakes are reported, how memory is kept."""
 
 import argparse
 import ctypes

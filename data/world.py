@@ -12,6 +12,19 @@ a response meets, and the evidence for it. No real preference data set can tell 
 
 Simplification against real data: seven short domains, lower-case English, no multi-turn
 conversations. Label noise is off by default (`noise`).
+
+How to add a domain, all in this file:
+
+1. a row of weights for each cue in TASTE, 10 points each;
+2. the query, in make_query;
+3. the response and the truth about it, with evidence, in make_content, once right and once narrowly wrong
+   (both before the last lines, which serve two domains); a criterion of a new name (lower-case letters only)
+   also in CONTENT_CRITERIA;
+4. its name in VERIFIABLE if it can be checked by computing; one of its cues in OOD_PAIRS if you like.
+
+The annotators, the prompts and the report pick it up. Then `python -m pytest tests/test_data.py`: it reads
+your responses independently (add your domain to judge_by_reading) and checks that position, length and
+politeness are no short cuts.
 """
 
 import hashlib

@@ -10,7 +10,8 @@ import os
 import shutil
 
 from data import command
-from experiments import ablations, baselines, scaling, study, truth
+from experiments import ablations, baselines, runs, scaling, study, truth
+from parallel import new_file
 from run import read_json
 
 STUDIES = [baselines, ablations, scaling, truth]
@@ -29,20 +30,27 @@ def chapter(module, results):
     return "\n\n".join([title, rest, module.FINDINGS.strip(), figure, results["text"], made])
 
 
+def default_runs():
+    """The chapter of the default runs: tables over seeds, how to read them."""
+    title, rest = runs.__doc__.strip().split("\n\n", 1)
+    return "\n\n".join(["## " + title, rest, runs.FINDINGS.strip(),
+                        "![accuracy against the number of votes](reference/cpu-seed1/votes.png)",
+                        runs.tables([f"runs/cpu-seed{seed}" for seed in study.SEEDS])])
+
+
 def write_results():
-    """RESULTS.md, and the figures and numbers beside it, from the folders of the studies."""
-    parts = ["# Results of the studies",
-             "Written by `python -m experiments.all`: for each study its question, what was seen, its "
-             "figure, its tables. \"Noise\": the 95% interval of a difference contains 0."]
+    """RESULTS.md, and the figures and numbers beside it, from the folders of the runs and the studies."""
+    parts = ["# Results",
+             "Written by `python -m experiments.all`: the default runs, then for each study its question, "
+             "what was seen, its figure, its tables. \"Noise\": the 95% interval of a difference contains 0.",
+             default_runs()]
     for module in STUDIES:
         results, reference = f"runs/{module.NAME}/results.json", os.path.join(HERE, "reference")
         parts.append(chapter(module, read_json(results)))
         shutil.copy(f"runs/{module.NAME}/{module.NAME}.png", reference)
         shutil.copy(results, os.path.join(reference, f"{module.NAME}.json"))
-    path = os.path.join(HERE, "RESULTS.md")
-    with open(path + ".tmp", "w") as f:
+    with new_file(os.path.join(HERE, "RESULTS.md")) as f:
         f.write("\n\n".join(parts) + "\n")
-    os.replace(path + ".tmp", path)
 
 
 def main(argv):

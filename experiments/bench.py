@@ -35,7 +35,6 @@ from data.judgement import Judgement, judgement_parts, render_prompt
 from data.tokenizer import END, PAD, Tokenizer, train_bpe
 from data.world import make_items
 from model import GPT, GPTConfig, Optimizer, pad_rows, token_logp, trapezoid
-from report import canvas
 from run import Run, machine, pick_dtype, write_json
 from sample import draw, generate
 
@@ -235,7 +234,7 @@ def bench_slots(model, rates, prompts, lengths, quick):
 
 
 def bench_ablation(model, tok, count, k, batch, rounds):
-    """Our sampler without each of its means, on k samples of each prompt -> {name: tokens a second}."""
+    """Our sampler without each of its means, on k samples of each prompt."""
     prompts, lengths = make_work(tok, count, k)
     wide = GPT(config(n_kv_head=4))
     without = {"all of it": {}, "looks at every step": dict(block=1), "looks every 64 steps": dict(block=64),
@@ -247,7 +246,6 @@ def bench_ablation(model, tok, count, k, batch, rounds):
     show(f"sampling, {k} samples of each prompt, {batch} slots")
     for name, s in times.items():
         show(f"  {name}", sum(lengths) / s, "tokens/s", times["all of it"] / s, "of all")
-    return {name: sum(lengths) / s for name, s in times.items()}
 
 
 def bench_votes(model, tok, k, rounds):
@@ -265,7 +263,7 @@ def bench_votes(model, tok, k, rounds):
 
 
 def bench_others(model, prompts, lengths, batch, best, quick):
-    """Against a loop without a cache and Hugging Face -> ratios, and {name: tokens a second}.
+    """Against a loop without a cache and Hugging Face -> ratios.
 
     The loop has the same batch as ours. Hugging Face has two batches to choose from, ours has `best` slots:
     each stands at its best.
@@ -274,14 +272,13 @@ def bench_others(model, prompts, lengths, batch, best, quick):
     slow = seconds({"ours": lambda: ours(model, *some, slots=batch),
                     "loop": lambda: no_cache(model, *some)}, 1)
     ratios["nocache_ratio"] = slow["loop"] / slow["ours"]
-    rates = {"ours": sum(some[1]) / slow["ours"], "no cache": sum(some[1]) / slow["loop"]}
     show(f"other samplers, batch {batch}")
-    show("  loop without a cache", rates["no cache"], "tokens/s",
+    show("  loop without a cache", sum(some[1]) / slow["loop"], "tokens/s",
          ratios["nocache_ratio"], "times slower than ours")
     hf = hugging_face(model.cfg)
     if hf is None:
         show("  Hugging Face: transformers is not installed")
-        return {**ratios, "hf_ratio": None, "hf_fixed_ratio": None}, rates
+        return {**ratios, "hf_ratio": None, "hf_fixed_ratio": None}
     steps = 32 if quick else 96
     fixed = [random_prompt(i, 33) for i in range(batch)], [steps] * batch
     hf(fixed[0][:32], fixed[1][:32], 32)           # warm up
@@ -296,10 +293,9 @@ def bench_others(model, prompts, lengths, batch, best, quick):
              times[name] / least, "than ours at its best")
     ratios["hf_ratio"] = min(times[name] for name in theirs) / least
     ratios["hf_fixed_ratio"] = times["hf fixed"] / times["ours fixed"]
-    rates["ours"], rates["Hugging Face"] = tokens / times[batch], tokens / times[f"batch {batch}"]
     show(f"  Hugging Face, 33 + {steps} tokens each", batch * steps / times["hf fixed"], "tokens/s",
          ratios["hf_fixed_ratio"], "times slower than ours")
-    return ratios, rates
+    return ratios
 
 
 def bench_training(tok, rates, quick):
@@ -370,43 +366,6 @@ def bench_rl_step(tok, quick):
     return parts
 
 
-def bench_growth(tok, quick):
-    """Seconds a judgement as k, the number of responses, the prompt and the model grow -> {panel: (x, y)}."""
-    model, rounds, panels = GPT(config()), 1 if quick else 3, {}
-    ours(model, *make_work(tok, 16))
-
-    def panel(name, cases):
-        times = seconds({x: lambda how=how: ours(*how, slots=512) for x, how in cases.items()}, rounds)
-        per = {x: s / len(cases[x][1]) for x, s in times.items()}
-        cells = ", ".join(f"{x}: {1e3 * s:.1f}" for x, s in per.items())
-        show(f"milliseconds a judgement, by {name}: {cells}")
-        panels[name] = list(per), list(per.values())
-
-    items = 2 if quick else 8
-    panel("votes k on each of a few items", {k: (model, *make_work(tok, items * k, k))
-                                             for k in ((1, 8) if quick else (1, 2, 4, 8, 16, 32, 64))})
-    count = 32 if quick else 256
-    panel("number of responses n", {n: (model, *make_work(tok, count, 8, n)) for n in (1, 2, 3, 4)})
-    panel("tokens of the prompt", {T: (model, [random_prompt(i, T) for i in range(count)], [60] * count)
-                                   for T in (32, 64, 128, 240)})
-    panel("model size", {size: (GPT(config(size)), *make_work(tok, count, 8)) for size in SIZES})
-    return panels
-
-
-def figure(path, k, ablation, others, panels):
-    with canvas(path, 1, 3, width=16, height=4.2) as axes:
-        rates = {**{f"{name} (k = {k})": rate for name, rate in ablation.items()},
-                 **{f"{name} (k = 1)": rate for name, rate in others.items()}}
-        axes[0].barh(list(rates)[::-1], list(rates.values())[::-1])
-        axes[0].set(title="sampling, k samples a prompt", xlabel="tokens/s (more is better)")
-        for ax, name in zip(axes[1:], ("votes k on each of a few items", "tokens of the prompt")):
-            x, y = panels[name]
-            ax.plot(x, 1e3 * np.array(y), "o-")
-            ax.set(title="milliseconds a judgement", xlabel=name, ylim=(0, None), xscale="log")
-            ax.set_xticks(x, x)
-            ax.minorticks_off()
-
-
 def peak_memory():
     """Of this process so far, in MB; 0 on Windows, which cannot tell."""
     try:
@@ -421,13 +380,12 @@ def main(argv):
     parser = Parser(__doc__)
     parser.add_argument("--quick", action="store_true", help="under a minute, smaller and noisier")
     parser.add_argument("--json", help="write the main numbers here, too")
-    parser.add_argument("--figure", help="draw them (a .png)")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args(argv)
     if args.threads < 1:
         raise UserError(f"--threads {args.threads}: expected 1 or more")
-    for path in filter(None, (args.json, args.figure)):
-        check_new(path)
+    if args.json:
+        check_new(args.json)
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     tok = Tokenizer(train_bpe(corpus_texts(0, 2000), 704))
@@ -441,20 +399,16 @@ def main(argv):
     work = make_work(tok, count)
     ours(model, work[0][:32], work[1][:32])        # warm up
     sampling, best = bench_slots(model, rates, *work, quick)
-    ablation = bench_ablation(model, tok, count, k, batch, rounds)
+    bench_ablation(model, tok, count, k, batch, rounds)
     sampling["shared_prompt_ratio"] = bench_votes(model, tok, k, rounds)
-    ratios, others = bench_others(model, *work, batch, best, quick)
-    sampling.update(ratios)
+    sampling.update(bench_others(model, *work, batch, best, quick))
     training = bench_training(tok, rates, quick)
     rl_step = bench_rl_step(tok, quick)
-    panels = bench_growth(tok, quick)
     show("peak memory", peak_memory(), "MB")
     if args.json:
         limits = {name: rates[name] for name in ("fp32_gflops", "bf16_gflops")}
         write_json(args.json, {"machine": machine(), "limit": limits, "sampling": sampling,
                                "training": training, "rl_step": rl_step})
-    if args.figure:
-        figure(args.figure, k, ablation, others, panels)
 
 
 if __name__ == "__main__":

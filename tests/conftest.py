@@ -10,14 +10,14 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 torch.set_num_threads(1)        # the models here are tiny: more threads only wait for each other
 
-from data.annotators import document
+from data.annotators import corpus_texts
 from data.tokenizer import Tokenizer, train_bpe
 from model import GPT, GPTConfig
 
 
 @pytest.fixture(scope="session")
 def tok():
-    return Tokenizer(train_bpe((p for i in range(2000) for p in document(0, i) if isinstance(p, str)), 704))
+    return Tokenizer(train_bpe(corpus_texts(0, 2000), 704))
 
 
 @pytest.fixture

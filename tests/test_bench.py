@@ -35,8 +35,8 @@ def test_flops_are_those_that_torch_counts(size):
 @pytest.mark.slow
 def test_quick_benchmark(tmp_path):
     """Guards against a benchmark that no longer runs, or numbers that are missing or mean nothing."""
-    out, png = tmp_path / "bench.json", tmp_path / "bench.png"
-    flags = ["--quick", "--json", str(out), "--figure", str(png)]
+    out = tmp_path / "bench.json"
+    flags = ["--quick", "--json", str(out)]
     done = subprocess.run([sys.executable, "-m", "experiments.bench", *flags], cwd=ROOT, text=True, timeout=400,
                           capture_output=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
     assert done.returncode == 0, done.stderr[-3000:]
@@ -47,4 +47,3 @@ def test_quick_benchmark(tmp_path):
     assert set(r["limit"]) == {"fp32_gflops", "bf16_gflops"} and set(r["training"]) == set(SIZES)
     assert r["sampling"]["nocache_ratio"] > 5 and r["sampling"]["shared_prompt_ratio"] > 1.5
     assert 0.01 < r["sampling"]["limit_share"] < 1 and all(s > 0 for s in r["rl_step"].values())
-    assert png.stat().st_size > 10_000

@@ -5,15 +5,21 @@ import re
 import pytest
 from tiktoken.load import load_tiktoken_bpe
 
-from data import preferences
-from data.annotators import adding, annotate, document, written
-from data import UserError
+from data import UserError, preferences
+from data.annotators import adding, annotate, checking, document, encode_document, pack
 from data.preferences import load, load_or_fail
-from data.tokenizer import (CHECKS, CRITIQUE, END, MARKS, PAD, PATTERN, PRINCIPLES, QUERY, Tokenizer,
-                            train_bpe)
-from data.world import (CAPITALS, CONTENT_CRITERIA, HARMFUL, KINDS, RATERS,
-                        STYLE_CRITERIA, STYLES, make_item, make_items)
-
+from data.tokenizer import CHECKS, CRITIQUE, END, MARKS, PAD, PATTERN, PRINCIPLES, QUERY, Tokenizer, train_bpe
+from data.world import (
+    CAPITALS,
+    CONTENT_CRITERIA,
+    HARMFUL,
+    KINDS,
+    RATERS,
+    STYLE_CRITERIA,
+    STYLES,
+    make_item,
+    make_items,
+)
 
 # ----------------------------------------------------------------------------------------
 # The world
@@ -74,10 +80,10 @@ def test_splits_are_disjoint():
     be seen under another cue."""
     queries = {split: {i.query for i in make_items(0, split, 4000)}
                for split in ("train", "val", "test", "ood")}
-    texts = [document(0, i) for i in range(8000)]
+    openings = [document(0, i)[0][0] for i in range(8000)]
     # annotations start with <query> and the query, general text with the bare task or with a list of texts
-    queries["train"] |= {d[1].strip() for d in texts if d[0] == QUERY}
-    queries["train"] |= {d[0].strip() for d in texts if isinstance(d[0], str)}
+    queries["train"] |= {parts[1].strip() for parts in openings if parts[0] == QUERY}
+    queries["train"] |= {parts[0].strip() for parts in openings if isinstance(parts[0], str)}
     for a in queries:
         for b in queries:
             assert a == b or not queries[a] & queries[b], (a, b)
@@ -126,8 +132,8 @@ def test_annotators_err_by_their_own_draws():
     """Guards against errors that belong to the item: then no vote could cancel them. On one and the same
     item a sloppy annotator is sometimes right and sometimes wrong, an expert mostly right."""
     item = next(i for i in make_items(0, "train", 50, least=2, most=2) if i.gold[0] + 4 < i.gold[1] < 10)
-    picks = lambda skill: sum(s[1] > s[0] for s in (
-        list(map(int, annotate(random.Random(i), item, skill)[-2].split())) for i in range(300))) / 300
+    scores = lambda skill: [annotate(random.Random(i), item, skill)[2] for i in range(300)]
+    picks = lambda skill: sum(s[1] > s[0] for s in scores(skill)) / 300
     assert 0.05 < picks("sloppy") < 0.95 and picks("expert") > 0.8
 
 # ----------------------------------------------------------------------------------------
@@ -237,14 +243,23 @@ def test_missing_and_binary_files(tmp_path):
         with pytest.raises(UserError, match=message):
             load(str(tmp_path / name))
 
+# ----------------------------------------------------------------------------------------
+# The corpus
+
+def flat(document):
+    """All parts of a document, in a row."""
+    return [part for parts, _ in document for part in parts]
+
 
 def test_only_what_is_written_is_learned(tok):
     """Guards against a loss on random queries and responses, on nothing at all, or not on marks and the END
     that a judge has to write itself."""
     kinds = set()
     for i in range(200):
-        parts = document(0, i)
-        mask = iter(written(tok.encode(parts)))
+        made = document(0, i)
+        parts, (ids, mask) = flat(made), encode_document(tok, made)
+        assert ids == tok.encode(parts) and len(mask) == len(ids)
+        mask = iter(mask)
         kind = "annotation" if parts[0] == QUERY else "quoting" if CRITIQUE in parts else \
             "checking" if CHECKS in parts else "adding"
         kinds.add(kind)
@@ -263,7 +278,7 @@ def test_only_what_is_written_is_learned(tok):
 def test_adding_texts_add_up():
     """Guards against totals in general text that are not the sums of the weights found good."""
     for i in range(100):
-        first, *parts = adding(random.Random(i))
+        first, *parts = flat(adding(random.Random(i)))
         weights = {name: int(w) for name, w in (pair.split() for pair in first.split(","))}
         assert sum(weights.values()) == 10 and parts[-1] == END
         for verdicts, total in zip(parts[1::4], parts[3::4]):
@@ -271,3 +286,24 @@ def test_adding_texts_add_up():
             assert words[::2] == list(weights)
             earned = sum(weights[name] for name, verdict in zip(words[::2], words[1::2]) if verdict == "good")
             assert int(total) == max(1, earned)
+
+
+def test_checks_come_in_any_order():
+    """Guards against general text whose checks always come in one order, content before style: a judge's
+    principles do not."""
+    places = []
+    for i, item in enumerate(make_items(0, "train", 100, least=2)):
+        made = checking(random.Random(i), item.query, list(zip(item.responses, item.truth, item.made_by)))
+        for checks in flat(made)[4::4]:
+            names = re.findall(r"(\w+):", checks)
+            places.append([name in STYLE_CRITERIA for name in names].index(True) / (len(names) - 1))
+    assert len(places) > 200 and all(0.3 < places.count(place) / len(places) < 0.7 for place in (0.0, 1.0))
+
+
+def test_a_row_does_not_keep_the_order_of_arrival():
+    """Guards against rows that always begin with the long document for which they were opened: what comes
+    later in a row would always be short."""
+    documents = [([20 + i % 2] * (10 if i % 2 else 25), [True] * (10 if i % 2 else 25)) for i in range(400)]
+    ids, _ = pack(documents, 40, 0)
+    assert len(ids) == 200 and 0.3 < (ids[:, 0] == 20).mean() < 0.7
+    assert (pack(documents, 40, 0)[0] == ids).all() and (pack(documents, 40, 1)[0] != ids).any()

@@ -17,8 +17,16 @@ from data.tokenizer import CRITIQUE, END, QUERY, SCORES
 from data.world import make_item, make_items
 from experiments import all as all_studies
 from experiments import scaling, study, truth
-from experiments.baselines import (alone, drop_principles, name_best, pairs_of, read_critique, read_index,
-                                   round_robin)
+from experiments.baselines import (
+    alone,
+    drop_principles,
+    name_best,
+    pairs_of,
+    read_critique,
+    read_index,
+    round_robin,
+)
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 

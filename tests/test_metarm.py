@@ -1,11 +1,19 @@
 import random
 
 import numpy as np
+import torch
 
 import metarm
-from metarm import auc, auc_within, batches_by_length, guided_vote, keep_best, keep_random
-from model import GPTConfig, GPT
-from sample import Judgement, vote
+from data.judgement import Judgement, vote
+from data.world import Item
+from metarm import auc, auc_within, batches_by_length, choose_k_meta, guided_vote, keep_best, keep_random
+from model import GPT, GPTConfig
+from run import Run
+from spct import Config
+
+
+def judged(scores, meta=None):
+    return Judgement("x", 0, [0, 1], 0, (3, 4), [5, 6], 0.0, scores=scores, meta=meta)
 
 
 def test_auc_against_all_pairs():
@@ -29,21 +37,34 @@ def test_auc_within_ignores_how_easy_items_are():
 
 def test_guided_vote():
     """Guards against a filter that keeps the worst, or lets a sample vote that did not parse."""
-    samples, metas = [[9, 1], [2, 8], None, [1, 9], [7, 3]], [2.0, -1.0, None, -3.0, 1.0]
-    assert keep_best(samples, metas, 2) == [[9, 1], [7, 3]]
-    assert guided_vote(samples, metas, 2) == [16, 4]
-    assert guided_vote(samples, metas, 5) == vote(samples)                   # k_meta = k: nothing is filtered
-    assert keep_best(samples, metas, 4).count(None) == 0
-    assert guided_vote([None, None], [None, None], 1) is None
+    scores, metas = [[9, 1], [2, 8], None, [1, 9], [7, 3]], [2.0, -1.0, None, -3.0, 1.0]
+    samples = [judged(*both) for both in zip(scores, metas)]
+    assert keep_best(scores, metas, 2) == [[9, 1], [7, 3]]
+    assert guided_vote(samples, 2) == [16, 4]
+    assert guided_vote(samples, 5) == vote(scores)                           # k_meta = k: nothing is filtered
+    assert keep_best(scores, metas, 4).count(None) == 0
+    assert guided_vote([judged(None), judged(None)], 1) is None
 
 
 def test_constant_meta_scores_are_a_plain_vote():
     """Guards against a Meta RM that matters although it says nothing: the first k_meta samples vote."""
     rng = random.Random(0)
     for _ in range(50):
-        samples = [[rng.randint(1, 10) for _ in range(3)] for _ in range(8)]
+        scores = [[rng.randint(1, 10) for _ in range(3)] for _ in range(8)]
         for k_meta in (1, 4, 8):
-            assert guided_vote(samples, [0.3] * 8, k_meta) == vote(samples[:k_meta])
+            assert guided_vote([judged(s, 0.3) for s in scores], k_meta) == vote(scores[:k_meta])
+
+
+def test_k_meta_is_the_best_on_validation():
+    """Guards against a k_meta that is chosen for being small, by the wrong end of the Meta RM's scale, or on
+    more samples than vote."""
+    item, good, bad = Item("i", "sums", "q", ["a", "b"], [9, 1]), [2, 1], [1, 9]
+    samples = [judged(scores, -float(i)) for i, scores in enumerate([good, good, bad, bad])]
+    assert choose_k_meta([item], [samples], 4) == 2              # 1 and 2 are right: the larger one is taken
+    samples[1].scores = bad
+    assert choose_k_meta([item], [samples], 4) == 1
+    later = [judged(good, float(i)) for i in range(4, 8)]        # of no concern to the first four
+    assert choose_k_meta([item], [samples + later], 4) == 1
 
 
 def test_random_control_is_random_and_of_equal_size():
@@ -68,8 +89,6 @@ def test_batches_hold_every_row_once():
 def test_training_separates_right_from_wrong(tmp_path):
     """Guards against flipped labels and a head that is never trained: judgements that hold token 7
     are right."""
-    from run import Run
-    from spct import Config
     run = Run(Config(device="cpu", dtype="float32", meta_lr=1e-2), str(tmp_path))
     gen = random.Random(0)
     examples = []
@@ -80,9 +99,20 @@ def test_training_separates_right_from_wrong(tmp_path):
             ids[gen.randrange(6)] = 7
         examples.append((Judgement(str(i), 0, [0], 0, (3, 4), ids, 0.0, scores=[1]), right))
     model = metarm.from_policy(GPT(GPTConfig(40, 32, 2, 4, 1, 32)))
+    assert not run.done("meta", model)
     metarm.train(run, "meta", model, [(j.tokens, right) for j, right in examples] * 12)
-    metarm.score(run, model, [j for j, _ in examples])
+    metarm.score(model, [j for j, _ in examples])
     assert auc([right for _, right in examples], [j.meta for j, _ in examples]) > 0.95
-    failed = Judgement("x", 0, [0], 0, (3, 4), [5, 6], 0.0)
-    metarm.score(run, model, [failed])
+    failed = judged(None)
+    metarm.score(model, [failed])
     assert failed.meta is None
+
+
+def test_scores_come_back_in_order(tiny):
+    """Guards against numbers that stay sorted by length, or that padding changes: several batches of rows of
+    mixed lengths against each row alone."""
+    model, gen = metarm.from_policy(tiny()), random.Random(1)
+    model.head.weight.data.normal_(generator=torch.Generator().manual_seed(0))
+    rows = [[gen.randrange(40) for _ in range(gen.randint(1, 40))] for _ in range(300)]
+    np.testing.assert_allclose(metarm.logits(model, rows), [metarm.logits(model, [row])[0] for row in rows],
+                               rtol=1e-4, atol=1e-4)

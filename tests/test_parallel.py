@@ -8,15 +8,17 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
+from data.judgement import Judgement
 from metarm import from_policy, score
 from model import GPT, GPTConfig, Optimizer
-from parallel import join, rank, share, start_processes, stop_processes
-from sample import Judgement, generate
+from parallel import join, new_file, rank, share, start_processes, stop_processes
+from sample import generate
 from spct import Config, update
 
 ENV = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
@@ -43,7 +45,7 @@ def work():
     run = SimpleNamespace(cfg=Config(), device="cpu", autocast=nullcontext)
     meta = from_policy(model)
     torch.nn.init.normal_(meta.head.weight, generator=torch.Generator().manual_seed(0))
-    score(run, meta, js)
+    score(meta, js)
     opt, adv = Optimizer(model, 1e-3), np.random.default_rng(0).normal(size=15).tolist()
     metrics = [update(run, model, reference, opt, js, adv, 1.0) for _ in range(3)]
     return {"ids": [ids for ids, _ in samples], "meta": [j.meta for j in js], "metrics": metrics,
@@ -51,6 +53,21 @@ def work():
             "shares": join(share(list(range(7))))}
 
 
+def test_a_crash_leaves_the_old_file(tmp_path):
+    """Guards against a file that is half written, or gone, when a run is killed while it writes."""
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), new_file(str(path)) as f:
+        f.write("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old"
+    with new_file(str(path)) as f:
+        f.write("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new" and os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(tmp_path):
     """Guards against gradients that are averaged twice or not at all, a loss over a part of the batch, and
     samples or scores that come back in another order. Tolerance: that of float32 sums in another order."""
@@ -66,6 +83,7 @@ def test_two_processes_do_what_one_does(tmp_path):
     assert one["metrics"][2]["kl"] > 1e-4          # something was learned: it could go wrong
 
 
+@pytest.mark.slow
 def test_a_run_on_two_processes(tmp_path):
     """Guards against processes that both write, wait for each other for ever, or drift apart: a whole small
     run gives the loss curve of one process (within 1%, in pre-training and for the Meta RM), and one of them
@@ -78,13 +96,13 @@ def test_a_run_on_two_processes(tmp_path):
     done = torchrun(*flags, "--out", str(tmp_path / "two"))
     assert done.stdout.count("\npreset ") + done.stdout.startswith("preset ") == 1
     assert done.stdout.count("items of the test split") == 1
-    read = lambda name: [json.loads(line) for line in open(tmp_path / name / "metrics.jsonl")]
-    one, two = read("one"), read("two")
-    assert [m["unit"] for m in one] == [m["unit"] for m in two]
+    read = lambda name, unit: [json.loads(line) for line in open(tmp_path / name / f"metrics-{unit}.jsonl")]
+    metrics = lambda name: sorted(path.name for path in (tmp_path / name).glob("metrics-*"))
+    assert metrics("one") == metrics("two") and not list((tmp_path / "two").glob("*.tmp"))
     for unit, least in (("base", 15), ("meta-rft", 1)):
-        losses = [[m["loss"] for m in run if m["unit"] == unit] for run in (one, two)]
-        assert len(losses[0]) >= least
-        np.testing.assert_allclose(*losses, rtol=0.01)
+        one, two = ([line["loss"] for line in read(name, unit)] for name in ("one", "two"))
+        assert len(one) >= least
+        np.testing.assert_allclose(one, two, rtol=0.01)
 
 
 if __name__ == "__main__":          # one of the processes

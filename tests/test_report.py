@@ -6,26 +6,28 @@ import numpy as np
 import pytest
 
 import report
+import spct
+from data.judgement import Judgement, correct, vote
 from data.world import Item
-from sample import Judgement, bootstrap, correct, vote
 
 PERFECT = {"correct": (True, "x"), "polite": (False, "none"), "brief": (True, "none")}
 
 
-def made(scores, sample=0, order=None, principles=None, checks=None, totals=None, meta=None):
-    """A judgement by hand. checks, totals: per slot."""
-    n = len(order or scores or [0, 0])
-    checks, totals = checks or [""] * n, totals or [1] * n
-    return Judgement("i", sample, order or list(range(n)), 0, (1,), [2], 0.0,
-                     "ok" if scores else "no end", principles or [["overall", 10]],
-                     [{"quote": "", "checks": c, "total": t} for c, t in zip(checks, totals)], scores, meta)
+def made(scores, sample=0, principles=None, checks=None, totals=None, meta=None, n=2):
+    """A judgement by hand. checks, totals: per response."""
+    n = len(scores or [0] * n)
+    checks, totals = checks or [[]] * n, totals or [1] * n
+    return Judgement("i", sample, list(range(n)), 0, (1,), [2], 0.0, "ok" if scores else "no end",
+                     principles or [["overall", 10]],
+                     [{"quote": "", "text": "", "checks": c, "total": t} for c, t in zip(checks, totals)],
+                     scores, meta)
 
 
 def random_judgements(rng, items, K):
     """K judgements an item; one in six does not parse, and has no Meta score then."""
     def one(item, k):
         if rng.random() < 1 / 6:
-            return made(None, k, order=list(range(item.n)))
+            return made(None, k, n=item.n)
         return made([rng.randint(1, 10) for _ in range(item.n)], k, meta=rng.gauss(0, 1))
     return [[one(item, k) for k in range(K)] for item in items]
 
@@ -36,20 +38,22 @@ def items_of(rng, count):
 
 
 def test_faithfulness_by_hand():
-    """Guards against checks that are compared with the wrong response when the order is shuffled, impressions
-    that count as checks, and sub-totals that are never added up."""
+    """Guards against checks that are compared with another response, impressions that count as checks, and
+    sub-totals that are never added up."""
     item = Item("i", "sums", "what is 1+1?", ["a", "b"], [9, 1], cue="none",
                 truth=[PERFECT, {**PERFECT, "correct": (False, "x")}])
-    texts = ["correct: x, bad brief: none, good", "correct: x, good brief: none, good"]
+    good, bad = ([["correct", "x", met], ["brief", "none", True]] for met in (True, False))
     weights = [["correct", 6], ["brief", 4]]
-    good = made([10, 4], order=[1, 0], principles=weights, checks=texts, totals=[4, 10])
-    assert report.faithfulness(good, item) == (1.0, 1.0, 1.0)
-    straight = made([4, 9], order=[0, 1], principles=weights, checks=texts, totals=[4, 9])
-    assert report.faithfulness(straight, item) == (1.0, 0.5, 0.5)
-    other = made([9, 4], order=[1, 0], principles=weights, checks=texts, totals=[4, 10])
-    assert report.faithfulness(other, item) == (1.0, 1.0, 0.5)   # a score that is not its sub-total
-    glance = made([8, 2], principles=[["overall", 10]], checks=["looks fine", "looks poor"], totals=[8, 2])
+    judge = lambda scores, checks, totals: report.faithfulness(
+        made(scores, principles=weights, checks=checks, totals=totals), item)
+    assert judge([10, 4], [good, bad], [10, 4]) == (1.0, 1.0, 1.0)
+    assert judge([4, 9], [bad, good], [4, 9]) == (1.0, 0.5, 0.5)
+    assert judge([9, 4], [good, bad], [10, 4]) == (1.0, 1.0, 0.5)   # a score that is not its sub-total
+    assert judge([10, 4], [good, bad[:1]], [10, 4]) == (1.0, 0.75, 0.5)      # one check is missing
+    glance = made([8, 2], principles=[["overall", 10]], totals=[8, 2])
     assert report.faithfulness(glance, item) == (0.0, 0.0, 0.0)
+    groups = [[made(None), glance], [made(None)]]
+    assert report.mean_faithfulness(groups, [item] * 2).tolist() == [[0.0] * 3] * 2
 
 
 @pytest.mark.parametrize("scores, gold, chance", [
@@ -61,56 +65,84 @@ def test_coin_flip(scores, gold, chance):
 
 
 def test_columns_against_plain_loops():
-    """Guards against votes that take the wrong samples, that keep the worst, or that let failures vote."""
+    """Guards against votes that take the wrong samples, that keep the worst, or that let failures vote;
+    against a k_meta that is chosen on the items of the test, and a control that keeps more or fewer."""
     rng = random.Random(0)
-    items, K, k_meta = items_of(rng, 60), 8, {2: 1, 4: 1, 8: 3}
+    (items, val), K = (items_of(rng, 60), items_of(rng, 40)), 8
     greedy, samples = random_judgements(rng, items, 1), random_judgements(rng, items, K)
-    columns = report.item_columns(items, greedy, samples, 0, k_meta)
+    parts = {"greedy": (items, greedy), "votes": (items, samples), "val": (val, random_judgements(rng, val, K))}
+
+    def winners(judgements, n):                    # of a vote of some judgements
+        total = [sum(j.scores[r] for j in judgements if j.scores) for r in range(n)]
+        return [r for r in range(n) if total[r] == max(total)]
+
+    def guided(judgements, kept):                  # those that vote
+        return sorted([j for j in judgements if j.scores], key=lambda j: -j.meta)[:kept]
+
+    ways, k_meta = spct.answers(spct.Config(k=K), parts)
+    assert set(k_meta) == {2, 4, 8}
+    for k in k_meta:
+        right = {kept: sum(winners(guided(s[:k], kept), item.n) == [item.best]
+                           for item, s in zip(*parts["val"])) for kept in (1, 2, 4) if kept < k}
+        assert k_meta[k] == max(kept for kept in right if right[kept] == max(right.values()))
+    columns = report.item_columns(parts, ways)
+    assert all(len(values) == 60 and 0 <= values.min() <= values.max() <= 1 for values in columns.values())
     for i, (item, judgements) in enumerate(zip(items, samples)):
         right = [correct(j.scores, item.gold) for j in judgements]
         assert columns["greedy"][i] == correct(greedy[i][0].scores, item.gold)
-        assert columns["sample"][i] == pytest.approx(sum(right) / K)
-        assert columns["parse"][i] == pytest.approx(sum(j.scores is not None for j in judgements) / K)
+        assert columns["one sample"][i] == pytest.approx(sum(right) / K)
+        assert columns["parses"][i] == pytest.approx(sum(j.scores is not None for j in judgements) / K)
+        lucky = [report.coin_flip(j.scores, item.gold) for j in judgements]
+        assert columns["one sample, coin flip"][i] == pytest.approx(sum(lucky) / K)
         for k in (2, 4, 8):
-            best = sorted([j for j in judgements[:k] if j.scores], key=lambda j: -j.meta)
-            ways = [("vote", judgements[:k]), ("meta", best[:k_meta[k]]), ("half", best[:k // 2])]
-            for name, voters in ways:
-                total = [0] * item.n
-                for j in voters:
-                    for r, score in enumerate(j.scores or []):
-                        total[r] += score
-                winner = [r for r in range(item.n) if total[r] == max(total)]
-                assert columns[f"{name}@{k}"][i] == (winner == [item.best])
+            first = judgements[:k]
+            voters = {"vote": first, "guided": guided(first, k_meta[k]), "guided half": guided(first, k // 2)}
+            for name, who in voters.items():
+                assert columns[f"{name}@{k}"][i] == (winners(who, item.n) == [item.best])
+            top = winners(first, item.n)
+            assert columns[f"vote@{k}, coin flip"][i] == pytest.approx((item.best in top) / len(top))
             assert columns[f"pass@{k}"][i] == any(right[:k])
-    assert np.array_equal(columns["sweep@8"], columns["vote@8"])             # keeping all is a plain vote
-    for i, (item, judgements) in enumerate(zip(items, samples)):             # the control keeps as many
-        parsed = [j.scores for j in judgements if j.scores]
-        if len(parsed) <= 3:                       # then there is nothing to draw: all that parse vote
-            assert columns["meta_random@8"][i] == correct(vote(parsed), item.gold)
-    assert 0 < np.mean(columns["meta_random@8"] != np.round(columns["meta_random@8"])) < 1   # draws differ
+            parsed = [j.scores for j in first if j.scores]
+            for name, kept in (("random", k_meta[k]), ("random half", k // 2)):   # the control keeps as many
+                if len(parsed) <= kept:            # then there is nothing to draw: all that parse vote
+                    assert columns[f"{name}@{k}"][i] == correct(vote(parsed), item.gold)
+    control = columns["random half@8"]
+    assert 0 < np.mean(control != np.round(control)) < 1                     # draws differ
 
 
-def test_k_meta_is_the_best_on_validation():
-    """Guards against a k_meta that is chosen for being small, by the wrong end of the Meta RM's scale, or on
-    more samples than vote."""
-    item = Item("i", "sums", "q", ["a", "b"], [9, 1])
-    good, bad = [2, 1], [1, 9]
-    samples = [made(scores, i, meta=-float(i)) for i, scores in enumerate([good, good, bad, bad])]
-    assert report.choose_k_meta([item], [samples], 4) == 2       # 1 and 2 are right: the larger one is taken
-    samples[1].scores = bad
-    assert report.choose_k_meta([item], [samples], 4) == 1
-    later = [made(good, i, meta=float(i)) for i in range(4, 8)]              # of no concern to the first four
-    assert report.choose_k_meta([item], [samples + later], 4) == 1
+def test_base_has_no_guided_votes():
+    """Guards against guided votes of judgements that no Meta RM has read."""
+    rng = random.Random(1)
+    items = items_of(rng, 5)
+    ways, k_meta = spct.answers(spct.Config(k=4), {"greedy": (items, random_judgements(rng, items, 1)),
+                                                   "votes": (items, random_judgements(rng, items, 4))})
+    assert set(ways) == {"greedy", "one sample", "vote@2", "vote@4"} and k_meta == {}
 
 
-def test_pooled_interval_is_that_of_a_mean():
-    """Guards against an interval over runs that is too narrow (items pooled twice) or too wide."""
-    rng = np.random.default_rng(0)
-    values = [(rng.random(400) < p).astype(float) for p in (0.5, 0.6, 0.7)]
-    draws = bootstrap(values)
-    error = np.sqrt(sum(v.var() / len(v) for v in values)) / 3
-    assert draws.std() == pytest.approx(error, rel=0.1)
-    assert draws.mean() == pytest.approx(np.mean([v.mean() for v in values]), abs=0.005)
-    mean, half = report.in_words(values, draws).split(" ±")
-    assert float(mean) == pytest.approx(np.mean(values), abs=0.001)
-    assert float(half) == pytest.approx(1.96 * error, rel=0.12)
+def test_interval_is_that_of_a_mean():
+    """Guards against an interval that is too narrow or too wide: half of it is 1.96 standard errors."""
+    values = (np.random.default_rng(0).random(400) < 0.6).astype(float)
+    mean, low, high = report.with_interval(values)
+    assert mean == pytest.approx(values.mean(), abs=1e-4) and [low, high] == report.interval(values)
+    assert (high - low) / 2 == pytest.approx(1.96 * values.std() / 20, rel=0.12)
+    assert (high + low) / 2 == pytest.approx(mean, abs=0.005)
+
+
+def test_table_in_words():
+    """Guards against a cell under the wrong stage, a row that is lost because base has no guided votes, an
+    interval in place of its half, subsets of another stage."""
+    stage = lambda mean: {"greedy": [mean, mean - 0.1, mean + 0.1], "vote@4": [mean, mean, mean],
+                          "vote@4, coin flip": [0.5, 0.5, 0.5], "ties": 0.25,
+                          "subsets": {"sums": {"items": 3, "greedy": [mean, mean, mean],
+                                               "one sample": [0.0, 0.0, 0.0], "vote@4": [mean, 0.0, 1.0]}}}
+    with_guide = lambda mean: {"greedy": None, "guided@4": [mean, mean, mean], **stage(mean)}
+    text = report.table({
+        "stages": {"base": stage(0.2), "rft": with_guide(0.4), "rl": with_guide(0.6)},
+        "meta": {"rl": {"AUC, all pairs": 0.75, "AUC, pairs of one item": None, "k_meta": {"4": 2}}},
+        "items": 3, "config": {"eval_split": "val"}, "seconds": {"total": 1.0}, "machine": "m"})
+    rows = {line.split("  ")[0]: line.split()[-7:] for line in text.splitlines()}
+    assert rows["greedy"][-6:] == ["0.200", "±0.100", "0.400", "±0.100", "0.600", "±0.100"]
+    assert rows["guided@4"] == ["guided@4", "0.400", "±0.000", "0.600", "±0.000"]
+    assert rows["sums"] == ["3", "0.600", "±0.000", "0.000", "±0.000", "0.600", "±0.500"]
+    assert "Meta RM of rl: AUC 0.750 over all pairs, none over pairs" in text and "2 of 4" in text
+    assert "3 items of the val split" in text

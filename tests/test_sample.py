@@ -1,19 +1,28 @@
 import random
-import threading
-import time
 
 import numpy as np
 import pytest
 import torch
 
+import report
 import sample
 from data import UserError
 from data.annotators import SKILLS, annotate
-from data.tokenizer import CHECKS, CRITIQUE, END, MARKS, R1, R2, R3, R4, SCORES, TOTAL, render_prompt
+from data.judgement import (
+    Judgement,
+    checks_text,
+    correct,
+    judgement_parts,
+    read_judgement,
+    read_judgements,
+    render_prompt,
+    vote,
+    write_judgements,
+)
+from data.tokenizer import CHECKS, CRITIQUE, END, MARKS, R1, R2, R3, RESPONSE, SCORES, TOTAL
 from data.world import Item, make_item
 from model import token_logp
-from parallel import in_threads
-from sample import check_length, correct, draw, generate, judge, parse, shuffled, uniforms, verdict, vote
+from sample import ballots_of, check_length, draw, generate, judge, shuffled, uniforms, verdict
 
 # ----------------------------------------------------------------------------------------
 # The sampler
@@ -60,49 +69,18 @@ def test_sample_does_not_depend_on_its_batch(tiny):
     assert len({ids[0] for ids, _ in generate(model, [(5, 6)] * 50, range(50))}) > 5
 
 
-def test_refilled_slots_do_not_change_samples(tiny, monkeypatch):
-    """Guards against rows of two cohorts that mix, lose their random numbers, or come back in another order:
-    few slots, so that most samples begin while others are half written."""
+def test_small_batches_and_blocks_do_not_change_samples(tiny, monkeypatch):
+    """Guards against batches that lose rows, their random numbers or their order, and against rows that are
+    cut or mixed up where some have ended and leave: many batches, a look at what has ended every third
+    step."""
     model = tiny()
     model.wte.weight.data *= 0.4
     together = generate(model, PROMPTS * 4, range(28))
     monkeypatch.setattr(sample, "SLOTS", 5)
     monkeypatch.setattr(sample, "BLOCK", 3)
-    assert [ids for ids, _ in generate(model, PROMPTS * 4, range(28))] == [ids for ids, _ in together]
-
-
-def test_threads_do_not_change_samples(tiny, monkeypatch):
-    """Guards against threads that mix up rows or leave some out, and against a process that goes on with
-    one thread after it."""
-    model = tiny()
-    model.wte.weight.data *= 0.4
-    one = generate(model, PROMPTS * 4, range(28))
-    monkeypatch.setattr(sample, "LOOP", 9)
-    torch.set_num_threads(3)
-    try:
-        three, left = generate(model, PROMPTS * 4, range(28)), torch.get_num_threads()
-    finally:
-        torch.set_num_threads(1)
-    assert [ids for ids, _ in three] == [ids for ids, _ in one] and left == 3
-
-
-def test_an_interruption_stops_all_threads():
-    """Guards against Ctrl-C in one thread while the others work on to their end."""
-    began, seen = threading.Event(), []
-
-    def work(queue):
-        if queue[0] == 0:
-            began.wait(10)
-            raise KeyboardInterrupt
-        while queue:
-            seen.append(queue.pop())
-            began.set()
-            time.sleep(0.01)
-
-    with pytest.raises(KeyboardInterrupt):
-        in_threads(work, list(range(2000)), 2)
-    torch.set_num_threads(1)
-    assert 0 < len(seen) < 1000
+    in_parts = generate(model, PROMPTS * 4, range(28))
+    assert [ids for ids, _ in in_parts] == [ids for ids, _ in together]
+    np.testing.assert_allclose([logp for _, logp in in_parts], [logp for _, logp in together], atol=1e-3)
 
 
 def test_sampler_in_bfloat16(tiny):
@@ -152,6 +130,19 @@ def test_draw_follows_the_softmax():
         np.testing.assert_allclose(logp.exp().numpy(), p[ids], rtol=1e-4)
     assert draw(logits[None], torch.tensor([1.0 - 1e-8]), 1.0)[0] < 5
 
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_draw_never_takes_a_hopeless_token(temperature):
+    """Guards against u divided by the last cumulative probability in place of multiplied, or not scaled at
+    all: that sum is rounded, and a u above it would take the last token however unlikely. The largest u
+    must yield the last token that has a probability worth the name."""
+    logits = torch.randn(500, 704, generator=torch.Generator().manual_seed(0)).clamp(-2, 2)
+    logits[:, 640:] = -100.0                       # hopeless, the last token among them
+    assert ((logits / temperature).softmax(-1).cumsum(-1)[:, -1] < 1).any()  # else there is nothing to see
+    largest = float(np.nextafter(np.float32(1), np.float32(0)))
+    ids, logp = draw(logits, torch.full((500,), largest), temperature)
+    assert ids.max() < 640 and logp.exp().min() > 1e-6 and (ids == 639).all()
+
 # ----------------------------------------------------------------------------------------
 # The grammar
 
@@ -192,12 +183,29 @@ def completion(tok, principles=" correct 6, brief 4", scores="9 3", slots=((R1, 
 ])
 def test_parser_table(tok, change, status):
     """Guards against a lenient parser: what is not in the grammar gets no score, and a reason."""
-    got, principles, critiques, scores = parse(tok, completion(tok, **change), 2)
+    got, principles, critiques, scores = read_judgement(tok, completion(tok, **change), [0, 1])
     assert got == status
     assert scores == ([9, 3] if status == "ok" else None)
     if change == {}:
         assert principles == [["correct", 6], ["brief", 4]]
-        assert critiques[0] == {"quote": "it is 71", "checks": "correct: good brief: a, bad", "total": 6}
+        assert [c["total"] for c in critiques] == [6, 3]
+        for c in critiques:
+            assert (c["quote"], c["text"]) == ("it is 71", "correct: good brief: a, bad")
+            assert [(name, evidence or None, good) for name, evidence, good in c["checks"]] == [
+                ("correct", None, True), ("brief", "a", False)]
+
+
+@pytest.mark.parametrize("text, checks", [
+    ("looks great", []), ("", []), ("correct good", []), ("correct: fine", []), ("correct: goodness", []),
+    ("correct: 230+481=711 got 7 7, good", [("correct", "230+481=711 got 7 7", True)]),
+    ("kind: a, b, bad polite: none, good", [("polite", "none", True)]),
+    ("good: bad", [("good", None, False)])])
+def test_table_of_checks(tok, text, checks):
+    """Guards against checks that are read out of a mere impression, or out of another one's evidence."""
+    ids = tok.encode([" a 10", CRITIQUE, R1, CHECKS, " " + text, TOTAL, "7", SCORES, "7", END])
+    status, _, [critique], _ = read_judgement(tok, ids, [0])
+    assert status == "ok" and critique["text"] == text
+    assert [(name, evidence or None, good) for name, evidence, good in critique["checks"]] == checks
 
 
 def test_parser_survives_10000_random_strings(tok):
@@ -211,19 +219,20 @@ def test_parser_survives_10000_random_strings(tok):
                    for _ in range(rng.randint(0, 40))]
         else:
             item = make_item(0, "train", i, least=n, most=n)
-            ids = tok.encode(annotate(rng, item, rng.choice(list(SKILLS))))
+            ids = tok.encode(judgement_parts(*annotate(rng, item, rng.choice(list(SKILLS)))))
             for _ in range(rng.randint(0, 2)):
                 where = rng.randrange(len(ids))
                 ids[where:where + rng.randint(0, 1)] = [rng.randrange(tok.vocab_size)]
-        status, principles, critiques, scores = parse(tok, ids, n)
+        order = rng.sample(range(n), n)
+        status, principles, critiques, scores = read_judgement(tok, ids, order)
         assert (scores is not None) == (status == "ok")
         if scores is not None:
             accepted += 1
             assert len(scores) == n and all(type(s) is int and 1 <= s <= 10 for s in scores)
-            assert ids[ids.index(SCORES):] == tok.encode([SCORES, " ".join(map(str, scores)), END])
+            written = " ".join(str(scores[response]) for response in order)
+            assert ids[ids.index(SCORES):] == tok.encode([SCORES, written, END])
             marks = [t for t in ids if t < len(MARKS)]
-            assert marks == [CRITIQUE] + [m for r in (R1, R2, R3, R4)[:n] for m in (r, CHECKS, TOTAL)] \
-                + [SCORES, END]
+            assert marks == [CRITIQUE] + [m for r in RESPONSE[:n] for m in (r, CHECKS, TOTAL)] + [SCORES, END]
     assert 1000 < accepted < 9000
 
 
@@ -235,21 +244,57 @@ def test_a_response_is_data_never_structure(tok):
     assert marks([evil, "b"]) == marks(["a", "b"])
     quoted = tok.encode([" correct 10", CRITIQUE, R1, " " + evil, CHECKS, " correct: good", TOTAL, "9",
                          SCORES, "9", END])
-    status, _, critiques, scores = parse(tok, quoted, 1)
+    status, _, critiques, scores = read_judgement(tok, quoted, [0])
     assert (status, scores, critiques[0]["quote"]) == ("ok", [9], evil.strip())
 
 
 def test_transcripts_of_every_skill_parse(tok):
-    """Guards against annotators and parser that speak different grammars."""
+    """Guards against annotators and parser that speak different grammars: all that was written is read."""
     for i in range(300):
         item = make_item(1, "train", i)
         for skill in SKILLS:
             for hint in (None, item.best):
-                parts = annotate(random.Random(i), item, skill, hint)
-                status, principles, critiques, scores = parse(tok, tok.encode(parts), item.n)
-                assert status == "ok" and sum(w for _, w in principles) == 10
-                assert [c["total"] for c in critiques] == scores
+                weights, written, totals = annotate(random.Random(i), item, skill, hint)
+                ids = tok.encode(judgement_parts(weights, written, totals))
+                status, principles, critiques, scores = read_judgement(tok, ids, list(range(item.n)))
+                assert status == "ok" and dict(principles) == weights and sum(weights.values()) == 10
+                assert [c["total"] for c in critiques] == scores == totals
+                for c, (quote, text, _) in zip(critiques, written):
+                    assert (c["quote"], " " + c["text"]) == (quote or "", text)
+                    assert checks_text(c["checks"]) == (text if skill != "sloppy" else "")
+                    assert skill == "sloppy" or [name for name, _, _ in c["checks"]] == list(weights)
                 assert hint is None or item.n == 1 or correct(scores, item.gold)
+
+
+def test_what_was_read_in_another_order_belongs_to_its_response(tok):
+    """Guards against quotes, checks, totals or scores that stay with the slot when the responses are
+    shuffled: whatever the order that a perfect judge reads, its reasons are true of the item's own
+    responses."""
+    for i in range(100):
+        item, rng = make_item(1, "train", i, least=2), random.Random(i)
+        order = rng.sample(range(item.n), item.n)
+        seen = Item(item.id, item.subset, item.query, *([part[r] for r in order] for part in (
+            item.responses, item.gold)), item.cue, truth=[item.truth[r] for r in order])
+        weights, written, totals = annotate(rng, seen, "perfect")
+        written = [(response, *rest) for response, (_, *rest) in zip(seen.responses, written)]
+        ids = tok.encode(judgement_parts(weights, written, totals))
+        j = Judgement(item.id, 0, order, 0, (), ids, 0.0, *read_judgement(tok, ids, order))
+        assert j.status == "ok" and [c["quote"] for c in j.critiques] == item.responses
+        assert report.faithfulness(j, item)[1:] == (1.0, 1.0)
+        assert [j.scores[r] for r in order] == totals
+
+
+def test_judgements_file(tmp_path, tok):
+    """Guards against a record that changes when it is kept, or items that melt into one."""
+    read = [read_judgement(tok, ids, [1, 0]) for ids in ([7], completion(tok))]
+    made = [[Judgement(f"i{i}", k, [1, 0], 2 ** 62 + i, (3, 4), [5, 6], -1.5, *read[k], 0.25 * k or None)
+             for k in range(2)] for i in range(4)]
+    path = str(tmp_path / "judgements.jsonl")
+    write_judgements(path, sum(made, []))
+    again = read_judgements(path)
+    for j in sum(again, []):
+        j.prompt = tuple(j.prompt)                 # JSON has lists only
+    assert again == made and made[0][1].scores == [3, 9] and made[0][0].status == "no end"
 
 
 def test_what_may_not_fit_is_refused(tok):
@@ -258,7 +303,7 @@ def test_what_may_not_fit_is_refused(tok):
     for i in range(300):
         item = make_item(0, "ood" if i % 2 else "test", i)
         prompt = tok.encode(render_prompt(item.query, item.responses))
-        size = len(prompt) + len(tok.encode(annotate(random.Random(i), item, "expert")))
+        size = len(prompt) + len(tok.encode(judgement_parts(*annotate(random.Random(i), item, "expert"))))
         with pytest.raises(UserError, match="too long"):
             check_length(tok, item, size - 1)
         check_length(tok, item, 320)
@@ -295,23 +340,29 @@ def test_vote():
 
 def test_judge_maps_scores_back(tok, tiny, monkeypatch):
     """Guards against scores that stay with the slot when the responses are shuffled: a mock judge scores
-    each response by its text; whatever the order, every response must get its own score."""
+    each response by its text; whatever the order, every response must get its own score. The hint must
+    follow the best response."""
     item = Item("x", "s", "which?", ["two", "seven", "four", "nine"], [2, 7, 4, 9])
     scores = {"two": 2, "seven": 7, "four": 4, "nine": 9}
 
     def mock(model, prompts, seeds, temperature, desc=None):
         out = []
         for prompt in prompts:
-            cut = [i for i, t in enumerate(prompt) if t in (R1, R2, R3, R4)] + [len(prompt) - 1]
+            cut = [i for i, t in enumerate(prompt) if t in RESPONSE] + [len(prompt) - 1]
             slots = [str(scores[tok.text(prompt[a + 1:b]).strip()]) for a, b in zip(cut, cut[1:])]
-            critiques = [x for r, s in zip((R1, R2, R3, R4), slots) for x in (r, CHECKS, " -", TOTAL, s)]
+            critiques = [x for r, s in zip(RESPONSE, slots) for x in (r, CHECKS, " -", TOTAL, s)]
             out.append((tok.encode([" a 10", CRITIQUE, *critiques, SCORES, " ".join(slots), END]), 0.0))
         return out
 
     monkeypatch.setattr(sample, "generate", mock)
     judged = judge(tiny(), tok, [item], 20, 0, "t")[0]
     assert len({tuple(j.order) for j in judged}) > 5                         # a fresh order for each vote
-    assert all(j.scores == [2, 7, 4, 9] for j in judged)
+    assert all(j.scores == [c["total"] for c in j.critiques] == [2, 7, 4, 9] for j in judged)
+    for j in judge(tiny(), tok, [item], 20, 0, "t", hint=True)[0]:
+        told = tok.readable(j.prompt)
+        assert told.count("<hint>") == told.count(" nine<hint>") == 1 and j.scores == [2, 7, 4, 9]
+    plain = judge(tiny(), tok, [item], 3, 0, "t", shuffle=False)[0]
+    assert all(j.order == [0, 1, 2, 3] for j in plain) and len({j.seed for j in plain}) == 3
 
 
 def test_orders_are_uniform_and_own_their_randomness():
@@ -327,11 +378,20 @@ def test_orders_are_uniform_and_own_their_randomness():
 
 def test_verdict_of_ties_and_failures():
     """Guards against a best response that is named although the vote ties or nobody voted."""
-    j = lambda scores: sample.Judgement("x", 0, [0, 1], 0, (), [], 0.0, scores=scores)
-    assert verdict([j([5, 5])], 2)["best"] is None
-    assert verdict([j(None)], 2) == {"scores": None, "best": None, "sure": 0.0, "parsed": 0}
-    assert verdict([j([9, 1]), j([4, 5]), j(None), j([3, 3])], 2) == {
-        "scores": [16, 9], "best": 0, "sure": 0.3333, "parsed": 3}
+    assert verdict([[5, 5]], 2)["best"] is None
+    assert verdict([None], 2) == {"scores": None, "best": None, "sure": 0.0, "voters": 0}
+    assert verdict([[9, 1], [4, 5], None, [3, 3]], 2) == {
+        "scores": [16, 9], "best": 0, "sure": 0.3333, "voters": 3}
+
+
+def test_who_votes():
+    """Guards against a guided vote of the half that the Meta RM likes least, or of nobody, and against a sum
+    that leaves samples out."""
+    made = lambda scores, meta: Judgement("x", 0, [0, 1], 0, (), [], 0.0, scores=scores, meta=meta)
+    samples = [made([9, 1], -1.0), made(None, None), made([2, 8], 3.0), made([4, 4], 0.5), made([1, 7], 2.0)]
+    assert ballots_of(samples, guided=False) == [[9, 1], None, [2, 8], [4, 4], [1, 7]]
+    assert ballots_of(samples, guided=True) == [[2, 8], [1, 7]]
+    assert ballots_of(samples[:1], guided=True) == [[9, 1]]
 
 
 def test_samples_that_agree_with_the_vote():

@@ -1,22 +1,32 @@
 import copy
+import inspect
 import itertools
-from dataclasses import fields
+import json
+import re
+from contextlib import nullcontext
+from dataclasses import asdict, fields
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+import sample
 import spct
-from data import UserError
+from data import UserError, preferences
 from data.annotators import corpus, pack
-from data.tokenizer import END, HINT, PAD, render_prompt
-from data.world import Item
-from model import Optimizer, token_logp, trapezoid
-from run import parse_flags
-from sample import Judgement, generate
-from spct import (Config, advantages, forget_hint, kl_k2, kl_k3, make_config, not_too_easy,
-                  policy_loss, reject, reject_hinted, update)
+from data.judgement import Judgement, render_prompt
+from data.tokenizer import END, HINT, PAD
+from data.world import Item, make_items
+from model import GPT, GPTConfig, Optimizer, token_logp, trapezoid
+from run import Run, check_values, parse_flags
+from run import make_config as config_of
+from sample import generate
+from spct import Config, advantages, forget_hint, kl_k2, kl_k3, not_too_easy, policy_loss, update
+
+
+def make_config(argv):
+    return config_of(argv, Config, spct.PRESETS, spct.FIRST_FIELD, spct.__doc__)
 
 
 def judgement(scores=None, prompt=(3, 4), ids=(5, 6, END)):
@@ -52,10 +62,10 @@ def test_rejection_rules():
     """Guards against RFT that keeps wrong samples, or points on which every sample is right."""
     item = Item("x", "s", "q", ["a", "b"], [9, 2])
     right, wrong, tie, failed = judgement([8, 3]), judgement([3, 8]), judgement([5, 5]), judgement(None)
-    assert reject([right, wrong, right], item) == [right, right]
-    assert reject([right, right, right], item) == []
-    assert reject([wrong, tie, failed], item) == []
-    assert reject_hinted([right], item) == [right] and reject_hinted([tie], item) == []
+    assert spct.keep([right, wrong, right], item) == [right, right]
+    assert spct.keep([right, right, right], item) == []
+    assert spct.keep([wrong, tie, failed], item) == []
+    assert spct.keep_hinted([right], item) == [right] and spct.keep_hinted([tie], item) == []
     points, samples = [item] * 3, [[right] * 3, [right, right, wrong], [wrong] * 3]
     assert len(not_too_easy(points, samples)) == 2
 
@@ -68,13 +78,29 @@ def test_rft_examples(tok):
     item = Item("x", "s", "q", ["a", "b"], [9, 2])
     right, wrong = judgement([8, 3], plain, (15, END)), judgement([3, 8], plain, (16, END))
     told, too_easy = judgement([8, 3], hinted, (17, 18, END)), judgement([3, 8], hinted, (19, END))
-    kept = spct.keep_right([item], [[right, wrong, right]], [[told], [too_easy]])
+    kept = spct.keep_all([item], [[right, wrong, right]], [[told], [too_easy]])
     examples = spct.rft_examples(Config(), tok, kept)
     mine = sorted([ids, mask] for ids, mask in examples if ids[:len(plain)] == plain)
     unlearned = [False] * len(plain)
     assert mine == [[plain + [15, END], unlearned + [True] * 2]] * 2 + [
         [plain + [17, 18, END], unlearned + [True] * 3]]
     assert len(examples) == 6                      # rft_general = 0.5: as many general texts
+
+
+@pytest.mark.parametrize("hinted", [0, 1])
+def test_rft_samples(tok, tmp_path, hinted):
+    """Guards against a run without hinted samples that fails, hints on points of one response, and samples
+    that are others when a run goes on than when it began."""
+    cfg = Config(device="cpu", dtype="float32", n_rft=2, hinted=hinted)
+    run, points = Run(cfg, str(tmp_path)), make_items(0, "train", 4) + make_items(0, "train", 2, most=1)
+    base = GPT(GPTConfig(tok.vocab_size, 160, 1, 2, 1, 16))
+    samples, told = spct.rft_samples(run, tok, base, points)
+    assert [len(s) for s in samples] == [2] * 6 and all(HINT not in j.prompt for s in samples for j in s)
+    several = [p.id for p in points if p.n > 1]
+    assert [s[0].item for s in told] == several * hinted and all(HINT in j.prompt for s in told for j in s)
+    again = Run(cfg, str(tmp_path))
+    tokens = lambda groups: [j.tokens for s in groups for j in s]
+    assert [*map(tokens, spct.rft_samples(again, tok, None, points))] == [tokens(samples), tokens(told)]
 
 # ----------------------------------------------------------------------------------------
 # RL
@@ -126,7 +152,6 @@ def test_kl_estimators_against_the_exact_kl():
 
 
 def rl_run(**fields):
-    from contextlib import nullcontext
     return SimpleNamespace(cfg=Config(**fields), device="cpu", autocast=nullcontext)
 
 
@@ -204,15 +229,44 @@ def test_micro_batches_do_not_change_the_update(tiny):
 
 def test_flags():
     """Guards against a flag that is silently ignored or read as the wrong type."""
-    flags = lambda *argv: parse_flags(argv, {f.name: f.type for f in fields(Config)})
+    flags = lambda *argv: parse_flags(argv, Config, "")
     assert flags("--beta", "0.5", "--seed", "3", "--resume", "--stage", "rl") == (
         {"beta": 0.5, "seed": 3}, True, "rl")
     assert flags() == ({}, False, None)
-    for argv, message in [(["--betta", "1"], "did you mean --beta"), (["--seed"], "needs a value"),
-                          (["--seed", "x"], "whole number"), (["seed", "1"], "unknown flag"),
-                          (["--stage", "x"], "expected one of pretrain"), (["--zzzz", "1"], "unknown flag")]:
+    assert all(type(flags(f"--{f.name}", "7")[0][f.name]) is f.type for f in fields(Config))
+    for argv, message in [(["--betta", "1"], "did you mean --beta"), (["--seed"], "seed: expected one"),
+                          (["--seed", "x"], "seed: invalid int"), (["seed", "1"], "unknown flag"),
+                          (["--stage", "x"], "choose from '?pretrain"), (["--zzzz", "1"], "unknown flag")]:
         with pytest.raises(UserError, match=message):
             flags(*argv)
+
+
+@pytest.mark.parametrize("program, argv, flag", [
+    (lambda argv: parse_flags(argv, Config, ""), ["--rl_step", "1"], "--rl_steps"),
+    (lambda argv: parse_flags(argv, Config, ""), ["--eval_item=1"], "--eval_items"),
+    (lambda argv: parse_flags(argv, Config, ""), ["--resum"], "--resume"),
+    (sample.parse_args, ["--quer", "a", "--response", "b"], "--query"),
+    (sample.parse_args, ["--query", "a", "--respons", "b"], "--response"),
+    (preferences.main, ["check", "x.jsonl", "--coun", "3"], "--count")])
+def test_no_abbreviations(program, argv, flag):
+    """Guards against flags that argparse completes: --eval_item would be taken for --eval_items."""
+    with pytest.raises(UserError, match=f"unknown flag .*({flag})"):
+        program(argv)
+
+
+def test_help_shows_every_flag(capsys):
+    """Guards against a help text that fails to be printed ('%' in a comment), lacks a flag, its default or
+    what it means."""
+    with pytest.raises(SystemExit) as stop:
+        make_config(["--help"])
+    assert stop.value.code == 0
+    squeezed = lambda text: "".join(text.split())
+    out, source = squeezed(capsys.readouterr().out), inspect.getsource(Config)
+    for f in fields(Config):
+        comment = re.search(f"^    {f.name}: .*# (.*)$", source, re.MULTILINE)[1]
+        default = "" if f.default == "" else f"({f.default})"
+        assert squeezed(f"--{f.name} {comment} {default}") in out, f.name
+    assert "--resume" in out and "--stage" in out and squeezed(spct.__doc__) in out
 
 
 def test_presets_and_values(tmp_path):
@@ -226,6 +280,51 @@ def test_presets_and_values(tmp_path):
                           (["--stage", "rl"], "add --resume")]:
         with pytest.raises(UserError, match=message):
             make_config([*argv, "--out", str(tmp_path / "new")])
+
+
+@pytest.mark.parametrize("name, least", [
+    ("hinted", 0), ("meta_old", 0), ("threads", 0), ("seed", 0), ("n_rft", 2), ("group", 2), ("k", 2),
+    ("eval_items", 2), ("rl_updates", 1), ("block_size", 320)])
+def test_least_values(tmp_path, name, least):
+    """Guards against a useful value that is refused (--hinted 0: no hinted samples), and against one that is
+    accepted and fails an hour later."""
+    check_values(Config(out=str(tmp_path), **{name: least}))
+    with pytest.raises(UserError, match=f"--{name} {least - 1}: expected {least} or more"):
+        check_values(Config(out=str(tmp_path), **{name: least - 1}))
+
+
+@pytest.mark.parametrize("values, message", [
+    (dict(rl_lr=0.0), "--rl_lr 0.0: expected more than 0"), (dict(beta=-1.0), "--beta -1.0: expected 0"),
+    (dict(rl_lr=float("nan")), "--rl_lr nan"), (dict(clip=float("inf")), "--clip inf"),
+    (dict(rl_points=50, points=40), "--rl_points 50"), (dict(noise=1.0), "shares"), (dict(k=12), "power of"),
+    (dict(n_embd=36), "--n_embd must be"), (dict(n_kv_head=3), "--n_head of n_kv_head"),
+    (dict(block_size=328), "--block_size of 16"), (dict(eval_split="train"), "--eval_split train"),
+    (dict(vocab_size=500), "--vocab_size must be"), (dict(dtype="float16"), "--dtype auto, float32 or"),
+    (dict(device="mps", dtype="bfloat16"), "--device mps")])
+def test_values_that_mean_nothing(tmp_path, values, message):
+    """Guards against values with which a run would fail, or mean nothing, long after it has begun."""
+    check_values(Config(out=str(tmp_path)))
+    with pytest.raises(UserError, match=message):
+        check_values(Config(**{"out": str(tmp_path), **values}))
+
+
+def test_what_may_change_on_resume(tmp_path):
+    """Guards against a run that goes on with other settings than it has begun with, and against a repeated
+    stage whose own settings stay fixed."""
+    folder = str(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(asdict(Config(device="cpu", out=folder, rl_lr=0.5))))
+    again = lambda *argv: make_config(["--out", folder, *argv])
+    assert again("--resume")[0].rl_lr == 0.5       # the folder's own, not the default
+    assert again("--resume", "--stage", "rl", "--rl_lr", "0.25")[0].rl_lr == 0.25
+    assert again("--resume", "--stage", "rft", "--k", "8")[0].k == 8
+    for argv, message in [([], "holds a run already"), (["--resume", "--rl_lr", "1"], "--rl_lr differs"),
+                          (["--resume", "--stage", "eval", "--rl_lr", "1"], "--rl_lr differs"),
+                          (["--resume", "--stage", "rl", "--rft_lr", "1"], "--rft_lr differs")]:
+        with pytest.raises(UserError, match=message):
+            again(*argv)
+    (tmp_path / "config.json").write_text('{"preset": "cpu"}')
+    with pytest.raises(UserError, match="another version"):
+        again("--resume")
 
 
 def test_learning_rate_schedule():
