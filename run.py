@@ -53,8 +53,8 @@ def parse_flags(argv, config, doc):
     parser = Parser(doc, usage="python spct.py [--FLAG VALUE ...]", argument_default=argparse.SUPPRESS)
     comments = dict(re.findall(r"^    (\w+): .*?# (.*)$", inspect.getsource(config), re.MULTILINE))
     for f in dataclasses.fields(config):
-        default = "" if f.default == "" else f" ({f.default})"
-        parser.add_argument(f"--{f.name}", type=f.type, metavar="", help=comments[f.name] + default)
+        comment = comments[f.name] + ("" if f.default == "" else f" ({f.default})")
+        parser.add_argument(f"--{f.name}", type=f.type, metavar="", help=comment.replace("%", "%%"))
     parser.add_argument("--resume", action="store_true", help="go on with the run that the folder holds")
     parser.add_argument("--stage", choices=list(UNITS), help="with --resume: repeat this and later ones")
     values = vars(parser.parse_args(argv))
@@ -323,9 +323,9 @@ class Run:
         # The last file first: whenever this is interrupted, what is left is the beginning of the run.
         for later in list(UNITS)[:list(UNITS).index(stage):-1] + [stage]:
             patterns = FILES[later] + [f"metrics-{unit}.jsonl" for unit in UNITS[later]]
-            for pattern in patterns[::-1]:
-                for path in glob.glob(self.path(pattern)):
-                    shutil.move(path, self.path(f"old-{number}"))
+            found = [path for pattern in patterns for path in glob.glob(self.path(pattern))]
+            for path in sorted(found, key=os.path.getmtime, reverse=True):
+                shutil.move(path, self.path(f"old-{number}"))
 
 
 def open_run(cfg, repeat):

@@ -177,8 +177,8 @@ def load_judge(folder, stage, device, guided=False):
         model.load_state_dict(saved["weights"])
         return model
     try:
-        tok = Tokenizer.load(os.path.join(folder, "tokenizer.tiktoken"))
-        return load(stage, GPT), tok, load(f"meta-{stage}", RewardModel) if guided else None
+        model, meta = load(stage, GPT), load(f"meta-{stage}", RewardModel) if guided else None
+        return model, Tokenizer.load(os.path.join(folder, "tokenizer.tiktoken")), meta
     except (RuntimeError, OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder} holds no judge of this version ({error!r}): train it again") from None
 

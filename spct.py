@@ -448,7 +448,8 @@ def main(argv):
     try:
         train_and_evaluate(run)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"stopped in {run.unit}; --resume repeats it") from None
+        where = f" in {run.unit}; --resume repeats it" if run.unit else "; --resume goes on"
+        raise KeyboardInterrupt("stopped" + where) from None
     print(f'\nJudge with it: python sample.py --run {run.folder} --query "what is 230+481?" '
           '--response "it is 711" --response "it is 611"')
     stop_processes()

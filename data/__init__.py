@@ -25,7 +25,9 @@ class Parser(argparse.ArgumentParser):
         args, unknown = self.parse_known_args(argv)
         if unknown:
             known = [name for action in self._actions for name in action.option_strings]
-            near = difflib.get_close_matches(unknown[0].split("=")[0], known, 1)
+            given = unknown[0].split("=")[0]
+            near = [name for name in known if name.startswith(given)]
+            near += difflib.get_close_matches(given, known, 1)
             hint = f"did you mean {near[0]}?" if near else "--help lists all"
             raise UserError(f"unknown flag {unknown[0]}, {hint}")
         return args

@@ -37,8 +37,8 @@ def test_quick_benchmark(tmp_path):
     """Guards against a benchmark that no longer runs, or numbers that are missing or mean nothing."""
     out = tmp_path / "bench.json"
     flags = ["--quick", "--json", str(out)]
-    done = subprocess.run([sys.executable, "-m", "experiments.bench", *flags], cwd=ROOT, text=True, timeout=400,
-                          capture_output=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    done = subprocess.run([sys.executable, "-m", "experiments.bench", *flags], cwd=ROOT, text=True,
+                          timeout=400, capture_output=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
     assert done.returncode == 0, done.stderr[-3000:]
     r = json.loads(out.read_text())
     assert set(r) == {"machine", "limit", "sampling", "training", "rl_step"}

@@ -30,8 +30,8 @@ def test_commands_are_found():
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_command(command, tmp_path, monkeypatch, capsys):
-    """Guards against commands that no longer run: the judge's as they stand, with the weights that come along;
-    of the long ones (run at small size by other tests) the flags."""
+    """Guards against commands that no longer run: the judge's as they stand, with the weights that come
+    along; of the long ones (run at small size by other tests) the flags."""
     monkeypatch.chdir(tmp_path)
     program, *flags = command[1:]
     if program == "spct.py":
@@ -62,6 +62,7 @@ def test_files_and_functions_exist():
     for path, name in re.findall(r"`([\w/]+\.py):(\w+)`", README):
         module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
         assert callable(getattr(module, name)), (path, name)
-    paths = re.findall(r"\]\((?!http)([^)#]+)", README) + re.findall(r"`((?:data|experiments|tests)/[\w/.]*)`", README)
+    paths = re.findall(r"\]\((?!http)([^)#]+)", README)
+    paths += re.findall(r"`((?:data|experiments|tests)/[\w/.]*)`", README)
     assert len(paths) > 8 and all(os.path.exists(os.path.join(ROOT, path)) for path in paths)
     assert len(README.splitlines()) <= 200

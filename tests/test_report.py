@@ -70,7 +70,8 @@ def test_columns_against_plain_loops():
     rng = random.Random(0)
     (items, val), K = (items_of(rng, 60), items_of(rng, 40)), 8
     greedy, samples = random_judgements(rng, items, 1), random_judgements(rng, items, K)
-    parts = {"greedy": (items, greedy), "votes": (items, samples), "val": (val, random_judgements(rng, val, K))}
+    parts = {"greedy": (items, greedy), "votes": (items, samples),
+             "val": (val, random_judgements(rng, val, K))}
 
     def winners(judgements, n):                    # of a vote of some judgements
         total = [sum(j.scores[r] for j in judgements if j.scores) for r in range(n)]

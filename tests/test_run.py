@@ -120,7 +120,7 @@ def test_same_seed_same_bytes_and_kill_and_resume(finished, tmp_path):
         assert done.returncode == -signal.SIGKILL, (unit, done.stderr[-3000:])
         seconds = os.path.join(folder, "progress.json")
         over = list(json.loads(read(folder, "progress.json"))) if os.path.exists(seconds) else []
-        assert over in (units[:i], units[:i + 1]), unit                      # killed in it, or at its very end
+        assert over in (units[:i], units[:i + 1]), unit                     # killed in it, or at its very end
         resume = ["--resume"]
     done = run(*SMALL, "--out", folder, "--resume")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -134,7 +134,7 @@ def test_same_seed_same_bytes_and_kill_and_resume(finished, tmp_path):
 def test_control_c(tmp_path):
     """Guards against Ctrl-C that ends in a traceback, or does not say where the run stands and how to go
     on."""
-    listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)            # even for tests in the background
+    listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)           # even for tests in the background
     process = subprocess.Popen([sys.executable, "spct.py", *SMALL, "--out", str(tmp_path / "c")], cwd=ROOT,
                                env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                                preexec_fn=listen)

@@ -27,8 +27,8 @@ def test_interval_over_runs_is_that_of_a_mean():
 
 
 def test_combined_interval():
-    """Guards against a half-width that is multiplied by the number of runs in place of divided, or not at all:
-    four independent runs with a half-width of .08 have a mean with .04."""
+    """Guards against a half-width that is multiplied by the number of runs in place of divided, or not at
+    all: four independent runs with a half-width of .08 have a mean with .04."""
     assert runs.combined([[0.5, 0.42, 0.58], [0.6, 0.52, 0.68], [0.7, 0.62, 0.78], [0.6, 0.52, 0.68]]) == \
         "0.600 ±0.040"
 
@@ -50,8 +50,8 @@ def made_run(folder, seed, **config):
 
 
 def test_tables_of_runs(tmp_path, capsys):
-    """Guards against rows that vanish ("others - verifiable" above all), means over the wrong subsets, runs that
-    do not belong together."""
+    """Guards against rows that vanish ("others - verifiable" above all), means over the wrong subsets, runs
+    that do not belong together."""
     a, b = made_run(tmp_path / "a", 1), made_run(tmp_path / "b", 2)
     runs.main([a, b])
     rows = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ")
