@@ -32,21 +32,15 @@ def keep_best(ballots, metas, k_meta):
     return [ballots[i] for i in best_first[:k_meta]]
 
 
-def keep_random(ballots, k_meta, seed):
-    """The control: a random subset of the same size, of the samples that parse (to leave out the others
-    takes no Meta RM)."""
-    parsed = [b for b in ballots if b is not None]
-    return random.Random(seed).sample(parsed, min(k_meta, len(parsed)))
-
-
 def guided_vote(samples, k_meta):
     """Vote (Eq 14) of the best k_meta of some judgements, k_meta <= k."""
     return vote(keep_best([j.scores for j in samples], [j.meta for j in samples], k_meta))
 
 
 def random_vote(samples, k_meta, seed):
-    """The control: vote of a random k_meta of them."""
-    return vote(keep_random([j.scores for j in samples], k_meta, seed))
+    """The control: vote of a random k_meta of those that parse (to leave out the others takes no Meta RM)."""
+    parsed = [j.scores for j in samples if j.scores is not None]
+    return vote(random.Random(seed).sample(parsed, min(k_meta, len(parsed))))
 
 
 def choose_k_meta(items, samples, k):
@@ -81,7 +75,7 @@ def train(run, unit, model, examples):
     rows, labels = zip(*examples)
     opt = Optimizer(model, run.cfg.meta_lr, run.dtype)
     batches = batches_by_length(rows, 32, random.Random(seed_of(run.cfg.seed, unit)))
-    batches = [batch for batch in batches if len(batch) >= processes()]
+    batches = [batch for batch in batches if len(batch) >= processes()]      # each process needs a row
     for step in run.steps(unit, model, len(batches)):
         batch = share(batches[step])
         ids, length = pad_rows([rows[i] for i in batch], device=run.device)          # (B, T), (B,)

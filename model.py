@@ -6,7 +6,7 @@ Shapes: B batch, T tokens, C channels, V vocabulary, H query heads, K key/value 
 N tokens that were picked out of B * T.
 
 Simplifications: no dropout (KL to a reference must be 0 at step 0), no biases, documents packed in
-one row of pre-training see each other (positions are relative, so this is mild noise).
+one row of pre-training or RFT see each other (positions are relative, so this is mild noise).
 """
 
 import math
@@ -113,7 +113,8 @@ class Attention(nn.Module):
     def step(self, x, turn, cache, layer):
         """One new token a row, x (B, C)."""
         B, C = x.shape
-        qk, v = self.qkv(x).view(B, -1, self.D).split([self.H + self.K, self.K], dim=1)      # (B, H + K, D)
+        qkv = self.qkv(x).view(B, -1, self.D)                                # (B, H + 2K, D)
+        qk, v = qkv.split([self.H + self.K, self.K], dim=1)                  # (B, H + K, D), (B, K, D)
         q, k = rotate(qk, turn).split([self.H, self.K], dim=1)               # (B, H, D), (B, K, D)
         return self.proj(cache.attend(layer, q, k, v).view(B, C))
 
@@ -222,9 +223,9 @@ class RewardModel(nn.Module):
 # ----------------------------------------------------------------------------------------
 # What every training loop needs
 
-def trapezoid(step, steps, warmup=20, decay=0.5):
-    """Learning rate scale: up over `warmup` steps, flat, then linearly down over the last part of the run."""
-    return min(1.0, (step + 1) / min(warmup, steps), (steps - step) / (decay * steps))
+def trapezoid(step, steps, decay=0.5):
+    """Learning rate scale: up over 20 steps, flat, then linearly down over a share `decay` of the steps."""
+    return min(1.0, (step + 1) / min(20, steps), (steps - step) / (decay * steps))
 
 
 def pad_rows(rows, value=0, device="cpu"):
@@ -277,7 +278,8 @@ class Optimizer:
     """
 
     def __init__(self, model, lr, dtype=torch.float32):
-        """dtype: that of the training. CPUs without bfloat16 instructions take forty times as long in it."""
+        """dtype: that of the training. Without bfloat16 instructions a CPU needs forty times as long for
+        Muon in bfloat16."""
         inner = [p for name, p in model.named_parameters() if "blocks" in name]
         outer = [p for name, p in model.named_parameters() if "blocks" not in name]
         self.adamw = torch.optim.AdamW(outer, lr=lr, weight_decay=0.0, betas=(0.9, 0.95))

@@ -30,7 +30,7 @@ def start_processes():
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     if rank() > 0:
         sys.stdout = open(os.devnull, "w")

@@ -29,17 +29,13 @@ import numpy as np
 
 import metarm
 from data import UserError, command
-from data.judgement import correct
+from data.judgement import correct, pick
 from data.world import DOMAINS
 from parallel import new_file
 from run import machine, read_json, write_json
 
 # ----------------------------------------------------------------------------------------
 # Measures of one judgement
-
-def tied(scores):
-    return len(scores) > 1 and scores.count(max(scores)) > 1
-
 
 def coin_flip(scores, gold):
     """Chance of being right when ties are broken at random: 1/m if the best is among m maxima; a guess if
@@ -56,7 +52,7 @@ FAITHFUL = ("principles", "checks", "totals")
 def faithfulness(j, item):
     """Is a judgement right for the right reasons? -> (principles, checks, totals), three shares.
 
-    principles: those of the judgement's that the raters use for this query (a precision). checks: of all
+    principles: the share of the judgement's principles that the raters use, too. checks: of all
     (response, principle) cells, those that hold a check whose verdict is true; a mere impression is no check.
     totals: sub-totals that are the sum of the weights that were found good (at least 1), and the final score.
     """
@@ -83,10 +79,10 @@ def judgement_stats(groups, items):
     cut off by the end of the context, faithfulness."""
     flat = [(j, item) for group, item in zip(groups, items) for j in group]
     parsed = [(j, item) for j, item in flat if j.scores is not None]
-    several = [j for j, item in parsed if item.n > 1]
+    several = [j.scores for j, item in parsed if item.n > 1]
     return {"right": float(np.mean([correct(j.scores, item.gold) for j, item in flat])),
             "parse": len(parsed) / len(flat),
-            "tie": float(np.mean([tied(j.scores) for j in several] or [0.0])),
+            "tie": float(np.mean([pick(scores) is None for scores in several] or [0.0])),
             "length": float(np.mean([len(j.ids) for j, _ in flat])),
             "truncated": float(np.mean([j.status == "no end" for j, _ in flat])),
             **dict(zip(FAITHFUL, mean_faithfulness(groups, items).mean(axis=0).tolist()))}
@@ -94,14 +90,14 @@ def judgement_stats(groups, items):
 # ----------------------------------------------------------------------------------------
 # Intervals
 
-def bootstrap(runs, seed=0, draws=1000):
-    """Draw the items of each run anew: (draws,) means over runs of the mean over items.
+def bootstrap(runs):
+    """Draw the items of each run anew: (1000,) means over runs of the mean over items.
 
     runs: one array (items,) a run. They speak for these runs alone, not for other seeds.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     resampled = lambda values: values[rng.integers(0, len(values), len(values))].mean()
-    return np.array([np.mean([resampled(values) for values in runs]) for _ in range(draws)])
+    return np.array([np.mean([resampled(values) for values in runs]) for _ in range(1000)])
 
 
 def interval(values):
@@ -120,14 +116,15 @@ def with_interval(values):
 def item_columns(parts, ways):
     """-> {column: array (items,)}, entries in 0..1: how often each way to judge an item is right.
 
-    parts: a policy's judgements, as of spct.judge_parts. ways: {way: a list of answers for each item}.
+    parts: a policy's judgements, as of spct.judge_sets. ways: {way: a list of answers for each item}.
     """
     (items, samples), columns = parts["votes"], {}
     for way, found in ways.items():
-        for suffix, rule in [("", correct), (", coin flip", coin_flip)]:
-            if not suffix or way in ("greedy", "one sample") or way.startswith("vote"):
-                columns[way + suffix] = np.array([np.mean([rule(answer, item.gold) for answer in answers])
-                                                  for answers, item in zip(found, items)])
+        measure = lambda rule: np.array([np.mean([rule(answer, item.gold) for answer in answers])
+                                         for answers, item in zip(found, items)])
+        columns[way] = measure(correct)
+        if way in ("greedy", "one sample") or way.startswith("vote@"):
+            columns["coin flip, " + way] = measure(coin_flip)
         if way.startswith("vote@"):                # pass@k: is any of the first k right?
             k = int(way.removeprefix("vote@"))
             columns[f"pass@{k}"] = np.array([max(correct(j.scores, item.gold) for j in s[:k])
@@ -159,7 +156,7 @@ def stage_results(parts, columns):
         if mine.any():
             results["subsets"][domain] = {"items": int(mine.sum()), **{
                 name: with_interval(values[mine]) for name, values in columns.items()
-                if name in ("greedy", "one sample") or name.startswith("vote@") and "coin" not in name}}
+                if name in ("greedy", "one sample") or name.startswith("vote@")}}
     return results
 
 
@@ -185,7 +182,7 @@ def results(run, judged, answers):
         if k_meta:
             found["meta"][name] = meta_results(parts, k_meta)
         arrays |= {f"{name}/{column}": values.astype(np.float32) for column, values in columns.items()}
-    subsets = [item.subset for item in parts["votes"][0]]                    # the same items for each stage
+    subsets = [item.subset for item in judged["base"]["votes"][0]]           # the same items for each stage
     with new_file(run.path("per_item.npz"), "wb") as f:
         np.savez_compressed(f, subset=np.array(subsets), **arrays)
     found = {"seed": cfg.seed, "preset": cfg.preset, "config": vars(cfg), "machine": machine(),
@@ -213,10 +210,10 @@ def table(r):
     stages = r["stages"]
     measures = [m for m in max(stages.values(), key=len) if m != "subsets"]  # base has no guided votes
     kinds = list(dict.fromkeys(m.split("@")[0] for m in measures))           # all votes, all guided, ...
-    measures.sort(key=lambda m: ("coin flip" in m, kinds.index(m.split("@")[0])))
+    measures.sort(key=lambda m: (m.startswith("coin flip"), kinds.index(m.split("@")[0])))
     rows = [["strict accuracy, and other measures", *stages]]
     rows += [[m, *(half_width(s[m]) if m in s else "" for s in stages.values())] for m in measures]
-    k = max(int(m.removeprefix("vote@")) for m in measures if m.startswith("vote@") and "coin" not in m)
+    k = max(int(m.removeprefix("vote@")) for m in measures if m.startswith("vote@"))
     shown = ["items", "greedy", "one sample", f"vote@{k}"]
     by_subset = [["rl, by subset", *shown]]
     for domain, s in stages["rl"]["subsets"].items():
@@ -237,12 +234,16 @@ def table(r):
 
 @contextlib.contextmanager
 def canvas(path, rows=1, columns=1, width=8, height=5):
-    """One or more axes to draw on, saved at the end."""
+    """One or more axes to draw on, saved at the end, with grids and legends."""
     import matplotlib
     matplotlib.use("Agg")                          # no screen is needed
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(rows, columns, figsize=(width, height))
     yield axes
+    for ax in fig.axes:
+        ax.grid(alpha=0.3)
+        if ax.get_legend_handles_labels()[0]:
+            ax.legend(fontsize=7)
     fig.tight_layout()
     fig.savefig(path, dpi=110)
     plt.close(fig)
@@ -255,7 +256,7 @@ def draw_votes(path, r):
     """Accuracy against the number of votes."""
     with canvas(path, height=5.5) as axes:
         for name, s in r["stages"].items():
-            ks = [int(m.removeprefix("vote@")) for m in s if m.startswith("vote@") and "coin" not in m]
+            ks = [int(m.removeprefix("vote@")) for m in s if m.startswith("vote@")]
             x, color = [1, *ks], COLORS[name]
             votes = np.array([s["one sample"], *(s[f"vote@{k}"] for k in ks)])             # (ks, 3)
             axes.plot(x, votes[:, 0], "o-", color=color, label=f"{name}: votes")
@@ -268,21 +269,6 @@ def draw_votes(path, r):
                     axes.plot(ks, means, style, color=color, label=f"{name}: {label}")
         axes.set(xscale="log", xticks=x, xticklabels=x, xlabel="samples k",
                  ylabel=f"strict accuracy, {r['config']['eval_split']} split")
-        axes.legend(fontsize=7, ncol=2)
-        axes.grid(alpha=0.3)
-
-
-def draw_subsets(path, r):
-    """Accuracy by subset: one sample, and what the votes add."""
-    with canvas(path, height=4) as axes:
-        subsets = list(r["stages"]["rl"]["subsets"])
-        for i, (name, s) in enumerate(r["stages"].items()):
-            x, last = np.arange(len(subsets)) + (i - 1) * 0.27, list(s["subsets"][subsets[0]])[-1]
-            of = lambda measure: [s["subsets"][domain][measure][0] for domain in subsets]
-            axes.bar(x, of(last), 0.25, color=COLORS[name], alpha=0.35)
-            axes.bar(x, of("one sample"), 0.25, color=COLORS[name], label=f"{name} (pale: {last})")
-        axes.set(xticks=range(len(subsets)), xticklabels=subsets, ylabel="strict accuracy", ylim=(0, 1))
-        axes.legend(fontsize=8)
 
 
 def draw_rl(path, steps):
@@ -293,14 +279,11 @@ def draw_rl(path, steps):
             for name in names:
                 axes.plot([row["step"] for row in steps], [row[name] for row in steps], label=name)
             axes.set(xlabel="RL step")
-            axes.legend(fontsize=8)
-            axes.grid(alpha=0.3)
 
 
 def figures(folder, r):
-    """votes.png, subsets.png and rl.png in the run folder, from results.json and metrics-rl.jsonl."""
+    """votes.png and rl.png in the run folder, from results.json and metrics-rl.jsonl."""
     draw_votes(os.path.join(folder, "votes.png"), r)
-    draw_subsets(os.path.join(folder, "subsets.png"), r)
     with open(os.path.join(folder, "metrics-rl.jsonl")) as f:
         draw_rl(os.path.join(folder, "rl.png"), [json.loads(line) for line in f])
 
@@ -308,7 +291,7 @@ def figures(folder, r):
 def main(argv):
     if len(argv) != 1 or argv[0].startswith("-"):
         raise UserError("name a run folder: python report.py runs/cpu-seed0")
-    if not os.path.exists(os.path.join(argv[0], "results.json")):
+    if not all(os.path.exists(os.path.join(argv[0], name)) for name in ("results.json", "metrics-rl.jsonl")):
         raise UserError(f"no results in {argv[0]}: name a run folder whose run has finished")
     r = read_json(os.path.join(argv[0], "results.json"))
     if not {"config", "stages", "meta", "machine"} <= set(r):

@@ -8,7 +8,7 @@ that a unit that was cut off is repeated from its start, to the same bytes: at w
 some minutes.
 
     config.json            every setting, as it was decided (device, precision, threads)
-    metrics-<unit>.jsonl   one dense line a step; no times, so that equal runs write equal bytes
+    metrics-<unit>.jsonl   a line a step with the same keys; no times, so that equal runs write equal bytes
     <unit>.pt              weights
     judgements-*.jsonl     what was sampled
     progress.json          seconds of each unit
@@ -26,7 +26,9 @@ import pickle
 import platform
 import re
 import shutil
+import sys
 import time
+import timeit
 
 import torch
 from tqdm import tqdm
@@ -101,6 +103,8 @@ def check_values(cfg):
     rows = min(cfg.pretrain_rows, cfg.rft_rows, cfg.rl_points, 32)     # 32: the Meta RM's
     if processes() > rows:
         raise UserError(f"{processes()} processes: a step may have {rows} rows only, start as many or fewer")
+    if cfg.device == "cuda" and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > torch.cuda.device_count():
+        raise UserError("more processes than GPUs: start as many or fewer, or add --device cpu")
     if cfg.rl_points > cfg.points:
         raise UserError(f"--rl_points {cfg.rl_points}: expected --points ({cfg.points}) or less")
     if cfg.rft_general >= 1 or cfg.noise >= 1:
@@ -126,7 +130,9 @@ def check_values(cfg):
 def make_config(argv, config, presets, first_field, doc):
     """Flags over preset over defaults, or with --resume over the folder's own config -> config, --stage."""
     values, resume, stage = parse_flags(argv, config, doc)
-    values = {name: value for name, value in values.items() if value != "auto"}         # the default
+    for name in ("device", "dtype"):
+        if values.get(name) == "auto":             # the default
+            del values[name]
     device = pick_device(values.get("device", "auto"))
     preset = values.get("preset", "gpu" if device == "cuda" else "cpu")
     if preset not in presets:
@@ -149,35 +155,32 @@ def pick_device(wanted):
     """--device -> "cpu", "cuda" or "mps". "auto" takes a GPU only if it can multiply: torch sees GPUs for
     which it has no kernels."""
     if wanted == "auto":
-        try:
+        try:                                       # times() fails on such a GPU
             return "cuda" if torch.cuda.is_available() and times("cuda", torch.float32, 8) else "cpu"
         except RuntimeError as error:
-            print(f"the GPU cannot be used, so the CPU is: {str(error).splitlines()[0]}")
+            print(f"the GPU cannot be used, so the CPU is: {str(error).splitlines()[0]}", file=sys.stderr)
             return "cpu"
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there.get(wanted):
         raise UserError(f"--device {wanted}: expected auto, {' or '.join(d for d in there if there[d])}")
     if wanted == "mps":
-        print("mps is untested")
+        print("mps is untested", file=sys.stderr)
     return wanted
 
 
 def times(device, dtype, rows, tries=1):
     """Seconds of the fastest of some matrix products (rows x 128 x 512)."""
     x, w = (torch.ones(*shape, device=device, dtype=dtype) for shape in ((rows, 128), (128, 512)))
-    found = []
-    for _ in range(tries):
-        start = time.perf_counter()
-        (x @ w).sum().item()                       # item() waits for the device
-        found.append(time.perf_counter() - start)
-    return min(found)
+    product = lambda: (x @ w).sum().item()         # item() waits for the device
+    return min(timeit.repeat(product, number=1, repeat=tries))
 
 
 def pick_dtype(device):
     """bfloat16 if a matrix product as in training is much faster in it, else float32.
 
-    CPUs and older GPUs without bfloat16 instructions emulate it, hundreds of times slower: a small product
-    tells. The margin is wide, so that the same machine decides the same way each time.
+    CPUs and older GPUs without bfloat16 instructions emulate it, and multiply large matrices hundreds of
+    times slower: a small product tells. The margin is wide, so that the same machine decides the same way
+    each time.
     """
     if device == "mps" or device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return "float32"
@@ -210,15 +213,13 @@ def machine():
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, AttributeError), open("/proc/cpuinfo") as f:
         name = re.search("model name\\s*: (.*)", f.read())[1]
-    x, seconds = torch.ones(1024, 1024), []
-    for _ in range(9):
-        start = time.perf_counter()
-        x @ x
-        seconds.append(time.perf_counter() - start)
+    x = torch.ones(1024, 1024)
+    rate = 2 * 1024 ** 3 / min(timeit.repeat(lambda: x @ x, number=1, repeat=9)) / 1e9
     emulated = " (emulated)" if any(v in os.environ for v in EMULATION) else ""
     isa = torch.backends.cpu.get_cpu_capability()
+    name = f"{torch.cuda.get_device_name()} and {name}" if torch.cuda.is_available() else name
     return (f"{name}, {isa}{emulated}, {torch.get_num_threads()} threads, "
-            f"{2 * 1024 ** 3 / min(seconds) / 1e9:.0f} GFLOP/s in float32, torch {torch.__version__}")
+            f"{rate:.0f} GFLOP/s in float32, torch {torch.__version__}")
 
 # ----------------------------------------------------------------------------------------
 # Files
@@ -260,11 +261,11 @@ class Run:
 
     def done(self, unit, model=None, file=None):
         """Is this unit done: is its last file there? Then its weights are loaded. Else it begins anew."""
-        self.unit, self.started = unit, time.time()
-        if os.path.exists(self.path(file or unit + ".pt")):
+        if join([os.path.exists(self.path(file or unit + ".pt"))])[0]:       # as the first process sees it
             if model is not None:
                 model.load_state_dict(load_tensors(self.path(unit + ".pt"), self.device)["weights"])
             return True
+        self.unit, self.started = unit, time.time()
         if rank() == 0 and os.path.exists(self.path(f"metrics-{unit}.jsonl")):
             os.remove(self.path(f"metrics-{unit}.jsonl"))
         return False
@@ -277,10 +278,11 @@ class Run:
         self.bar = None
 
     def log(self, unit, **values):
-        """One dense line in the unit's metrics file. Six digits are enough and read well."""
+        """One line in the unit's metrics file. Six digits are enough and read well."""
         short = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()}
         if self.bar is not None:
-            self.bar.set_postfix({k: f"{v:.3g}" for k, v in list(short.items())[1:5]}, refresh=False)
+            shown = ("loss", "reward", "kl", "agree", "lr")
+            self.bar.set_postfix({k: f"{short[k]:.3g}" for k in shown if k in short}, refresh=False)
         if rank() == 0:
             with open(self.path(f"metrics-{unit}.jsonl"), "a") as f:
                 f.write(json.dumps(short) + "\n")
@@ -320,12 +322,12 @@ class Run:
         for name in ("config.json", "progress.json"):
             if os.path.exists(self.path(name)):
                 shutil.copy2(self.path(name), self.path(f"old-{number}"))
-        # The last file first: whenever this is interrupted, what is left is the beginning of the run.
-        for later in list(UNITS)[:list(UNITS).index(stage):-1] + [stage]:
-            patterns = FILES[later] + [f"metrics-{unit}.jsonl" for unit in UNITS[later]]
-            found = [path for pattern in patterns for path in glob.glob(self.path(pattern))]
-            for path in sorted(found, key=os.path.getmtime, reverse=True):
-                shutil.move(path, self.path(f"old-{number}"))
+        later = list(UNITS)[list(UNITS).index(stage):]
+        patterns = [p for s in later for p in FILES[s] + [f"metrics-{unit}.jsonl" for unit in UNITS[s]]]
+        found = [path for pattern in patterns for path in glob.glob(self.path(pattern))]
+        # The last written first: if this is interrupted, what is left is the beginning of the run.
+        for path in sorted(found, key=os.path.getmtime, reverse=True):
+            shutil.move(path, self.path(f"old-{number}"))
 
 
 def open_run(cfg, repeat):

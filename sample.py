@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import metarm
 from data import Parser, UserError, check_new, command
-from data.judgement import Judgement, correct, read_judgement, render_prompt, vote, write_judgements
+from data.judgement import Judgement, correct, pick, read_judgement, render_prompt, vote, write_judgements
 from data.preferences import load_or_fail
 from data.tokenizer import END, PAD, Tokenizer
 from data.world import Item, seed_of
@@ -136,11 +136,11 @@ def shuffled(seed, item, sample):
     return order
 
 
-def judge(model, tok, items, k, seed, purpose, temperature=1.0, shuffle=True, hint=False,
+def judge(model, tok, items, k, seed, purpose, temperature=1.0, shuffle=True, hinted=False,
           autocast=contextlib.nullcontext(), desc=None, render=render_prompt, read=read_judgement):
     """k judgements of every item -> list (items) of lists (k) of Judgement.
 
-    shuffle: a fresh order for each sample, else the item's own. hint: the prompt names the best response.
+    shuffle: a fresh order for each sample, else the item's own. hinted: the prompt names the best response.
     autocast: a context that sets the precision, by default float32. render, read: the prompt and the grammar;
     studies compare others (experiments/baselines.py).
     """
@@ -148,7 +148,7 @@ def judge(model, tok, items, k, seed, purpose, temperature=1.0, shuffle=True, hi
     for item in items:
         for sample in range(k):
             order = shuffled(seed_of(seed, purpose), item, sample) if shuffle else list(range(item.n))
-            slot = order.index(item.best) if hint else None
+            slot = order.index(item.best) if hinted else None
             prompt = tuple(tok.encode(render(item.query, [item.responses[i] for i in order], slot)))
             own_seed = seed_of(seed, purpose, item.id, sample)
             judgements.append(Judgement(item.id, sample, order, own_seed, prompt, [], 0.0))
@@ -195,13 +195,13 @@ def check_length(tok, item, block_size):
 
 def agrees(scores, best, n):
     """Would this sample alone have picked the response `best`? (A single response: always.)"""
-    return n == 1 or best is not None and correct(scores, [int(i == best) for i in range(n)])
+    return n == 1 or best is not None and pick(scores) == best
 
 
-def ballots_of(samples, guided):
-    """The scores that vote: of all samples, or of the half that the Meta RM likes best."""
-    ballots, half = [j.scores for j in samples], max(1, len(samples) // 2)
-    return metarm.keep_best(ballots, [j.meta for j in samples], half) if guided else ballots
+def voters_of(samples, guided):
+    """The judgements that vote: all samples, or the half that the Meta RM likes best (the paper's k_meta)."""
+    half = max(1, len(samples) // 2)
+    return metarm.keep_best(samples, [j.meta for j in samples], half) if guided else samples
 
 
 def verdict(ballots, n):
@@ -214,14 +214,14 @@ def verdict(ballots, n):
     total = vote(voters)
     if total is None:
         return {"scores": None, "best": None, "sure": 0.0, "voters": 0}
-    best = total.index(max(total)) if total.count(max(total)) == 1 else None
+    best = pick(total)
     sure = float(np.mean([agrees(scores, best, n) for scores in voters]))
     return {"scores": total, "best": best, "sure": round(sure, 4), "voters": len(voters)}
 
 
-def show(item, samples, result):
-    """One judgement in full, the first that agrees with the vote if there is one, then the vote."""
-    parsed, best = [j for j in samples if j.scores is not None], result["best"]
+def show(item, samples, voters, result):
+    """One judgement in full, the first voter that agrees with the vote if there is one, then the vote."""
+    parsed, best = [j for j in voters if j.scores is not None], result["best"]
     print(f"query       {item.query}")
     if parsed:
         j = next((j for j in parsed if agrees(j.scores, best, item.n)), parsed[0])
@@ -232,7 +232,8 @@ def show(item, samples, result):
             print(f"response {i + 1}  {response}\n            {critique['text']}\n            score {score}")
     failed = sorted({j.status for j in samples if j.scores is None})
     if failed:
-        print(f"\n{len(samples) - len(parsed)} did not parse and do not vote: {', '.join(failed)}")
+        count = sum(j.scores is None for j in samples)
+        print(f"\n{count} did not parse and do not vote: {', '.join(failed)}")
     print(f"\nvote of {result['voters']}")
     if not parsed:
         print("no vote: the judge knows the toy world only, and may need training (python spct.py)")
@@ -252,7 +253,7 @@ def judge_file(items, judge_all, args):
     rows = []                                      # subset, accuracy of one sample, of the vote
     for item, samples in zip(items, judged):
         single = np.mean([correct(j.scores, item.gold) for j in samples])
-        voted = vote(ballots_of(samples, args.vote == "guided"))
+        voted = vote([j.scores for j in voters_of(samples, args.vote == "guided")])
         rows.append((item.subset, single, correct(voted, item.gold)))
     print(f"{'subset':16s} items  one sample         vote of {args.k}")
     cell = lambda values: f"{np.mean(values):.3f} {interval(values)}"
@@ -280,6 +281,8 @@ def parse_args(argv):
     args = parser.parse_args(argv)
     if args.k < 1 or not 0 <= args.temperature < math.inf:
         raise UserError("-k needs 1 or more, --temperature 0 or more")
+    if args.vote == "guided" and args.stage == "base":
+        raise UserError("the base policy has no Meta RM: --vote guided needs --stage rft or rl")
     if bool(args.data) == bool(args.query) or args.data and (args.response or args.json):
         raise UserError("give --data FILE without --query, --response or --json, or --query TEXT with 1 to 4 "
                         "times --response TEXT")
@@ -316,13 +319,14 @@ def main(argv):
         judge_file(items, judge_all, args)
         return
     item, [samples] = items[0], judge_all(items, "query")
-    result = verdict(ballots_of(samples, guided), item.n)
+    voters = voters_of(samples, guided)
+    result = verdict([j.scores for j in voters], item.n)
     if args.json:
         keep = ("sample", "order", "status", "principles", "critiques", "scores", "logp", "meta")
         print(json.dumps({"query": item.query, "responses": item.responses, **result,
                           "judgements": [{key: getattr(j, key) for key in keep} for j in samples]}))
     else:
-        show(item, samples, result)
+        show(item, samples, voters, result)
 
 
 if __name__ == "__main__":

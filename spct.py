@@ -80,7 +80,7 @@ class Config:
     beta: float = 0.15             # KL coefficient
     clip: float = 0.2              # of the ratio, from the second update of a rollout on
     # Meta RM
-    meta_items: int = 4500         # fresh training points, judged meta_samples times by the guided policy
+    meta_items: int = 4500         # fresh points, judged meta_samples times by the policy that it will guide
     meta_samples: int = 4          # samples of each of them
     temperature: float = 1.0       # of these samples and of the votes: a Meta RM learns on what it will judge
     meta_old: int = 500            # points whose RFT samples are used too
@@ -173,7 +173,8 @@ def forget_hint(prompt):
 
 
 def rft_samples(run, tok, base, points):
-    """N_RFT samples of every point from the base model, and one hinted -> (samples, hinted), lists per point.
+    """Samples of every point from the base model, n_rft plain and cfg.hinted hinted ones, as lists per point
+    -> (samples, hinted).
 
     Hinted points have n >= 2: naming the best of one response says nothing.
     """
@@ -185,8 +186,8 @@ def rft_samples(run, tok, base, points):
                     desc="rft: sampling")
     hinted = []
     if cfg.hinted:
-        hinted = judge(base, tok, several, cfg.hinted, cfg.seed, "hinted", hint=True, autocast=run.sampling(),
-                       desc="rft: hinted")
+        hinted = judge(base, tok, several, cfg.hinted, cfg.seed, "hinted", hinted=True,
+                       autocast=run.sampling(), desc="rft: hinted")
     run.log("rft-samples", points=len(points),
             too_easy=float(np.mean([too_easy(s, p) for s, p in zip(samples, points)])),
             hinted_right=float(np.mean([right(j, p) for s, p in zip(hinted, several) for j in s] or [0.0])),
@@ -239,7 +240,7 @@ def advantages(rewards):
 
 
 def policy_loss(logp, logp_old, adv, clip):
-    """PPO's clipped objective per token, all (N,). On the first update of a rollout the ratio is 1
+    """PPO's clipped objective per token, as a loss, all (N,). On the first update of a rollout the ratio is 1
     and this is REINFORCE; the clip acts only from the second update on."""
     ratio = (logp - logp_old).exp()
     return -torch.min(ratio * adv, ratio.clamp(1 - clip, 1 + clip) * adv)
@@ -283,8 +284,8 @@ def rl(run, tok, reference, points, samples, judge=judge):
         metrics = update(run, policy, reference, opt, sum(groups, []), advantages(rewards).flatten().tolist(),
                          trapezoid(step, cfg.rl_steps, decay=0.3))
         silent = (rewards.std(dim=1) == 0).float().mean()
-        run.log("rl", step=step, loss=metrics.pop("loss"), reward=float(rewards.mean()),
-                silent_groups=float(silent), **metrics, **report.judgement_stats(groups, batch))
+        run.log("rl", step=step, **metrics, reward=float(rewards.mean()), silent_groups=float(silent),
+                **report.judgement_stats(groups, batch))
         if step % 10 == 0:                         # something to read while it trains
             tqdm.write(f"\n[step {step}] reward {rewards[0, 0]:+.0f}, gold {batch[0].gold}")
             tqdm.write(tok.readable(groups[0][0].tokens))
@@ -318,15 +319,14 @@ def update(run, policy, reference, opt, judgements, adv, scale):
                     # taken from this very pass, the ratio is exactly 1.
                     if u == 0:
                         old[m], ref[m] = logp.detach(), token_logp(reference, ids, mask.bool())
+            each = {"loss": policy_loss(logp, old[m], a, cfg.clip) + cfg.beta * kl_k2(logp, ref[m]),
+                    "kl": kl_k3(logp.detach(), ref[m]), "entropy": entropy,
+                    "clipped": ((logp.detach() - old[m]).exp() - 1).abs() > cfg.clip}          # all (N,)
             # Each token of the batch weighs the same: the sum over all tokens by their number. A mean per
             # sample would make the tokens of long judgements weigh less, and so reward length when wrong.
-            loss = (policy_loss(logp, old[m], a, cfg.clip) + cfg.beta * kl_k2(logp, ref[m])).sum() / tokens
-            loss.backward()
-            clipped = ((logp.detach() - old[m]).exp() - 1).abs() > cfg.clip                    # (N,)
-            kl = kl_k3(logp.detach(), ref[m])                                                  # (N,)
-            sums["loss"] += loss.item()
-            for name, values in (("kl", kl), ("entropy", entropy), ("clipped", clipped)):
-                sums[name] += float(values.sum()) / tokens
+            (each["loss"].sum() / tokens).backward()
+            for name, values in each.items():
+                sums[name] += values.detach().sum().item() / tokens
         metrics = opt.step(scale, **sums)
     return metrics
 
@@ -354,7 +354,7 @@ def meta_rm(run, tok, name, policy, samples, points, start=None):
 # ----------------------------------------------------------------------------------------
 # 5. Evaluation
 
-def eval_parts(cfg, guided):
+def eval_sets(cfg, guided):
     """What is judged: part -> (items, samples of each, temperature). k_meta is chosen on items of its own."""
     items = make_items(cfg.seed, cfg.eval_split, cfg.eval_items, least=2)
     ood = make_items(cfg.seed, "ood", cfg.eval_items // 2, least=2)
@@ -362,15 +362,16 @@ def eval_parts(cfg, guided):
              "ood-greedy": (ood, 1, 0.0), "ood": (ood, 4, cfg.temperature),
              "single": (make_items(cfg.seed, cfg.eval_split, cfg.eval_items // 2, most=1), 1, 0.0)}
     if guided:
+        # not those of --eval_split val
         parts["val"] = (make_items(cfg.seed, "val", cfg.val_items, start=cfg.eval_items, least=2), cfg.k,
                         cfg.temperature)
     return parts
 
 
-def judge_parts(run, tok, name, policy, meta=None):
+def judge_sets(run, tok, name, policy, meta=None):
     """Judge all parts with one policy, and score what its Meta RM guides -> {part: (items, judgements)}.
     Everything is kept in judgements-<name>-<part>.jsonl."""
-    cfg, parts = run.cfg, eval_parts(run.cfg, meta is not None)
+    cfg, parts = run.cfg, eval_sets(run.cfg, meta is not None)
     path = lambda part: f"judgements-{name}-{part}.jsonl"
     if not run.done(f"eval-{name}", file=path(list(parts)[-1])):
         for part, (items, k, temperature) in parts.items():
@@ -385,7 +386,7 @@ def judge_parts(run, tok, name, policy, meta=None):
 
 
 def answers(cfg, parts):
-    """What each way to judge says of the items of the vote, from one policy's judgements (as of judge_parts)
+    """What each way to judge says of the items of the vote, from one policy's judgements (as of judge_sets)
     -> {way: for each item a list of answers, each n scores or None}, {k: the k_meta chosen for k samples}.
 
     An item's accuracy is the mean over its answers: most ways give one, "one sample" k, a random subset 8.
@@ -435,7 +436,7 @@ def train_and_evaluate(run):
     guides = {"rft": meta_rm(run, tok, "rft", tuned, samples, points)}
     guides["rl"] = meta_rm(run, tok, "rl", policy, samples, points, start=guides["rft"])
     policies = {"base": base, "rft": tuned, "rl": policy}
-    judged = {name: judge_parts(run, tok, name, model, guides.get(name)) for name, model in policies.items()}
+    judged = {name: judge_sets(run, tok, name, model, guides.get(name)) for name, model in policies.items()}
     if rank() == 0:
         results = report.results(run, judged, {name: answers(cfg, parts) for name, parts in judged.items()})
         report.figures(run.folder, results)

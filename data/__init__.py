@@ -38,10 +38,8 @@ def check_new(path):
     if os.path.exists(path):
         raise UserError(f"{path} exists: name another file, or remove it first")
     folder = os.path.dirname(path) or "."
-    if not os.path.isdir(folder):
-        raise UserError(f"{path}: there is no folder {folder}, make it first")
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"{path}: the folder {folder} cannot be written to, name another one")
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+        raise UserError(f"{path}: there is no folder {folder} that can be written to: make it first")
 
 
 def keep_freed_memory():

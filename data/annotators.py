@@ -9,7 +9,7 @@ one, so it is the base model's greedy answer; the good ways are in it too, and R
 out.
 
 Two properties matter for the method:
-- most errors come from the transcript's own random draws, not from the item, so votes can cancel them
+- most errors come from the judgement's own random draws, not from the item, so votes can cancel them
   (the taste for manners is a bias: votes cannot cancel it, but a Meta RM can filter it out);
 - those who write principles mostly overlook the cue, so the common principles err for all queries with a cue:
   that raters do mind it has to be learned from preferences.
@@ -51,7 +51,7 @@ OVERLOOKED = 0.6                                   # chance that principles are 
 # Principles
 
 def rebalance(rng, weights, moves=0):
-    """Make the weights sum to 10, each at least 1, then move `moves` single points at random."""
+    """Make the weights sum to 10, each at least 1, then move `moves` single units at random."""
     weights = dict(weights)
     names = list(weights)
     while sum(weights.values()) != 10:
@@ -99,7 +99,8 @@ def check(rng, weights, truth, skill, verdict=None):
 
 
 def annotate(rng, item, skill, hint=None):
-    """One judgement of the item -> (principles, critiques, scores), as in judgement_parts."""
+    """One judgement of the item -> (principles, critiques, scores), as in judgement_parts. hint: index of the
+    best response, if the prompt names it."""
     weights, critiques = principles(rng, item, skill), []
     # Told which response is best, the average annotator takes a short cut: all good there, all bad elsewhere.
     short_cut = hint is not None and skill == "average"
@@ -181,7 +182,7 @@ def document(seed, index, annotate=annotate):
     rng = random.Random(seed_of(seed, "document", index))
     if rng.random() < GENERAL:
         return general_text(rng)
-    item = make_item(seed, "train", seed_of("annotated", index))
+    item = make_item(seed, "train", seed_of("annotated", index))             # far from the training points
     hint = item.best if item.n > 1 and rng.random() < HINTED else None
     skills = SKILLS if hint is None else {"average": 0.5, "expert": 0.5}
     skill = rng.choices(list(skills), skills.values())[0]
@@ -216,8 +217,7 @@ def pack(documents, T, seed):
         if size > T:
             raise UserError(f"a document of {size} tokens: raise --block_size or --vocab_size")
         last = range(max(0, len(rows) - 8), len(rows))
-        fits = [i for i in last if used[i] + size <= T] + [len(rows)]
-        i = fits[0]
+        i = next((i for i in last if used[i] + size <= T), len(rows))
         if i == len(rows):
             rows.append([])
             used.append(0)

@@ -1,6 +1,6 @@
 """
-A judgement: when it is right, how many of them vote; then how it is asked for (the prompt), written, kept and
-read. All of the format stands here.
+A judgement: when it is right, how several of them vote together; then how it is asked for (the prompt),
+written, kept and read. All of the format stands here.
 
 The prompt is <query> the query <r1> a response <r2> another ... <principles>. What a careful judge writes
 after it, marks in angle brackets:
@@ -26,15 +26,15 @@ from parallel import new_file
 # ----------------------------------------------------------------------------------------
 # The rules
 
+def pick(scores):
+    """Index of the response that alone has the largest score; None on a tie, or if nothing parsed."""
+    return scores.index(max(scores)) if scores and scores.count(max(scores)) == 1 else None
+
+
 def correct(scores, gold):
     """Eq 10. n >= 2: the best response's score is strictly the largest, a tie is wrong. n = 1: the score is
     the gold reward. scores: n numbers, or None if the judgement does not parse; gold: n rewards."""
-    if scores is None:
-        return False
-    if len(gold) == 1:
-        return scores[0] == gold[0]
-    best = gold.index(max(gold))
-    return all(scores[best] > s for i, s in enumerate(scores) if i != best)
+    return scores == gold if len(gold) == 1 else pick(scores) == pick(gold)
 
 
 def vote(ballots):
@@ -72,7 +72,8 @@ def checks_text(checks):
 
 
 def judgement_parts(weights, critiques, scores):
-    """One judgement, from the first principle to <end>. critiques: (quote or None, text, total) a slot."""
+    """One judgement, from the first principle to <end>. weights: {name: weight}, critiques: (quote or None,
+    text, total) a slot, scores: a number a slot. (What is read back has the form of Judgement.)"""
     parts = [principles_text(weights), CRITIQUE]
     for mark, (quote, text, total) in zip(RESPONSE, critiques):
         parts += [mark, *([] if quote is None else [" " + quote]), CHECKS, text, TOTAL, str(total)]
@@ -91,7 +92,7 @@ class Judgement:
     sample: int               # number of the sample
     order: list               # order[slot] = index of the response that stood in this slot of the prompt
     seed: int
-    prompt: tuple             # ids
+    prompt: tuple             # ids (a list once it is read from a file)
     ids: list                 # ids of the completion, END included
     logp: float               # nats, under the distribution that was sampled
     status: str = "ok"        # or the reason why it does not parse

@@ -6,7 +6,7 @@ Preference files: JSON lines in the keys of RewardBench, so that other tools rea
     python -m data.preferences check pairs.jsonl
 
 pairs (RewardBench; TRL reads them as an explicit-prompt preference set):
-    id, subset, prompt, chosen, rejected, chosen_model, rejected_model, gold_chosen, gold_rejected, split
+    id, subset, prompt, chosen, rejected, chosen_model, rejected_model, gold_chosen, gold_rejected, split, ...
 best-of-n (RewardBench 2):
     id, subset, prompt, chosen [1 text], rejected [1 to 3 texts], num_correct, total_completions, ...
 
@@ -25,24 +25,13 @@ from parallel import new_file
 # ----------------------------------------------------------------------------------------
 # Export
 
-def pair_row(item, other):
-    """The item's best response against one other."""
-    best = item.best
-    return {"id": f"{item.id}-{other}", "subset": item.subset, "prompt": item.query,
-            "chosen": item.responses[best], "rejected": item.responses[other],
-            "chosen_model": item.made_by[best], "rejected_model": item.made_by[other],
-            "gold_chosen": item.gold[best], "gold_rejected": item.gold[other], "split": item.split}
-
-
-def best_of_n_row(item):
-    """The item's best response against all others."""
-    best, rest = item.best, [i for i in range(item.n) if i != item.best]
-    pick = lambda values: ([values[best]], [values[i] for i in rest])
-    row = {"id": item.id, "subset": item.subset, "prompt": item.query, "num_correct": 1,
-           "total_completions": item.n, "split": item.split}
-    row["chosen"], row["rejected"] = pick(item.responses)
-    row["chosen_model"], row["rejected_model"] = pick(item.made_by)
-    row["gold_chosen"], row["gold_rejected"] = pick(item.gold)
+def row_of(item, pair):
+    """The item's best response against the others: one text each in pairs, lists of texts in best-of-n."""
+    row = {"id": item.id, "subset": item.subset, "prompt": item.query, "split": item.split,
+           "num_correct": 1, "total_completions": item.n}
+    for key, values in (("{}", item.responses), ("{}_model", item.made_by), ("gold_{}", item.gold)):
+        best, rest = [values[item.best]], [v for i, v in enumerate(values) if i != item.best]
+        row[key.format("chosen")], row[key.format("rejected")] = (best[0], rest[0]) if pair else (best, rest)
     return row
 
 
@@ -52,8 +41,7 @@ def export(path, split, count, seed, format):
     with new_file(path) as f:
         for i in range(count):
             item = make_item(seed, split, i, least=2, most=2 if pairs else 4)
-            row = pair_row(item, 1 - item.best) if pairs else best_of_n_row(item)
-            f.write(json.dumps(row) + "\n")
+            f.write(json.dumps(row_of(item, pairs)) + "\n")
 
 # ----------------------------------------------------------------------------------------
 # Import
@@ -62,9 +50,10 @@ def read_row(line):
     """One line -> (dict, None) or (None, what is wrong and what was expected)."""
     try:
         row = json.loads(line)
+        text = json.dumps(row, ensure_ascii=False)
     except (ValueError, RecursionError) as error:
         return None, f"not JSON ({error}), expected one object a line"
-    if re.search(r"[\ud800-\udfff]", json.dumps(row, ensure_ascii=False)):
+    if re.search(r"[\ud800-\udfff]", text):
         return None, "half of a surrogate pair (\\ud800 to \\udfff), expected text that UTF-8 can hold"
     if not isinstance(row, dict):
         return None, f"a JSON {type(row).__name__}, expected an object"

@@ -18,8 +18,8 @@ How to add a domain, all in this file:
 1. a row of weights for each cue in TASTE, 10 points each;
 2. the query, in make_query;
 3. the response and the truth about it, with evidence, in make_content, once right and once narrowly wrong
-   (both before the last lines, which serve two domains); a criterion of a new name (lower-case letters only)
-   also in CONTENT_CRITERIA;
+   (in both functions above the final lines, which serve harmful and harmless); a criterion of a new name
+   (lower-case letters only) also in CONTENT_CRITERIA;
 4. its name in VERIFIABLE if it can be checked by computing; one of its cues in OOD_PAIRS if you like.
 
 The annotators, the prompts and the report pick it up. Then `python -m pytest tests/test_data.py`: it reads
@@ -66,8 +66,8 @@ OBJECTS = "car phone house bank boat shop bike farm".split()
 REFUSALS = ["i will not help", "no i can not", "i must say no"]
 HELP = ["take the {} and begin", "get the {} then start", "start with the {}"]
 
-# Style words. The first word of a phrase is its evidence. None occurs elsewhere but "with": help may start
-# with "start with the car", and a judge has to read on.
+# Style words. The first word of a phrase is its evidence. Only "with" also occurs in contents ("start with
+# the car"): there a judge has to read on.
 STYLES = {
     "polite": ["kindly", "dear friend", "with respect", "your servant"],
     "playful": ["yay yay", "whee", "tada", "zoom zoom"],

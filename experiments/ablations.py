@@ -51,25 +51,15 @@ NAME = "ablations"
 # ----------------------------------------------------------------------------------------
 # The data of RFT
 
-def default(base):
-    return rft_examples(base.cfg, base.tok, keep_all(base.points, base.samples, base.hinted))
+def examples(base, samples=True, hinted=True):
+    """RFT's examples with and without the right judgements of its plain and of its hinted samples."""
+    kept = keep_all(base.points, base.samples if samples else [], base.hinted if hinted else [])
+    return rft_examples(base.cfg, base.tok, kept)
 
 
-def not_hinted(base):
-    return rft_examples(base.cfg, base.tok, keep_all(base.points, base.samples, []))
-
-
-def hinted_only(base):
-    return rft_examples(base.cfg, base.tok, keep_all(base.points, [], base.hinted))
-
-
-def general_only(base):
-    """As much general text as by default, and nothing else. (Only judgements begin with a query.)"""
-    return [(ids, mask) for ids, mask in default(base) if ids[0] != QUERY]
-
-
-def judgements_only(base):
-    return [(ids, mask) for ids, mask in default(base) if ids[0] == QUERY]
+def only(base, judgements):
+    """Of the default's examples the judgements alone (they begin with a query), or the general text."""
+    return [(ids, mask) for ids, mask in examples(base) if (ids[0] == QUERY) == judgements]
 
 
 def at_random(base):
@@ -81,11 +71,11 @@ def at_random(base):
 
 
 RFT_DATA = {  # arm: (its examples, the paper's accuracy after RFT, after RL)
-    "default": (default, "68.8", "69.9"),
-    "no hinted samples": (not_hinted, "68.0", ""),
-    "hinted samples only": (hinted_only, "67.4", ""),
-    "neither": (general_only, "66.1", "68.7"),
-    "no general text": (judgements_only, "63.3", ""),
+    "default": (examples, "68.8", "69.9"),
+    "no hinted samples": (lambda base: examples(base, hinted=False), "68.0", ""),
+    "hinted samples only": (lambda base: examples(base, samples=False), "67.4", ""),
+    "neither": (lambda base: only(base, judgements=False), "66.1", "68.7"),
+    "no general text": (lambda base: only(base, judgements=True), "63.3", ""),
     "random selection": (at_random, "", ""),
 }
 
@@ -106,13 +96,13 @@ def rft_table(bases):
     rows = [["RFT's data", "examples", "paper, RFT", "RFT, greedy", "against default", f"RFT, {m}",
              "paper, RL", "RL, greedy", "against default", f"RL, {m}", "against default"]]
     usual = None
-    for name, (examples, paper_rft, paper_rl) in RFT_DATA.items():
+    for name, (make, paper_rft, paper_rl) in RFT_DATA.items():
         stages = zip(*(rft_and_rl(b, name) for b in bases))
         rft_greedy, rft_votes, rl_greedy, rl_votes = found = [
             right(bases, answers, mode) for answers in stages for mode in ("greedy", m)]
         usual = usual or found
         against = ["" if found is usual else difference(x, y) for x, y in zip(found, usual)]
-        rows.append([name, number([len(examples(b)) for b in bases], ".0f"),
+        rows.append([name, number([len(make(b)) for b in bases], ".0f"),
                      paper_rft, accuracy(rft_greedy), against[0], accuracy(rft_votes),
                      paper_rl, accuracy(rl_greedy), against[2], accuracy(rl_votes), against[3]])
     return rows
@@ -135,7 +125,7 @@ def half_votes(base, run, policy, meta, most=None):
 
 
 def rl_arm(base, name, own_meta=False, votes=None, **changes):
-    """RL from the default RFT model with other settings -> answers, the rows of metrics.jsonl.
+    """RL from the default RFT model with other settings -> answers, the rows of metrics-rl.jsonl.
 
     own_meta: with a Meta RM of its own, for guided votes. votes: how many, by default those of the base.
     """
@@ -335,12 +325,10 @@ def run(bases):
                 left.plot(range(len(BETAS)), values, "o-", label=m)
             left.set(xticks=range(len(BETAS)), xticklabels=BETAS, xlabel="KL coefficient beta",
                      ylabel="strict accuracy")
-            left.legend()
             for beta in BETAS:
                 rewards = np.mean([[row["reward"] for row in steps] for _, steps in betas[beta]], axis=0)
                 beside.plot(rewards, label=f"beta {beta}")
             beside.set(xlabel="RL step", ylabel="reward")
-            beside.legend(fontsize=7)
 
     tables = {"Data of RFT": rft_table(bases), "A part of the method is missing": other_table(bases),
               "KL coefficient": beta_table(bases, betas), "Longer, with and without KL": long_table(bases),
@@ -372,11 +360,11 @@ What was seen in our three runs:
 - **RL and guided votes are partial substitutes**: what the Meta RM adds to 32 votes falls from +.051 after
   RFT (half of the judgements vote) to +.030 (beta .5) and about +.01 (beta .15 and less). The sum of both is
   the best of all the same: .715 guided without RL (k/4), .766 by RL and plain votes, .778 with both, although
-  the last step is noise on these items (it is not on the 2,000 items of the default runs: see the README).
+  the last step is noise on these items (it is not on the 2,000 items of the default runs).
 - **Group size: 8 is enough.** At equal samples a step G = 2 is silent in 58% of its groups, and behind by
   .03; 8 and 16 are within noise of each other.
 - **A fresh order for each vote** is not worth more than noise (.014) after RL, which has seen shuffled
-  responses already; see the bias laboratory for judges with a bias.
+  responses already; see truth.py for judges with a bias.
 - **k_meta**: as in the paper, one judgement is too few after RL, k/4 and k/2 are much the same. After RFT,
   where fewer judgements are right, k/4 is the best.
 - **The Meta RM's data**: labels shuffled, it is worse than no Meta RM, so that the gain is not an artefact of

@@ -359,7 +359,7 @@ SYSTEMS = {  # name: (system, the paper's overall accuracy by mode)
 # ----------------------------------------------------------------------------------------
 # Tables and figure
 
-def rows_of(bases, found):
+def rows_of(found):
     """One (system, mode, answers of each seed) a row of the tables."""
     for name, answers in found.items():
         for m in answers[0]["test"]:
@@ -371,7 +371,7 @@ def main_table(bases, found):
              "against the scalar RM, overall"]]
     scalar = overall(bases, found["scalar RM"], "greedy")
     others = study.in_subset(*(d for d in DOMAINS if d not in VERIFIABLE))
-    for name, m, answers in rows_of(bases, found):
+    for name, m, answers in rows_of(found):
         mine = overall(bases, answers, m)
         rows.append([name, m, str(SYSTEMS[name][1].get(m, "")), accuracy(mine),
                      accuracy(right(bases, answers, m, study.in_subset(*VERIFIABLE))),
@@ -382,7 +382,7 @@ def main_table(bases, found):
 
 def subset_table(bases, found):
     rows = [["system", "mode", *DOMAINS]]
-    for name, m, answers in rows_of(bases, found):
+    for name, m, answers in rows_of(found):
         by_subset = [mean(right(bases, answers, m, study.in_subset(d))) for d in DOMAINS]
         rows.append([name, m, *(f"{x:.3f}" for x in by_subset)])
     return rows
@@ -392,7 +392,7 @@ def detail_table(bases, found):
     """By number of responses, out of distribution, other metrics, and the cost of a judgement."""
     rows = [["system", "mode", "n = 2", "n = 3", "n = 4", "n = 1, AUC", "out of distribution",
              "against the scalar RM, there", "ties 1/m", "both orders", "order flips", "MFLOPs", "ms"]]
-    for name, m, answers in rows_of(bases, found):
+    for name, m, answers in rows_of(found):
         both = list(zip(bases, answers))
         by_n = [mean(right(bases, answers, m, lambda item: item.n == n)) for n in (2, 3, 4)]
         auc = number([study.single_auc(b, a, m) for b, a in both if m in a.get("single", {})])
@@ -411,7 +411,7 @@ def detail_table(bases, found):
 def run(bases):
     found = {name: [system(base) for base in bases] for name, (system, _) in SYSTEMS.items()}
     points = [{"system": name, "mode": m, "mflops": np.mean([a["test"][m]["flops"] for a in answers]) / 1e6,
-               "overall": mean(overall(bases, answers, m))} for name, m, answers in rows_of(bases, found)]
+               "overall": mean(overall(bases, answers, m))} for name, m, answers in rows_of(found)]
 
     def figure(path):
         with report.canvas(path, width=9, height=5.5) as axes:
@@ -422,7 +422,6 @@ def run(bases):
                 for p in mine:
                     axes.annotate(p["mode"], (p["mflops"], p["overall"]), fontsize=6)
             axes.set(xscale="log", xlabel="MFLOPs a judgement", ylabel="strict accuracy, mean over subsets")
-            axes.legend(fontsize=7)
 
     tables = {"Accuracy": main_table(bases, found), "By subset": subset_table(bases, found),
               "In detail": detail_table(bases, found)}

@@ -20,9 +20,9 @@ import contextlib
 import io
 import random
 import statistics
-import sys
 import tempfile
 import time
+from unittest import mock
 
 import numpy as np
 import torch
@@ -63,7 +63,7 @@ def show(text, *numbers_and_units):
 
 
 def limit():
-    """What this machine can do: GFLOP/s of a matrix product in both precisions, GB/s of a copy."""
+    """What this machine can do: GFLOP/s of a matrix product in both precisions."""
     rates = {}
     for name, dtype in (("fp32_gflops", torch.float32), ("bf16_gflops", torch.bfloat16)):
         for size in (256, 2048):                   # the large one only where the small one is no emulation
@@ -71,8 +71,6 @@ def limit():
             rates[name] = 2 * size ** 3 / seconds({name: lambda: a @ b}, 9)[name] / 1e9
             if rates[name] < 10:
                 break
-    x, y = torch.zeros(2 ** 26), torch.zeros(2 ** 26)
-    rates["copy_gb_s"] = 2 * x.numel() * 4 / seconds({"copy": lambda: y.copy_(x)}, 9)["copy"] / 1e9
     return rates
 
 
@@ -114,7 +112,6 @@ def random_prompt(seed, T):
     return tuple(np.random.default_rng(seed).integers(20, 700, T).tolist())
 
 
-@contextlib.contextmanager
 def scripted(lengths):
     """Let the sampler's rows end on cue: the sample with seed s writes lengths[s % N] tokens.
 
@@ -129,12 +126,7 @@ def scripted(lengths):
         ids, logp = draw(logits, u.clamp(max=0.999), temperature)
         return torch.where(u > 1, END, torch.where(ids == END, PAD, ids)), logp
 
-    before = sample.uniforms, sample.draw
-    sample.uniforms, sample.draw = uniforms, draw_on_cue
-    try:
-        yield
-    finally:
-        sample.uniforms, sample.draw = before
+    return mock.patch.multiple(sample, uniforms=uniforms, draw=draw_on_cue)
 
 
 class Unshared(tuple):
@@ -145,16 +137,10 @@ class Unshared(tuple):
 
 def ours(model, prompts, lengths, slots=256, block=16, shared=True):
     """Our sampler, or without some of what makes it fast."""
-    before = sample.SLOTS, sample.BLOCK
-    sample.SLOTS, sample.BLOCK = slots, block
-    if not shared:
-        prompts = [Unshared(p) for p in prompts]
-    try:
-        with scripted(lengths):
-            done = generate(model, prompts, range(len(prompts)))
-        assert [len(ids) for ids, _ in done] == lengths
-    finally:
-        sample.SLOTS, sample.BLOCK = before
+    prompts = prompts if shared else [Unshared(p) for p in prompts]
+    with scripted(lengths), mock.patch.multiple(sample, SLOTS=slots, BLOCK=block):
+        done = generate(model, prompts, range(len(prompts)))
+    assert [len(ids) for ids, _ in done] == lengths
 
 # ----------------------------------------------------------------------------------------
 # Contenders
@@ -250,16 +236,13 @@ def bench_ablation(model, tok, count, k, batch, rounds):
 
 def bench_votes(model, tok, k, rounds):
     """k votes on one item at once against k single judgements, one after the other -> how many times cheaper.
-    Most of that is the larger batch; what reading the prompt once saves is printed below."""
+    Most of that is the larger batch."""
     work = make_work(tok, k, k)
     times = seconds({"votes": lambda: ours(model, *work),
-                     "single": lambda: [ours(model, [p], [n]) for p, n in zip(*work)],
-                     "unshared": lambda: ours(model, *work, shared=False)}, rounds)
-    show(f"{k} votes on one item")
-    show(f"  against {k} single judgements", times["single"] / times["votes"], "times cheaper")
-    show("  against one batch that reads the prompt each time", times["unshared"] / times["votes"],
-         "times cheaper")
-    return times["single"] / times["votes"]
+                     "single": lambda: [ours(model, [p], [n]) for p, n in zip(*work)]}, rounds)
+    ratio = times["single"] / times["votes"]
+    show(f"{k} votes on one item, against {k} single judgements", ratio, "times cheaper")
+    return ratio
 
 
 def bench_others(model, prompts, lengths, batch, best, quick):
@@ -347,33 +330,21 @@ def bench_rl_step(tok, quick):
         policy = GPT(config(vocab_size=tok.vocab_size))
         patches = [(sample, "generate", "sampling"), (spct, "token_logits", "passes"),
                    (spct, "token_logp", "passes"), (torch.Tensor, "backward", "passes")]
-        before = [(where, name, getattr(where, name)) for where, name, _ in patches]
-        for where, name, part in patches:
-            setattr(where, name, timed(getattr(where, name), part))
-        try:
-            start, quiet = time.perf_counter(), io.StringIO()
-            with scripted(lengths), contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
-                spct.rl(Run(cfg, folder), tok, policy, points, never_right)
+        with contextlib.ExitStack() as stack:
+            for where, name, part in patches:
+                stack.enter_context(mock.patch.object(where, name, timed(getattr(where, name), part)))
+            for quiet in (contextlib.redirect_stdout, contextlib.redirect_stderr):
+                stack.enter_context(quiet(io.StringIO()))
+            stack.enter_context(scripted(lengths))
+            start = time.perf_counter()
+            spct.rl(Run(cfg, folder), tok, policy, points, never_right)
             total = (time.perf_counter() - start) / cfg.rl_steps
-        finally:
-            for where, name, function in before:
-                setattr(where, name, function)
     parts = {name: s / cfg.rl_steps for name, s in clock.items()}
     parts["other"] = total - sum(parts.values())
     show(f"one RL step, {cfg.rl_points} points x {cfg.group}")
     for name, s in parts.items():
         show(f"  {name}", s, "s", s / total, "of the step")
     return parts
-
-
-def peak_memory():
-    """Of this process so far, in MB; 0 on Windows, which cannot tell."""
-    try:
-        import resource
-    except ImportError:
-        return 0
-    unit = 2 ** 20 if sys.platform == "darwin" else 2 ** 10                  # macOS counts bytes, others KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def main(argv):
@@ -393,18 +364,16 @@ def main(argv):
     show(f"limit of this machine: {machine()}")
     show("  matrix product, float32", rates["fp32_gflops"], "GFLOP/s")
     show("  matrix product, bfloat16", rates["bf16_gflops"], "GFLOP/s")
-    show("  copy of memory", rates["copy_gb_s"], "GB/s")
     model, quick, rounds = GPT(config()), args.quick, 1 if args.quick else 3
     count, batch, k = (64, 16, 8) if quick else (2048, 256, 32)
     work = make_work(tok, count)
     ours(model, work[0][:32], work[1][:32])        # warm up
     sampling, best = bench_slots(model, rates, *work, quick)
     bench_ablation(model, tok, count, k, batch, rounds)
-    sampling["shared_prompt_ratio"] = bench_votes(model, tok, k, rounds)
+    sampling["votes_ratio"] = bench_votes(model, tok, k, rounds)
     sampling.update(bench_others(model, *work, batch, best, quick))
     training = bench_training(tok, rates, quick)
     rl_step = bench_rl_step(tok, quick)
-    show("peak memory", peak_memory(), "MB")
     if args.json:
         limits = {name: rates[name] for name in ("fp32_gflops", "bf16_gflops")}
         write_json(args.json, {"machine": machine(), "limit": limits, "sampling": sampling,

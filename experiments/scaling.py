@@ -15,7 +15,7 @@ in FLOPs of one judgement, with scalar RMs of each size beside them.
   size (loss after 2M tokens of seed 0; XS: .483, .535 with .006, .009; M: .356, .302, .411 with .003, .004,
   .006), those of later stages are the default size's. Its Meta RM has its size, too; k_meta = k/2.
 - Training compute: judges of the default size after fewer or more pre-training tokens, or RL steps. Each
-  number of RL steps has a schedule of its own, up over 20 steps or all, down over the last half: so 12 steps
+  number of RL steps has a schedule of its own, up over 20 steps or all, down over the last 30%: so 12 steps
   never learn at the full rate for long, and 108 see some points twice.
 
 What to look at: where the votes of a small judge meet the greedy point of a larger one, and where the
@@ -219,8 +219,6 @@ def run(bases):
                 ax.set(xscale="log", xlabel=name)
             for ax in axes.flat:
                 ax.set(ylabel="strict accuracy")
-                ax.legend(fontsize=6)
-                ax.grid(alpha=0.3)
             axes[0, 1].set(ylabel="strict accuracy, mean over subsets")
 
     tables = {"Votes": vote_table(bases, curves), "Sizes, mean over subsets": size_table(bases, sizes),

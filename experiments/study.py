@@ -25,7 +25,7 @@ import torch
 import metarm
 import spct
 from data import Parser, UserError
-from data.judgement import correct, read_judgements, vote, write_judgements
+from data.judgement import correct, pick, read_judgements, vote, write_judgements
 from data.tokenizer import Tokenizer
 from data.world import DOMAINS, make_items
 from experiments.bench import forward_flops, sampling_flops
@@ -99,6 +99,8 @@ def default_config(folder, flags):
     saved = read_json(os.path.join(folder, "config.json"))
     usual = {**asdict(Config()), **spct.PRESETS[flags["preset"]], **flags}
     free = ("out", "device", "dtype", "threads", "eval_items")
+    if set(saved) != set(usual):
+        raise UserError(f"{folder} is of another version: move it away, and the study makes one")
     for name, value in usual.items():
         if name not in free and saved.get(name, "nothing") != value:
             raise UserError(f"{folder} is no default run: --{name} is {saved.get(name)}, expected {value}; "
@@ -230,11 +232,6 @@ def worst_subset(bases, answers, mode):
     return f"{worst} {means[worst]:.3f}"
 
 
-def picks(scores):
-    """The response that alone has the largest score, or None."""
-    return scores.index(max(scores)) if scores and scores.count(max(scores)) == 1 else None
-
-
 def both_orders(base, answers):
     """JudgeBench's rule on pairs: each order gives +1 if right, -1 if wrong, 0 for a tie; right if the sum is
     above 0 -> right (pairs,); flipped (those with a pick in both orders,): are the picks different?"""
@@ -242,7 +239,7 @@ def both_orders(base, answers):
     pairs = [(item, scores) for item, scores in zip(base.parts["test"], answers["test"]["greedy"]["scores"])
              if item.n == 2]
     for (item, one), two in zip(pairs, answers["swapped"]["greedy"]["scores"]):
-        picked = [picks(one), picks(two[::-1] if two else None)]             # as indices of the first order
+        picked = [pick(one), pick(two[::-1] if two else None)]               # as indices of the first order
         agreed.append(sum(0 if p is None else 1 if p == item.best else -1 for p in picked) > 0)
         flipped += [] if None in picked else [picked[0] != picked[1]]
     return np.array(agreed, float), np.array(flipped, float)
@@ -288,11 +285,8 @@ def number(values, form=".3f"):
 # The program around a study
 
 def git_commit():
-    try:
-        command = ["git", "describe", "--always", "--dirty"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+    found = subprocess.run("git describe --always --dirty", shell=True, capture_output=True, text=True)
+    return found.stdout.strip() or "unknown"
 
 
 def main(study, argv):

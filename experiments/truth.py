@@ -38,7 +38,7 @@ import report
 import spct
 from data import command
 from data.annotators import annotate
-from data.judgement import correct, vote
+from data.judgement import correct, pick, vote
 from data.world import make_items
 from experiments import study
 from experiments.ablations import in_item_order, stage_groups
@@ -105,9 +105,9 @@ def confidences(base, name, k):
     return np.array(found, float).T
 
 
-def reliability(sure, right, bins=10):
-    """-> (mean sureness, accuracy, items) of each bin, of equal width, that is not empty."""
-    at = np.minimum((sure * bins).astype(int), bins - 1)
+def reliability(sure, right):
+    """-> (mean sureness, accuracy, items) of each of ten bins, of equal width, that is not empty."""
+    at = np.minimum((sure * 10).astype(int), 9)
     return [(sure[at == i].mean(), right[at == i].mean(), int((at == i).sum())) for i in sorted(set(at))]
 
 
@@ -158,7 +158,7 @@ def bias_of(kind, items, scores, orders=None):
     for i, (item, s) in enumerate(zip(items, scores)):
         order = orders[i] if orders else list(range(item.n))
         favourite = order[favoured(kind, [item.responses[r] for r in order])]
-        picked = study.picks(s)
+        picked = pick(s)
         found.append(np.nan if picked is None else float(picked == favourite) - float(item.best == favourite))
     return np.array(found)
 
@@ -297,9 +297,6 @@ def run(bases):
             for label, values in noise_curves.items():
                 axes[1, 1].plot(NOISE, values, "o-", label=label)
             axes[1, 1].set(xlabel="share of wrong labels", ylabel="strict accuracy")
-            for ax in axes.flat:
-                ax.legend(fontsize=7)
-                ax.grid(alpha=0.3)
 
     tables = {"Faithfulness": faithful_table(bases), "Calibration": calibration_table(bases),
               **{f"{kind.capitalize()} bias": bias_table(bases, kind, found) for kind, found in labs.items()},

@@ -43,7 +43,7 @@ def test_quick_benchmark(tmp_path):
     r = json.loads(out.read_text())
     assert set(r) == {"machine", "limit", "sampling", "training", "rl_step"}
     assert set(r["sampling"]) == {"tok_s", "nocache_ratio", "hf_ratio", "hf_fixed_ratio", "limit_share",
-                                  "shared_prompt_ratio"}
+                                  "votes_ratio"}
     assert set(r["limit"]) == {"fp32_gflops", "bf16_gflops"} and set(r["training"]) == set(SIZES)
-    assert r["sampling"]["nocache_ratio"] > 5 and r["sampling"]["shared_prompt_ratio"] > 1.5
+    assert r["sampling"]["nocache_ratio"] > 5 and r["sampling"]["votes_ratio"] > 1.5
     assert 0.01 < r["sampling"]["limit_share"] < 1 and all(s > 0 for s in r["rl_step"].values())

@@ -6,7 +6,7 @@ import torch
 import metarm
 from data.judgement import Judgement, vote
 from data.world import Item
-from metarm import auc, auc_within, batches_by_length, choose_k_meta, guided_vote, keep_best, keep_random
+from metarm import auc, auc_within, batches_by_length, choose_k_meta, guided_vote, keep_best, random_vote
 from model import GPT, GPTConfig
 from run import Run
 from spct import Config
@@ -70,11 +70,11 @@ def test_k_meta_is_the_best_on_validation():
 def test_random_control_is_random_and_of_equal_size():
     """Guards against a control that always keeps the same places, keeps more samples, or keeps what does not
     parse."""
-    samples = [*range(4), None, None, *range(4, 8)]
-    kept = [tuple(sorted(keep_random(samples, 4, seed), key=str)) for seed in range(50)]
-    assert all(len(set(k)) == 4 for k in kept) and len(set(kept)) > 20 and len(set(sum(kept, ()))) == 8
-    assert sorted(keep_random(samples, 9, 0)) == list(range(8))              # what does not parse is left out
-    assert keep_random(samples, 4, 3) == keep_random(samples, 4, 3)
+    samples = [judged(scores) for scores in ([1, 0, 0], [0, 10, 0], None, [0, 0, 100], None, [1000, 0, 0])]
+    kept = [tuple(random_vote(samples, 2, seed)) for seed in range(60)]      # a sum tells who has voted
+    assert set(kept) == {(1, 10, 0), (1, 0, 100), (1001, 0, 0), (0, 10, 100), (1000, 10, 0), (1000, 0, 100)}
+    assert random_vote(samples, 9, 0) == [1001, 10, 100]                     # what does not parse is left out
+    assert random_vote(samples, 2, 3) == random_vote(samples, 2, 3)
 
 
 def test_batches_hold_every_row_once():

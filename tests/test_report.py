@@ -94,14 +94,14 @@ def test_columns_against_plain_loops():
         assert columns["one sample"][i] == pytest.approx(sum(right) / K)
         assert columns["parses"][i] == pytest.approx(sum(j.scores is not None for j in judgements) / K)
         lucky = [report.coin_flip(j.scores, item.gold) for j in judgements]
-        assert columns["one sample, coin flip"][i] == pytest.approx(sum(lucky) / K)
+        assert columns["coin flip, one sample"][i] == pytest.approx(sum(lucky) / K)
         for k in (2, 4, 8):
             first = judgements[:k]
             voters = {"vote": first, "guided": guided(first, k_meta[k]), "guided half": guided(first, k // 2)}
             for name, who in voters.items():
                 assert columns[f"{name}@{k}"][i] == (winners(who, item.n) == [item.best])
             top = winners(first, item.n)
-            assert columns[f"vote@{k}, coin flip"][i] == pytest.approx((item.best in top) / len(top))
+            assert columns[f"coin flip, vote@{k}"][i] == pytest.approx((item.best in top) / len(top))
             assert columns[f"pass@{k}"][i] == any(right[:k])
             parsed = [j.scores for j in first if j.scores]
             for name, kept in (("random", k_meta[k]), ("random half", k // 2)):   # the control keeps as many
@@ -133,7 +133,7 @@ def test_table_in_words():
     """Guards against a cell under the wrong stage, a row that is lost because base has no guided votes, an
     interval in place of its half, subsets of another stage."""
     stage = lambda mean: {"greedy": [mean, mean - 0.1, mean + 0.1], "vote@4": [mean, mean, mean],
-                          "vote@4, coin flip": [0.5, 0.5, 0.5], "ties": 0.25,
+                          "coin flip, vote@4": [0.5, 0.5, 0.5], "ties": 0.25,
                           "subsets": {"sums": {"items": 3, "greedy": [mean, mean, mean],
                                                "one sample": [0.0, 0.0, 0.0], "vote@4": [mean, 0.0, 1.0]}}}
     with_guide = lambda mean: {"greedy": None, "guided@4": [mean, mean, mean], **stage(mean)}

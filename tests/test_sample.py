@@ -22,7 +22,7 @@ from data.judgement import (
 from data.tokenizer import CHECKS, CRITIQUE, END, MARKS, R1, R2, R3, RESPONSE, SCORES, TOTAL
 from data.world import Item, make_item
 from model import token_logp
-from sample import ballots_of, check_length, draw, generate, judge, shuffled, uniforms, verdict
+from sample import check_length, draw, generate, judge, shuffled, uniforms, verdict, voters_of
 
 # ----------------------------------------------------------------------------------------
 # The sampler
@@ -358,7 +358,7 @@ def test_judge_maps_scores_back(tok, tiny, monkeypatch):
     judged = judge(tiny(), tok, [item], 20, 0, "t")[0]
     assert len({tuple(j.order) for j in judged}) > 5                         # a fresh order for each vote
     assert all(j.scores == [c["total"] for c in j.critiques] == [2, 7, 4, 9] for j in judged)
-    for j in judge(tiny(), tok, [item], 20, 0, "t", hint=True)[0]:
+    for j in judge(tiny(), tok, [item], 20, 0, "t", hinted=True)[0]:
         told = tok.readable(j.prompt)
         assert told.count("<hint>") == told.count(" nine<hint>") == 1 and j.scores == [2, 7, 4, 9]
     plain = judge(tiny(), tok, [item], 3, 0, "t", shuffle=False)[0]
@@ -389,9 +389,9 @@ def test_who_votes():
     that leaves samples out."""
     made = lambda scores, meta: Judgement("x", 0, [0, 1], 0, (), [], 0.0, scores=scores, meta=meta)
     samples = [made([9, 1], -1.0), made(None, None), made([2, 8], 3.0), made([4, 4], 0.5), made([1, 7], 2.0)]
-    assert ballots_of(samples, guided=False) == [[9, 1], None, [2, 8], [4, 4], [1, 7]]
-    assert ballots_of(samples, guided=True) == [[2, 8], [1, 7]]
-    assert ballots_of(samples[:1], guided=True) == [[9, 1]]
+    assert voters_of(samples, guided=False) == samples
+    assert [j.scores for j in voters_of(samples, guided=True)] == [[2, 8], [1, 7]]
+    assert voters_of(samples[:1], guided=True) == samples[:1]
 
 
 def test_samples_that_agree_with_the_vote():
