@@ -17,7 +17,7 @@ with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as f:
     README = f.read()
 BLOCKS = re.findall(r"^```\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 COMMANDS = [shlex.split(found, comments=True) for block in BLOCKS
-            for found in re.findall(r"python3? [^;&\n]*", block)]
+            for found in re.findall(r"python3? [^;&\n]*", block.replace("\\\n", " "))]
 COMMANDS += [shlex.split(found.replace("\n", " ")) for found in re.findall(r"`(python [^`]*)`", README)]
 
 

@@ -43,7 +43,8 @@ def made_run(folder, seed, **config):
     folder.mkdir()
     np.savez_compressed(folder / "per_item.npz", subset=subset, **columns)
     stage = {name: [0.5, 0.4, 0.6] for name in runs.OTHERS} | {"ties": 0.1, "tokens": 60.0}
-    results = {"seed": seed, "items": 140, "config": {"eval_split": "test", "dtype": "float32", "seed": seed, **config},
+    cfg = {"eval_split": "test", "dtype": "float32", "seed": seed, **config}
+    results = {"seed": seed, "items": 140, "config": cfg,
                "stages": dict.fromkeys(("base", "rft", "rl"), stage), "meta": {}, "machine": "m"}
     (folder / "results.json").write_text(json.dumps(results))
     return str(folder)
