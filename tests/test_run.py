@@ -399,7 +399,8 @@ def test_report_of_a_run(finished, tmp_path):
         assert [cell.split()[0] for cell in row[1:]] == [f"{s[measure][0]:.3f}" for s in r["stages"].values()]
     drop = lambda text: [line for line in text.splitlines() if not line.startswith("seconds")]
     assert set(drop(done.stdout)) <= set(drop(first.stdout)) and "nan" not in done.stdout
-    (tmp_path / "results.json").write_text("{}")
+    for name in ("results.json", "metrics-rl.jsonl"):
+        (tmp_path / name).write_text("{}")
     for argv, message in [([], "name a run folder"), ([folder + "/none"], "no results in"),
                           ([folder, folder], "name a run folder"), ([str(tmp_path)], "another program")]:
         with pytest.raises(UserError, match=message):
