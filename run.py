@@ -179,8 +179,8 @@ def pick_dtype(device):
     """bfloat16 if a matrix product as in training is much faster in it, else float32.
 
     CPUs and older GPUs without bfloat16 instructions emulate it, and multiply large matrices a hundred or
-    more times slower: a small product tells. The margin is wide, so that the same machine decides the same way
-    each time.
+    more times slower: a small product tells. The margin is wide, so that the same machine decides the same
+    way each time.
     """
     if device == "mps" or device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return "float32"
