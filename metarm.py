@@ -17,13 +17,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data.judgement import correct, vote
+from data.judgement import plurality, vote
 from data.world import seed_of
 from model import Optimizer, RewardModel, pad_rows, trapezoid
 from parallel import join, processes, share
 
 # ----------------------------------------------------------------------------------------
-# Guided voting, and its matched random control
+# Rules of the vote, and the matched random control of the guided one
 
 def keep_best(ballots, metas, k_meta):
     """The ballots (scores of a sample) that the Meta RM likes best, k_meta of them; the earlier one on ties.
@@ -43,14 +43,16 @@ def random_vote(samples, k_meta, seed):
     return vote(random.Random(seed).sample(parsed, min(k_meta, len(parsed))))
 
 
-def choose_k_meta(items, samples, k):
-    """How many of k samples to keep: the best k_meta = 1, 2, 4, ... < k on validation items, the larger one
-    on ties. samples: k or more judgements of each item."""
-    accuracy = {}
-    for k_meta in [2 ** i for i in range(k.bit_length()) if 2 ** i < k]:
-        votes = [guided_vote(s[:k], k_meta) for s in samples]
-        accuracy[k_meta] = np.mean([correct(v, item.gold) for v, item in zip(votes, items)])
-    return max(accuracy, key=lambda k_meta: (accuracy[k_meta], k_meta))
+def half(samples):
+    """The paper's k_meta."""
+    return max(1, len(samples) // 2)
+
+
+# Judgements of one item -> a number for each response, the largest wins. Sum and filter are the paper's.
+RULES = {"sum": lambda samples: vote([j.scores for j in samples]),
+         "plurality": lambda samples: plurality([j.scores for j in samples]),
+         "weighted": lambda samples: plurality([j.scores for j in samples], [j.confidence for j in samples]),
+         "guided": lambda samples: guided_vote(samples, half(samples))}
 
 # ----------------------------------------------------------------------------------------
 # Training

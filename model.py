@@ -223,9 +223,9 @@ class RewardModel(nn.Module):
 # ----------------------------------------------------------------------------------------
 # What every training loop needs
 
-def trapezoid(step, steps, decay=0.5):
-    """Learning rate scale: up over 20 steps, flat, then linearly down over a share `decay` of the steps."""
-    return min(1.0, (step + 1) / min(20, steps), (steps - step) / (decay * steps))
+def trapezoid(step, steps, decay=0.5, warmup=20):
+    """Learning rate scale: up over some steps, flat, then linearly down over a share `decay` of the steps."""
+    return min(1.0, (step + 1) / min(warmup, steps), (steps - step) / (decay * steps))
 
 
 def pad_rows(rows, value=0, device="cpu"):

@@ -31,6 +31,7 @@ import metarm
 from data import UserError, command
 from data.judgement import correct, pick
 from data.world import DOMAINS
+from metarm import RULES
 from parallel import new_file
 from run import machine, read_json, write_json
 
@@ -139,8 +140,14 @@ def other_columns(parts):
     """The same on items of their own."""
     right = lambda part: np.array([np.mean([correct(j.scores, item.gold) for j in s])
                                    for item, s in zip(*parts[part])])
-    return {"out of distribution, greedy": right("ood-greedy"),
-            "out of distribution, one sample": right("ood"), "one response, exact score": right("single")}
+    columns = {"one response, exact score": right("single"),
+               "out of distribution, greedy": right("ood-greedy"),
+               "out of distribution, one sample": right("ood")}
+    items, samples = parts["ood"]
+    for rule in ("sum", "plurality", "weighted"):
+        votes = np.array([correct(RULES[rule](s), item.gold) for item, s in zip(items, samples)], float)
+        columns[f"out of distribution, {rule} of 8"] = votes     # or k, if that is less
+    return columns
 
 # ----------------------------------------------------------------------------------------
 # results.json
@@ -160,27 +167,25 @@ def stage_results(parts, columns):
     return results
 
 
-def meta_results(parts, k_meta):
+def meta_results(parts):
     """One Meta RM, on the judgements of the vote that parse: AUC over all pairs, over those of one item."""
     groups = []                                    # per item: (right, logit) of each judgement
     for item, s in zip(*parts["votes"]):
         parsed = [j for j in s if j.scores is not None]
         groups.append(([correct(j.scores, item.gold) for j in parsed], [j.meta for j in parsed]))
     return {"AUC, all pairs": metarm.auc(*(sum(part, []) for part in zip(*groups))),
-            "AUC, pairs of one item": metarm.auc_within(groups),
-            "k_meta": {str(k): kept for k, kept in k_meta.items()}}
+            "AUC, pairs of one item": metarm.auc_within(groups)}
 
 
 def results(run, judged, answers):
-    """judged: {stage: parts}, answers: {stage: (ways, k_meta)} -> the contents of results.json, written with
+    """judged: {stage: parts}, answers: {stage: ways} -> the contents of results.json, written with
     per_item.npz, the numbers per item from which differences can be paired."""
     cfg, found, arrays = run.cfg, {"stages": {}, "meta": {}}, {}
     for name, parts in judged.items():
-        ways, k_meta = answers[name]
-        columns = item_columns(parts, ways)
+        columns = item_columns(parts, answers[name])
         found["stages"][name] = stage_results(parts, columns)
-        if k_meta:
-            found["meta"][name] = meta_results(parts, k_meta)
+        if name != "base":                         # it has no Meta RM
+            found["meta"][name] = meta_results(parts)
         arrays |= {f"{name}/{column}": values.astype(np.float32) for column, values in columns.items()}
     subsets = [item.subset for item in judged["base"]["votes"][0]]           # the same items for each stage
     with new_file(run.path("per_item.npz"), "wb") as f:
@@ -213,6 +218,8 @@ def table(r):
     measures.sort(key=lambda m: (m.startswith("coin flip"), kinds.index(m.split("@")[0])))
     rows = [["strict accuracy, and other measures", *stages]]
     rows += [[m, *(half_width(s[m]) if m in s else "" for s in stages.values())] for m in measures]
+    stood = np.cumsum([r["seconds"][stage] for stage in ("pretrain", "rft", "rl")]) / 60
+    rows.append(["minutes until this policy stood", *(f"{minutes:.1f}" for minutes in stood)])
     k = max(int(m.removeprefix("vote@")) for m in measures if m.startswith("vote@"))
     shown = ["items", "greedy", "one sample", f"vote@{k}"]
     by_subset = [["rl, by subset", *shown]]
@@ -220,10 +227,8 @@ def table(r):
         by_subset.append([domain, *(half_width(s[m]) for m in shown)])
     lines = [in_columns(rows), "", in_columns(by_subset), ""]
     for name, m in r["meta"].items():
-        of, within = ("none" if m[key] is None else f"{m[key]:.3f}" for key in list(m)[:2])
-        kept = ", ".join(f"{keep} of {k}" for k, keep in m["k_meta"].items())
-        lines.append(f"Meta RM of {name}: AUC {of} over all pairs, {within} over pairs of one item; guided "
-                     f"votes keep {kept} (chosen on validation items), \"half\" the paper's k/2")
+        of, within = ("none" if value is None else f"{value:.3f}" for value in m.values())
+        lines.append(f"Meta RM of {name}: AUC {of} over all pairs, {within} over pairs of one item")
     lines.append(f"{r['items']} items of the {r['config']['eval_split']} split; ± half a 95% interval")
     seconds = ", ".join(f"{stage} {s:.0f}" for stage, s in r["seconds"].items())
     lines.append(f"seconds: {seconds}; {r['machine']}")
@@ -259,14 +264,14 @@ def draw_votes(path, r):
             ks = [int(m.removeprefix("vote@")) for m in s if m.startswith("vote@")]
             x, color = [1, *ks], COLORS[name]
             votes = np.array([s["one sample"], *(s[f"vote@{k}"] for k in ks)])             # (ks, 3)
-            axes.plot(x, votes[:, 0], "o-", color=color, label=f"{name}: votes")
+            axes.plot(x, votes[:, 0], "o-", color=color, label=f"{name}: sum of scores")
             axes.fill_between(x, votes[:, 1], votes[:, 2], color=color, alpha=0.12)
             axes.axhline(s["greedy"][0], color=color, ls=":", lw=1, label=f"{name}: greedy")
-            if name in r["meta"]:
-                for way, style in (("guided", "^--"), ("random", "x")):
+            for way, style, label in (("plurality", "s-.", "plurality"), ("weighted", "D-.", "weighted"),
+                                      ("guided", "^--", "guided votes"), ("random", "x", "random subset")):
+                if f"{way}@{ks[0]}" in s:          # base has no Meta RM
                     means = [s[f"{way}@{k}"][0] for k in ks]
-                    label = "guided votes" if way == "guided" else "random subset"
-                    axes.plot(ks, means, style, color=color, label=f"{name}: {label}")
+                    axes.plot(ks, means, style, ms=4, lw=1, color=color, label=f"{name}: {label}")
         axes.set(xscale="log", xticks=x, xticklabels=x, xlabel="samples k",
                  ylabel=f"strict accuracy, {r['config']['eval_split']} split")
 

@@ -91,8 +91,8 @@ def earlier_config(folder, values, resume, free, known):
 
 def check_values(cfg):
     """Refuse values with which a run would fail or mean nothing, before it starts."""
-    least = {"seed": 0, "threads": 0, "hinted": 0, "meta_old": 0, "group": 2, "k": 2, "eval_items": 2,
-             "n_rft": 2, "block_size": 320}
+    least = {"seed": 0, "threads": 0, "hinted": 0, "meta_old": 0, "group": 2, "rl_keep": 2, "k": 2,
+             "eval_items": 2, "n_rft": 2, "block_size": 320}
     for name, value in vars(cfg).items():
         if isinstance(value, int) and value < least.get(name, 1):
             raise UserError(f"--{name} {value}: expected {least.get(name, 1)} or more")
@@ -105,6 +105,8 @@ def check_values(cfg):
         raise UserError(f"{processes()} processes: a step may have {rows} rows only, start as many or fewer")
     if cfg.device == "cuda" and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > torch.cuda.device_count():
         raise UserError("more processes than GPUs: start as many or fewer, or add --device cpu")
+    if cfg.rl_keep > cfg.group:
+        raise UserError(f"--rl_keep {cfg.rl_keep}: expected --group ({cfg.group}) or less")
     if cfg.rl_points > cfg.points:
         raise UserError(f"--rl_points {cfg.rl_points}: expected --points ({cfg.points}) or less")
     if cfg.rft_general >= 1 or cfg.noise >= 1:

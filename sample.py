@@ -5,7 +5,7 @@ Judging with a trained model: sample judgements, let them vote.
     python sample.py --data pairs.jsonl       # a whole file of pairs or best-of-n items
 
 An item is judged k times, each time with the responses in a fresh random order; the scores are mapped back to
-the responses and summed (the paper's Eq 14, data/judgement.py).
+the responses, and the k judgements vote: four rules (RULES below), of which the paper has two.
 
 Simplification: sampling is plain (T = 1 unless said, no top-k or top-p), since RL must train on the
 very distribution that it samples from.
@@ -23,10 +23,19 @@ from tqdm import tqdm
 
 import metarm
 from data import Parser, UserError, check_new, command
-from data.judgement import Judgement, correct, pick, read_judgement, render_prompt, vote, write_judgements
+from data.judgement import (
+    Judgement,
+    correct,
+    pick,
+    read_judgement,
+    render_prompt,
+    vote,
+    write_judgements,
+)
 from data.preferences import load_or_fail
 from data.tokenizer import END, PAD, Tokenizer
 from data.world import Item, seed_of
+from metarm import RULES
 from model import GPT, GPTConfig, RewardModel, pad_rows
 from parallel import join, rank, share
 from report import interval
@@ -187,7 +196,7 @@ def check_length(tok, item, block_size):
     """A judgement quotes every response and checks it: refuse items for which there is no room."""
     sizes = [len(tok.encode([" " + r])) for r in item.responses]
     prompt = len(tok.encode(render_prompt(item.query, item.responses)))
-    judgement = sum(sizes) + 45 * item.n + 25      # 45: a response's checks and marks; 25: principles, scores
+    judgement = sum(sizes) + 50 * item.n + 25      # 50: a response's checks and marks; 25: principles, scores
     if prompt + judgement > block_size:
         raise UserError(f"{item.id}: too long. The prompt has {prompt} tokens, a judgement may take "
                         f"{judgement}, the context holds {block_size}: shorten or drop a response")
@@ -198,30 +207,33 @@ def agrees(scores, best, n):
     return n == 1 or best is not None and pick(scores) == best
 
 
-def voters_of(samples, guided):
+def voters_of(samples, rule):
     """The judgements that vote: all samples, or the half that the Meta RM likes best (the paper's k_meta)."""
-    half = max(1, len(samples) // 2)
-    return metarm.keep_best(samples, [j.meta for j in samples], half) if guided else samples
+    if rule != "guided":
+        return samples
+    return metarm.keep_best(samples, [j.meta for j in samples], metarm.half(samples))
 
 
-def verdict(ballots, n):
-    """The vote over one item's scores -> {"scores", "best", "sure", "voters"}.
+def verdict(samples, rule, n):
+    """The vote of one item's samples by one of the RULES -> {"scores", "votes", "best", "sure", "voters"}.
 
-    best: index from 0, None on a tie or without any vote. sure: share of the voters that alone would have
-    picked the same response (1.0 for a single response: there is nothing to pick).
+    scores: their sums. votes: what decides. best: index from 0, None on a tie or without any vote. sure:
+    share of the voters that alone would have picked the same response (1.0 for a single response: there is
+    nothing to pick).
     """
-    voters = [scores for scores in ballots if scores is not None]
-    total = vote(voters)
-    if total is None:
-        return {"scores": None, "best": None, "sure": 0.0, "voters": 0}
-    best = pick(total)
-    sure = float(np.mean([agrees(scores, best, n) for scores in voters]))
-    return {"scores": total, "best": best, "sure": round(sure, 4), "voters": len(voters)}
+    voters = [j for j in voters_of(samples, rule) if j.scores is not None]
+    if not voters:
+        return {"scores": None, "votes": None, "best": None, "sure": 0.0, "voters": 0}
+    votes = RULES[rule](samples)
+    best = pick(votes)
+    sure = float(np.mean([agrees(j.scores, best, n) for j in voters]))
+    return {"scores": vote([j.scores for j in voters]), "votes": [round(v, 4) for v in votes], "best": best,
+            "sure": round(sure, 4), "voters": len(voters)}
 
 
-def show(item, samples, voters, result):
+def show(item, samples, rule, result):
     """One judgement in full, the first voter that agrees with the vote if there is one, then the vote."""
-    parsed, best = [j for j in voters if j.scores is not None], result["best"]
+    parsed, best = [j for j in voters_of(samples, rule) if j.scores is not None], result["best"]
     print(f"query       {item.query}")
     if parsed:
         j = next((j for j in parsed if agrees(j.scores, best, item.n)), parsed[0])
@@ -238,8 +250,11 @@ def show(item, samples, voters, result):
     if not parsed:
         print("no vote: the judge knows the toy world only, and may need training (python spct.py)")
         return
-    for i, (response, score) in enumerate(zip(item.responses, result["scores"])):
-        print(f"response {i + 1}  {score:4d} points, {score / result['voters']:.1f} a sample:  {response}")
+    for i, (response, votes, score) in enumerate(zip(item.responses, result["votes"], result["scores"])):
+        share = votes / sum(result["votes"])
+        share = f"{share:4.0%} of the votes, " if rule in ("plurality", "weighted") else ""
+        mean = score / result["voters"]
+        print(f"response {i + 1}  {share}{score:4d} points, {mean:.1f} a sample:  {response}")
     if item.n > 1 and best is None:
         print("best        none: a tie")
     elif item.n > 1:
@@ -253,8 +268,8 @@ def judge_file(items, judge_all, args):
     rows = []                                      # subset, accuracy of one sample, of the vote
     for item, samples in zip(items, judged):
         single = np.mean([correct(j.scores, item.gold) for j in samples])
-        voted = vote([j.scores for j in voters_of(samples, args.vote == "guided")])
-        rows.append((item.subset, single, correct(voted, item.gold)))
+        result = verdict(samples, args.vote, item.n)
+        rows.append((item.subset, single, correct(result["votes"], item.gold)))
     print(f"{'subset':16s} items  one sample         vote of {args.k}")
     cell = lambda values: f"{np.mean(values):.3f} {interval(values)}"
     by_subset = {name: [row for row in rows if row[0] == name] for name in sorted({row[0] for row in rows})}
@@ -272,8 +287,10 @@ def parse_args(argv):
     parser.add_argument("--run", help="run folder of the judge, by default the weights that come along")
     parser.add_argument("--stage", choices=["base", "rft", "rl"], default="rl", help="the policy that judges")
     parser.add_argument("-k", type=int, default=8, help="number of samples (8)")
-    parser.add_argument("--vote", choices=["sum", "guided"], default="sum",
-                        help="all of them vote (sum), or the half that the Meta RM likes best (guided)")
+    parser.add_argument("--vote", choices=list(RULES), default="weighted", help="sum: of the scores (paper); "
+                        "guided: of the half that the Meta RM likes best (paper); plurality: one vote each, "
+                        "for the response with the largest score; weighted: votes with the policy's own "
+                        "confidence as weight (default)")
     parser.add_argument("--temperature", type=float, default=1.0, help="1 by default, 0 is greedy")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="cpu, cuda or mps; auto: cuda if there is one")
@@ -319,14 +336,13 @@ def main(argv):
         judge_file(items, judge_all, args)
         return
     item, [samples] = items[0], judge_all(items, "query")
-    voters = voters_of(samples, guided)
-    result = verdict([j.scores for j in voters], item.n)
+    result = verdict(samples, args.vote, item.n)
     if args.json:
         keep = ("sample", "order", "status", "principles", "critiques", "scores", "logp", "meta")
         print(json.dumps({"query": item.query, "responses": item.responses, **result,
                           "judgements": [{key: getattr(j, key) for key in keep} for j in samples]}))
     else:
-        show(item, samples, voters, result)
+        show(item, samples, args.vote, result)
 
 
 if __name__ == "__main__":

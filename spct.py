@@ -30,9 +30,10 @@ import metarm
 import report
 from data import UserError, command
 from data.annotators import annotate, corpus, corpus_texts, encode_document, general_text, pack
-from data.judgement import correct, read_judgements, vote, write_judgements
+from data.judgement import correct, read_judgements, write_judgements
 from data.tokenizer import HINT, PAD, Tokenizer, train_bpe
 from data.world import make_items, seed_of
+from metarm import RULES
 from model import GPT, GPTConfig, Optimizer, pad_rows, token_logits, token_logp, trapezoid
 from parallel import rank, share, start_processes, stop_processes
 from run import make_config, open_run
@@ -44,7 +45,7 @@ from sample import judge
 @dataclass
 class Config:
     # run
-    preset: str = "cpu"            # smoke, cpu or gpu; by default whatever the device is
+    preset: str = "cpu"            # smoke, short, cpu or gpu; by default cpu or gpu, as the device is
     seed: int = 0                  # of everything: the world's items, weights, samples
     out: str = ""                  # run folder; by default runs/<preset>-seed<seed>
     device: str = "auto"           # cuda if there is one, else cpu; mps only if you ask for it
@@ -58,9 +59,9 @@ class Config:
     block_size: int = 320          # context in tokens
     vocab_size: int = 704          # marks, bytes, merges
     # pre-training
-    pretrain_tokens: int = 6_500_000  # length of the corpus
+    pretrain_tokens: int = 5_000_000  # length of the corpus
     pretrain_rows: int = 9         # rows of block_size tokens a step; small steps learn to check sooner
-    pretrain_lr: float = 6e-3      # peak learning rate
+    pretrain_lr: float = 4e-3      # peak learning rate
     # preference data
     points: int = 3000             # training points: RFT and RL use the same
     noise: float = 0.0             # share of wrong preference labels
@@ -72,15 +73,16 @@ class Config:
     rft_epochs: int = 2            # times that each example is seen
     rft_lr: float = 1e-3           # peak learning rate
     # RL
-    rl_steps: int = 36             # rollouts
-    rl_points: int = 32            # points a step
+    rl_steps: int = 40             # rollouts
+    rl_points: int = 64            # points a step
     group: int = 8                 # G: samples a point
+    rl_keep: int = 4               # samples a point that are learned from, half of them right
     rl_updates: int = 1            # updates a rollout
-    rl_lr: float = 6e-4            # peak learning rate: 20 steps of warm-up, down over the last 30%
+    rl_lr: float = 1e-3            # peak learning rate: 5 steps of warm-up, down over the last 30%
     beta: float = 0.15             # KL coefficient
     clip: float = 0.2              # of the ratio, from the second update of a rollout on
     # Meta RM
-    meta_items: int = 4500         # fresh points, judged meta_samples times by the policy that it will guide
+    meta_items: int = 3000         # fresh points, judged meta_samples times by the policy that it will guide
     meta_samples: int = 4          # samples of each of them
     temperature: float = 1.0       # of these samples and of the votes: a Meta RM learns on what it will judge
     meta_old: int = 500            # points whose RFT samples are used too
@@ -88,16 +90,17 @@ class Config:
     # evaluation
     eval_split: str = "test"       # val while you tune
     eval_items: int = 500          # items of that split with n >= 2
-    val_items: int = 300           # validation items, to choose k_meta
     k: int = 32                    # votes, a power of two
 
 PRESETS = {
     "smoke": dict(n_layer=2, n_embd=64, pretrain_tokens=800_000, pretrain_rows=4, points=40,
-                  rft_general=0.8, rft_rows=2, rl_steps=3, rl_points=4, group=4, meta_items=12,
-                  eval_items=16, val_items=8, k=4),
+                  rft_general=0.8, rft_rows=2, rl_steps=3, rl_points=4, group=4, rl_keep=2, meta_items=12,
+                  eval_items=16, k=4),
+    "short": dict(pretrain_tokens=2_200_000, points=1200, rl_steps=16, rl_points=32, meta_items=600,
+                  meta_old=200, k=8),
     "cpu": {},
     "gpu": dict(n_layer=7, n_head=6, n_embd=192, pretrain_tokens=40_000_000, pretrain_rows=52, points=8000,
-                rl_steps=150, rl_points=64, meta_items=8000, eval_items=2000, val_items=500),
+                rl_steps=150, meta_items=8000, eval_items=2000),
 }
 
 # The fields of Config stand in the order of the stages: --stage S may change those from here on.
@@ -239,6 +242,20 @@ def advantages(rewards):
     return torch.where(std > 0, centred / std.clamp(min=1e-6), 0.0)
 
 
+def contrast(rewards, keep):
+    """Which samples of a group to learn from: `keep` of them, half right and half wrong as far as there are
+    as many. If all are alike, one: it can only pull back to the reference. rewards: G numbers -> indices.
+
+    To learn from a sample takes four times as long as to write it, so many are written, and those with the
+    largest contrast are learned from (PODS, arXiv 2504.13818).
+    """
+    right, wrong = ([i for i, r in enumerate(rewards) if (r > 0) == good] for good in (True, False))
+    if not right or not wrong:
+        return [0]
+    count = min(len(right), max(keep // 2, keep - len(wrong)))
+    return right[:count] + wrong[:keep - count]
+
+
 def policy_loss(logp, logp_old, adv, clip):
     """PPO's clipped objective per token, as a loss, all (N,). On the first update of a rollout the ratio is 1
     and this is REINFORCE; the clip acts only from the second update on."""
@@ -280,14 +297,19 @@ def rl(run, tok, reference, points, samples, judge=judge):
         batch = [pool[i % len(pool)] for i in range(step * cfg.rl_points, (step + 1) * cfg.rl_points)]
         groups = judge(policy, tok, batch, cfg.group, cfg.seed, f"rl-{step}", shuffle=False,
                        autocast=run.sampling())
-        rewards = torch.tensor([[reward(j, p) for j in g] for g, p in zip(groups, batch)])   # (P, G)
-        metrics = update(run, policy, reference, opt, sum(groups, []), advantages(rewards).flatten().tolist(),
-                         trapezoid(step, cfg.rl_steps, decay=0.3))
-        silent = (rewards.std(dim=1) == 0).float().mean()
-        run.log("rl", step=step, **metrics, reward=float(rewards.mean()), silent_groups=float(silent),
+        rewards = [[reward(j, p) for j in g] for g, p in zip(groups, batch)]     # P lists of G
+        learned, adv = [], []
+        for group, r in zip(groups, rewards):
+            which = contrast(r, cfg.rl_keep)
+            learned += [group[i] for i in which]
+            adv += advantages(torch.tensor([[r[i] for i in which]]))[0].tolist()
+        metrics = update(run, policy, reference, opt, learned, adv,
+                         trapezoid(step, cfg.rl_steps, decay=0.3, warmup=5))
+        silent = np.mean([min(r) == max(r) for r in rewards])
+        run.log("rl", step=step, **metrics, reward=float(np.mean(rewards)), silent_groups=float(silent),
                 **report.judgement_stats(groups, batch))
         if step % 10 == 0:                         # something to read while it trains
-            tqdm.write(f"\n[step {step}] reward {rewards[0, 0]:+.0f}, gold {batch[0].gold}")
+            tqdm.write(f"\n[step {step}] reward {rewards[0][0]:+.0f}, gold {batch[0].gold}")
             tqdm.write(tok.readable(groups[0][0].tokens))
     run.finish("rl", policy)
     return policy
@@ -354,31 +376,26 @@ def meta_rm(run, tok, name, policy, samples, points, start=None):
 # ----------------------------------------------------------------------------------------
 # 5. Evaluation
 
-def eval_sets(cfg, guided):
-    """What is judged: part -> (items, samples of each, temperature). k_meta is chosen on items of its own."""
+def eval_sets(cfg):
+    """What is judged: part -> (items, samples of each, temperature)."""
     items = make_items(cfg.seed, cfg.eval_split, cfg.eval_items, least=2)
     ood = make_items(cfg.seed, "ood", cfg.eval_items // 2, least=2)
-    parts = {"greedy": (items, 1, 0.0), "votes": (items, cfg.k, cfg.temperature),
-             "ood-greedy": (ood, 1, 0.0), "ood": (ood, 4, cfg.temperature),
-             "single": (make_items(cfg.seed, cfg.eval_split, cfg.eval_items // 2, most=1), 1, 0.0)}
-    if guided:
-        # not those of --eval_split val
-        parts["val"] = (make_items(cfg.seed, "val", cfg.val_items, start=cfg.eval_items, least=2), cfg.k,
-                        cfg.temperature)
-    return parts
+    return {"greedy": (items, 1, 0.0), "votes": (items, cfg.k, cfg.temperature),
+            "ood-greedy": (ood, 1, 0.0), "ood": (ood, min(8, cfg.k), cfg.temperature),
+            "single": (make_items(cfg.seed, cfg.eval_split, cfg.eval_items // 2, most=1), 1, 0.0)}
 
 
 def judge_sets(run, tok, name, policy, meta=None):
     """Judge all parts with one policy, and score what its Meta RM guides -> {part: (items, judgements)}.
     Everything is kept in judgements-<name>-<part>.jsonl."""
-    cfg, parts = run.cfg, eval_sets(run.cfg, meta is not None)
+    cfg, parts = run.cfg, eval_sets(run.cfg)
     path = lambda part: f"judgements-{name}-{part}.jsonl"
     if not run.done(f"eval-{name}", file=path(list(parts)[-1])):
         for part, (items, k, temperature) in parts.items():
             # no stage in the seeds: all stages see the same orders and draw with the same random numbers
             judged = judge(policy, tok, items, k, cfg.seed, f"eval-{part}", temperature,
                            shuffle=temperature > 0, autocast=run.sampling(), desc=f"{name}: {part}")
-            if meta is not None and part in ("votes", "val"):
+            if meta is not None and part == "votes":
                 metarm.score(meta, sum(judged, []), run.autocast())
             write_judgements(run.path(path(part)), sum(judged, []))
         run.finish(f"eval-{name}")
@@ -387,24 +404,22 @@ def judge_sets(run, tok, name, policy, meta=None):
 
 def answers(cfg, parts):
     """What each way to judge says of the items of the vote, from one policy's judgements (as of judge_sets)
-    -> {way: for each item a list of answers, each n scores or None}, {k: the k_meta chosen for k samples}.
+    -> {way: for each item a list of answers, each n scores or None}.
 
     An item's accuracy is the mean over its answers: most ways give one, "one sample" k, a random subset 8.
     """
-    (items, greedy), (_, samples), k_meta = parts["greedy"], parts["votes"], {}
+    (items, greedy), (_, samples) = parts["greedy"], parts["votes"]
     ways = {"greedy": [[s[0].scores] for s in greedy], "one sample": [[j.scores for j in s] for s in samples]}
     for k in [2 ** i for i in range(1, cfg.k.bit_length())]:
         first = [s[:k] for s in samples]
-        ways[f"vote@{k}"] = [[vote([j.scores for j in s])] for s in first]
-        if "val" not in parts:                     # no Meta RM
-            continue
-        k_meta[k] = metarm.choose_k_meta(*parts["val"], k)         # of fewer samples, fewer are worth keeping
-        for kept, name in ((k_meta[k], f"@{k}"), (k // 2, f" half@{k}")):    # half is the paper's default
-            ways["guided" + name] = [[metarm.guided_vote(s, kept)] for s in first]
+        for rule, name in (("sum", "vote"), ("plurality", "plurality"), ("weighted", "weighted")):
+            ways[f"{name}@{k}"] = [[RULES[rule](s)] for s in first]
+        if any(j.meta is not None for s in samples for j in s):              # the base has no Meta RM
+            ways[f"guided@{k}"] = [[RULES["guided"](s)] for s in first]
             seed = lambda item, draw: seed_of(cfg.seed, "control", item.id, k, draw)
-            ways["random" + name] = [[metarm.random_vote(s, kept, seed(item, draw)) for draw in range(8)]
-                                     for s, item in zip(first, items)]
-    return ways, k_meta
+            ways[f"random@{k}"] = [[metarm.random_vote(s, k // 2, seed(item, draw)) for draw in range(8)]
+                                   for s, item in zip(first, items)]
+    return ways
 
 # ----------------------------------------------------------------------------------------
 # The main job

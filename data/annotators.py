@@ -43,7 +43,7 @@ GENERAL = 0.45                                     # share of documents that are
 GENERAL_KINDS = {"quoting": 0.2, "adding": 0.2, "checking": 0.6}  # of general text
 HINTED = 0.15                                      # share of annotations that carry a hint
 SKILLS = {"sloppy": 0.66, "average": 0.26, "expert": 0.08}
-WRONG_CHECK = {"average": 0.20, "expert": 0.03, "perfect": 0.0}   # chance that a verdict is wrong
+WRONG_CHECK = {"average": 0.20, "expert": 0.03}    # chance that a verdict is wrong
 IMPRESSION_NOISE = 2.5                             # standard deviation of a sloppy score, in points
 OVERLOOKED = 0.6                                   # chance that principles are as if there were no cue
 
@@ -74,7 +74,7 @@ def principles(rng, item, skill):
         weights = {name: w for name, w in weights.items() if rng.random() < 0.8} or weights
         if rng.random() < 0.4:
             weights.setdefault(rng.choice(STYLE_CRITERIA), 2)
-    return rebalance(rng, weights, moves=4)
+    return rebalance(rng, weights, moves=1)
 
 # ----------------------------------------------------------------------------------------
 # Critiques
@@ -88,14 +88,13 @@ def impression(rng, gold, truth):
 
 def check(rng, weights, truth, skill, verdict=None):
     """Every principle checked on one response -> (text, total). `verdict` is the outcome of all, if given."""
-    checks, total = [], 0
-    for name, weight in weights.items():
+    checks = []
+    for name in weights:
         met, evidence = truth[name]
         slip = rng.random() < WRONG_CHECK[skill]
         good = verdict if verdict is not None else met != slip
-        total += weight * good
         checks.append((name, None if skill == "average" else evidence, good))
-    return checks_text(checks), max(1, total)
+    return checks_text(checks, weights), max(1, sum(weights[name] for name, _, good in checks if good))
 
 
 def annotate(rng, item, skill, hint=None):
@@ -130,17 +129,22 @@ def exercise(opening, steps):
 
 
 def adding(rng):
-    """Given weights and verdicts on each of a few responses: the sum of the weights of what was found good.
+    """Given weights and verdicts on each of a few responses: the sum of the weights found good, step by step.
 
     Without such texts some seeds never learn to add: their totals do not depend on their checks.
     """
     names = rng.sample(CONTENT_CRITERIA + STYLE_CRITERIA, rng.choice([2, 3, 3, 4]))
-    weights, steps = rebalance(rng, dict.fromkeys(names, 3), moves=6), []
-    for _ in range(rng.choice([2, 3, 4])):
-        truth = {name: (rng.random() < 0.5, None) for name in names}
-        text, total = check(rng, weights, truth, "average")                  # without evidence
-        steps.append(([text, TOTAL], str(total)))
-    return exercise(principles_text(weights), steps)
+    weights = rebalance(rng, dict.fromkeys(names, 3), moves=6)
+    document = [([principles_text(weights)], False)]
+    for mark in RESPONSE[:rng.choice([2, 3, 4])]:
+        given, total = [mark, CHECKS], 0
+        for name in names:
+            good = rng.random() < 0.5
+            total += weights[name] * good
+            document += [([*given, checks_text([(name, None, good)])], False), ([f" {total}"], True)]
+            given = []
+        document += [([TOTAL], False), ([str(max(1, total))], True)]
+    return [*document, ([END], True)]
 
 
 def checking(rng, task, texts):
@@ -149,8 +153,8 @@ def checking(rng, task, texts):
     for text, truth, _ in texts:
         names = [n for n in truth if n in CONTENT_CRITERIA] + [rng.choice(STYLE_CRITERIA)]
         rng.shuffle(names)
-        checks, _ = check(rng, dict.fromkeys(names, 0), truth, "perfect")
-        steps.append(([" " + text, CHECKS], checks))
+        checks = [(name, truth[name][1], truth[name][0]) for name in names]
+        steps.append(([" " + text, CHECKS], checks_text(checks)))
     return exercise(" " + task, steps)
 
 

@@ -6,17 +6,20 @@ The prompt is <query> the query <r1> a response <r2> another ... <principles>. W
 after it, marks in angle brackets:
 
     correct 4, polite 5, serious 1 <critique>
-    <r1> it is 711 kindly <checks> correct: 230+481=711 got 7 7 1 1 1 1, good polite: kindly, good
-      serious: none, good <total>10
-    <r2> it is 611 <checks> correct: 230+481=711 got 7 6, bad polite: none, bad serious: none, good <total>1
+    <r1> it is 711 kindly <checks> correct: 230+481=711 got 7 7 1 1 1 1, good 4 polite: kindly, good 9
+      serious: none, good 10 <total>10
+    <r2> it is 611 <checks> correct: 230+481=711 got 7 6, bad 0 polite: none, bad 0
+      serious: none, good 1 <total>1
     <scores>10 1<end>
 
-To quote first is what makes a tiny model able to check at all. One completion holds everything: principles
-with weights, a critique and a sub-total for each response, and the list of scores (the paper's Eq 7 and 9).
+To quote first is what makes a tiny model able to check at all, and a sum that grows with each check what
+makes it able to add. One completion holds everything: principles with weights, a critique and a sub-total for
+each response, and the list of scores (the paper's Eq 7 and 9).
 """
 
 import itertools
 import json
+import math
 import re
 from dataclasses import dataclass
 
@@ -43,6 +46,20 @@ def vote(ballots):
     votes = [b for b in ballots if b is not None]
     return [sum(column) for column in zip(*votes)] if votes else None
 
+
+def plurality(ballots, weights=None):
+    """Votes in place of sums: each sample has one vote, or its weight, for the response that it scores
+    highest, in equal parts for several. A sum lets a sample that is far off outweigh two that are nearly
+    level; here it cannot. Scores only break ties: a millionth of their mean comes on top."""
+    voters = [(b, w) for b, w in zip(ballots, weights or [1.0] * len(ballots)) if b is not None]
+    if not voters:
+        return None
+    votes = [1e-6 * total / len(voters) for total in vote(ballots)]
+    for scores, weight in voters:
+        for i, score in enumerate(scores):
+            votes[i] += weight * (score == max(scores)) / scores.count(max(scores))
+    return votes
+
 # ----------------------------------------------------------------------------------------
 # Prompt and writer: parts for Tokenizer.encode, in which an int is a mark and a str is text
 
@@ -64,11 +81,16 @@ def principles_text(weights):
     return " " + ", ".join(f"{name} {w}" for name, w in weights.items())
 
 
-def checks_text(checks):
-    """(name, evidence or None, good) triples -> ' polite: kindly, good serious: none, good'"""
-    shown = ((name, f" {evidence}," if evidence else "", "good" if good else "bad")
-             for name, evidence, good in checks)
-    return "".join(f" {name}:{evidence} {verdict}" for name, evidence, verdict in shown)
+def checks_text(checks, weights=None):
+    """(name, evidence or None, good) triples -> ' polite: kindly, good 5 serious: none, good 6': behind each
+    verdict the weights found good so far; without weights the verdicts alone."""
+    text, so_far = "", 0
+    for name, evidence, good in checks:
+        text += f" {name}:" + (f" {evidence}," if evidence else "") + (" good" if good else " bad")
+        if weights:
+            so_far += weights[name] * good
+            text += f" {so_far}"
+    return text
 
 
 def judgement_parts(weights, critiques, scores):
@@ -105,6 +127,12 @@ class Judgement:
     def tokens(self):
         """Prompt and completion: what the trainers read."""
         return list(self.prompt) + self.ids
+
+    @property
+    def confidence(self):
+        """The policy's own, a weight for `plurality` that costs nothing: the mean probability of a token
+        (geometric), to the power of 20."""
+        return math.exp(20 * self.logp / len(self.ids))
 
 
 def write_judgements(path, judgements):

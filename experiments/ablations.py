@@ -121,7 +121,7 @@ def rl_steps(run):
 
 def half_votes(base, run, policy, meta, most=None):
     """Answers; of guided votes, the better half of the judgements votes, as in the paper."""
-    return judged(base, run, policy, ["test"], most=most, guide=(meta, {k: k // 2 for k in base.votes}))
+    return judged(base, run, policy, ["test"], most=most, guide=meta)
 
 
 def rl_arm(base, name, own_meta=False, votes=None, **changes):
@@ -135,7 +135,7 @@ def rl_arm(base, name, own_meta=False, votes=None, **changes):
     policy = spct.rl(run, base.tok, base.policy("rft"), base.points, base.samples)
     if not own_meta:
         return judged(base, run, policy, ["test"], votes), rl_steps(run)
-    meta = spct.meta_rm(run, base.tok, "rl", policy, base.samples, base.points, start=base.guide("rft")[0])
+    meta = spct.meta_rm(run, base.tok, "rl", policy, base.samples, base.points, start=base.guide("rft"))
     return half_votes(base, run, policy, meta), rl_steps(run)
 
 
@@ -144,7 +144,7 @@ def beta_table(bases, found):
     modes = ["greedy", *(f"{how}@{k}" for k in bases[0].votes for how in ("vote", "meta"))]
     plain, guided = modes[-2:]
     rows = [["beta", "KL at the end", *modes, f"{guided} - {plain}", f"worst subset, {plain}"]]
-    rft = lambda b: half_votes(b, b.arm("grm-rft"), b.policy("rft"), b.guide("rft")[0], b.most)
+    rft = lambda b: half_votes(b, b.arm("grm-rft"), b.policy("rft"), b.guide("rft"), b.most)
     arms = {"RFT only": [(rft(b), [{"kl": 0.0}]) for b in bases], **found}
     for beta, seeds in arms.items():
         answers, steps = zip(*seeds)

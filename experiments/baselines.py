@@ -24,7 +24,7 @@ minutes on two cores. The scalar models see each preference four times, which ta
 (on validation items of seed 1, for 1, 2, 4, 8 times: scalar RM .721, .746, .764, .764, pairwise RM .718,
 .760, .754, .766). Points with one response teach the GRMs alone.
 
-Guided votes use the k_meta that was best on validation items; the paper's is k/2. A tie is wrong here (the
+Guided votes keep k/2, as in the paper. A tie is wrong here (the
 paper draws lots): the scalar RM never ties, scores of 1 to 10 do; the column "ties 1/m" is without that
 difference. Order flips are those of pairs with a pick in both orders.
 

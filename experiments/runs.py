@@ -13,9 +13,9 @@ How to read the tables:
 - **greedy** is one judgement at T = 0, **one sample** the mean over single judgements at T = 1, **vote@k**
   the sum of scores over k of them. **pass@32**: is any of 32 right? With two responses a coin does that, so
   it only says that the right judgement is within reach.
-- **guided@k**: only the k_meta judgements that the Meta RM likes best vote; k_meta is chosen for each k on
-  the validation split, "half" is the paper's k_meta = k/2. **random@k** is the control: as many judgements,
-  drawn at random from those that parse. Guided votes must beat the plain vote *and* this.
+- **plurality@k**: one vote a judgement for its largest score, **weighted@k**: by the policy's own confidence.
+- **guided@k**: only the k/2 judgements that the Meta RM likes best vote (a sum). **random@k** is the control:
+  as many, drawn at random from those that parse. Guided votes must beat the plain vote *and* this.
 - **faithful**: the share of principles that the raters use for this query, of checks that are true, of
   sub-totals that add up and stand as the score. (Mere impressions, "looks fine", are no checks.)
 - **one response**: a single response is right if its score is the gold reward exactly, one of ten. **out of
@@ -51,10 +51,12 @@ DIFFERENCES += [(f"{stage}/{better}", f"{stage}/{worse}") for stage, better, wor
 DIFFERENCES += [(f"{better}/faithful {name}", f"{worse}/faithful {name}") for better, worse in STAGES
                 for name in FAITHFUL]
 
-COLUMNS = ["parses", "greedy", "one sample", "vote@2", "vote@8", "vote@32", "guided half@8", "guided half@32",
+WAYS = ("vote", "plurality", "weighted")
+COLUMNS = ["parses", "greedy", "one sample", *(f"{way}@{k}" for way in WAYS for k in (2, 4, 8, 16, 32)),
            "guided@8", "random@8", "guided@32", "random@32", "pass@32",
            *(f"faithful {name}" for name in FAITHFUL)]
-OTHERS = ["one response, exact score", "out of distribution, greedy", "out of distribution, one sample"]
+OTHERS = ["one response, exact score", *(f"out of distribution, {way}" for way in (
+    "greedy", "one sample", "sum of 8", "plurality of 8", "weighted of 8"))]
 
 # ----------------------------------------------------------------------------------------
 # Cells and tables, for the studies too

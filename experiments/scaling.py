@@ -106,9 +106,9 @@ def judge_of_size(base, size):
         policy, meta = policies["rl"], guides(base, run, policies, samples)["rl"]
         scalar = scalar_rm(base, run, policies["base"])
     else:                                          # the base run's judge: grm(base, "rl") has its judgements
-        run, policy, meta = base.arm("grm-rl"), base.policy("rl"), base.guide("rl")[0]
+        run, policy, meta = base.arm("grm-rl"), base.policy("rl"), base.guide("rl")
         scalar = scalar_rm(base)
-    answers = judged(base, run, policy, ["test"], votes, base.most, guide=(meta, {k: k // 2 for k in votes}))
+    answers = judged(base, run, policy, ["test"], votes, base.most, guide=meta)
     return answers, scalar, sum(p.numel() for p in policy.parameters())
 
 

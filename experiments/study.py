@@ -72,11 +72,10 @@ class Base:
         return model
 
     def guide(self, name):
-        """The Meta RM of a policy, and {k: how many of k samples it keeps}, chosen on validation items."""
+        """The Meta RM of a policy."""
         model = metarm.from_policy(self.policy(name))
         self.run.done(f"meta-{name}", model)
-        chosen = read_json(self.run.path("results.json"))["meta"][name]["k_meta"]
-        return model, {k: chosen[str(k)] for k in self.votes}
+        return model
 
     def arm(self, name, **changes):
         """The run folder of an arm: this run's config with changes. Same name and config, same folder.
@@ -131,16 +130,17 @@ def kept_answers(run, parts, answer):
     return read_json(run.path("answers.json"))
 
 
-def trajectories(base, run, policy, part, k, greedy=False, judge=judge, meta=None):
+def trajectories(base, run, policy, part, k, greedy=False, judge=judge, meta=None, temperature=None):
     """k judgements of each item of a part, made once -> lists per item, seconds to sample, to score them.
 
-    meta: the Meta RM that scores them; without one nothing is scored. What was made is read, and needs no
-    policy.
+    meta: the Meta RM that scores them; without one nothing is scored. temperature: by default that of the
+    run's votes. What was made is read, and needs no policy.
     """
-    unit = f"{part}-greedy" if greedy else f"{part}-{k}"
+    unit = f"{part}-greedy" if greedy else f"{part}-{k}" + (f"-T{temperature}" if temperature else "")
     path, scored = run.path(f"judgements-{unit}.jsonl"), run.path(f"judgements-{unit}-scored.jsonl")
     if not run.done(unit, file=os.path.basename(path)):
-        purpose, temperature = ("eval-greedy", 0.0) if greedy else ("eval-votes", 1.0)
+        purpose, temperature = (
+            ("eval-greedy", 0.0) if greedy else ("eval-votes", temperature or run.cfg.temperature))
         groups = judge(policy, base.tok, base.parts[part], k, base.seed, purpose, temperature,
                        shuffle=not greedy, autocast=run.sampling(),
                        desc=f"{os.path.basename(run.folder)}: {unit}")
@@ -159,7 +159,7 @@ def trajectories(base, run, policy, part, k, greedy=False, judge=judge, meta=Non
 
 def judged(base, run, policy, parts=("test", "swapped", "ood", "single"), votes=None, most=None, judge=judge,
            guide=None):
-    """The answers of a policy that writes judgements. guide: (Meta RM, {k: k_meta}) for guided votes, too."""
+    """The answers of a policy that writes judgements. guide: a Meta RM for guided votes, too."""
     answers, votes = {}, base.votes if votes is None else votes
     for part in parts:
         items = base.parts[part]
@@ -169,15 +169,14 @@ def judged(base, run, policy, parts=("test", "swapped", "ood", "single"), votes=
         if part == "swapped" or not votes:
             continue
         k = most if most and part == "test" else max(votes)
-        meta, k_meta = guide or (None, {})
-        groups, seconds, more_seconds = trajectories(base, run, policy, part, k, judge=judge, meta=meta)
+        groups, seconds, more_seconds = trajectories(base, run, policy, part, k, judge=judge, meta=guide)
         for m in votes:                            # vote@m: of the first m, at their share of the time
             first = [g[:m] for g in groups]
             scores = [[j.scores for j in g] for g in first]
             flops = sampled(policy, first)
             answers[part][f"vote@{m}"] = mode(items, map(mean_vote, scores), flops, seconds * m / k)
             if guide is not None:
-                kept = [metarm.keep_best(s, [j.meta for j in g], k_meta[m]) for s, g in zip(scores, first)]
+                kept = [metarm.keep_best(s, [j.meta for j in g], m // 2) for s, g in zip(scores, first)]
                 flops += read_through(policy, [j.tokens for g in first for j in g])
                 answers[part][f"meta@{m}"] = mode(items, map(mean_vote, kept), flops,
                                                   (seconds + more_seconds) * m / k)

@@ -98,7 +98,7 @@ def confidences(base, name, k):
     """Of the vote of k -> sure (items,), the share of samples that agree; margin (items,); right (items,)."""
     found = []
     for group, item in zip(stage_groups(base, name), base.parts["test"]):
-        result = verdict([j.scores for j in group[:k]], item.n)
+        result = verdict(group[:k], "sum", item.n)
         top = sorted(result["scores"] or [0, 0])[-2:]
         margin = (top[1] - top[0]) / max(1, result["voters"])
         found.append((result["sure"], margin, correct(result["scores"], item.gold)))

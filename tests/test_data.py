@@ -8,7 +8,18 @@ from tiktoken.load import load_tiktoken_bpe
 from data import UserError, preferences
 from data.annotators import adding, annotate, checking, document, encode_document, pack
 from data.preferences import load, load_or_fail
-from data.tokenizer import CHECKS, CRITIQUE, END, MARKS, PAD, PATTERN, PRINCIPLES, QUERY, Tokenizer, train_bpe
+from data.tokenizer import (
+    CRITIQUE,
+    END,
+    MARKS,
+    PAD,
+    PATTERN,
+    PRINCIPLES,
+    QUERY,
+    TOTAL,
+    Tokenizer,
+    train_bpe,
+)
 from data.world import (
     CAPITALS,
     CONTENT_CRITERIA,
@@ -261,13 +272,14 @@ def test_only_what_is_written_is_learned(tok):
         assert ids == tok.encode(parts) and len(mask) == len(ids)
         mask = iter(mask)
         kind = "annotation" if parts[0] == QUERY else "quoting" if CRITIQUE in parts else \
-            "checking" if CHECKS in parts else "adding"
+            "adding" if TOTAL in parts else "checking"
         kinds.add(kind)
         opening = PRINCIPLES if kind == "annotation" else CRITIQUE
         for at, part in enumerate(parts):
-            if kind in ("checking", "adding"):     # task, then mark, response, mark, checks, ..., END;
-                # or weights, then mark, verdicts, mark, total, ..., END
+            if kind == "checking":                 # task, then mark, response, mark, checks, ..., END
                 learned = at > 3 and (at - 1) % 4 in (0, 3)
+            elif kind == "adding":                 # every sum and total, and END
+                learned = part == END or isinstance(part, str) and re.fullmatch(r" ?\d+", part) is not None
             else:
                 learned = at > parts.index(opening)
             size = len(tok.encode([part]))
@@ -276,15 +288,20 @@ def test_only_what_is_written_is_learned(tok):
 
 
 def test_adding_texts_add_up():
-    """Guards against totals in general text that are not the sums of the weights found good."""
+    """Guards against sums and totals in general text that are not those of the weights found good."""
     for i in range(100):
         first, *parts = flat(adding(random.Random(i)))
         weights = {name: int(w) for name, w in (pair.split() for pair in first.split(","))}
         assert sum(weights.values()) == 10 and parts[-1] == END
-        for verdicts, total in zip(parts[1::4], parts[3::4]):
-            words = verdicts.replace(":", "").split()
-            assert words[::2] == list(weights)
-            earned = sum(weights[name] for name, verdict in zip(words[::2], words[1::2]) if verdict == "good")
+        text = "".join(part if isinstance(part, str) else "|" if part == TOTAL else "" for part in parts)
+        responses = re.findall(r"((?: \w+: \w+ \d+)+)\|(\d+)", text)
+        assert len(responses) in (2, 3, 4) and text == "".join(map("|".join, responses))
+        for checks, total in responses:
+            words, earned = checks.replace(":", "").split(), 0
+            assert words[::3] == list(weights)
+            for name, verdict, so_far in zip(words[::3], words[1::3], words[2::3]):
+                earned += weights[name] * (verdict == "good")
+                assert int(so_far) == earned
             assert int(total) == max(1, earned)
 
 

@@ -5,8 +5,7 @@ import torch
 
 import metarm
 from data.judgement import Judgement, vote
-from data.world import Item
-from metarm import auc, auc_within, batches_by_length, choose_k_meta, guided_vote, keep_best, random_vote
+from metarm import RULES, auc, auc_within, batches_by_length, guided_vote, keep_best, random_vote
 from model import GPT, GPTConfig
 from run import Run
 from spct import Config
@@ -55,16 +54,11 @@ def test_constant_meta_scores_are_a_plain_vote():
             assert guided_vote([judged(s, 0.3) for s in scores], k_meta) == vote(scores[:k_meta])
 
 
-def test_k_meta_is_the_best_on_validation():
-    """Guards against a k_meta that is chosen for being small, by the wrong end of the Meta RM's scale, or on
-    more samples than vote."""
-    item, good, bad = Item("i", "sums", "q", ["a", "b"], [9, 1]), [2, 1], [1, 9]
-    samples = [judged(scores, -float(i)) for i, scores in enumerate([good, good, bad, bad])]
-    assert choose_k_meta([item], [samples], 4) == 2              # 1 and 2 are right: the larger one is taken
-    samples[1].scores = bad
-    assert choose_k_meta([item], [samples], 4) == 1
-    later = [judged(good, float(i)) for i in range(4, 8)]        # of no concern to the first four
-    assert choose_k_meta([item], [samples + later], 4) == 1
+def test_the_guided_rule_keeps_half():
+    """Guards against a filter that keeps more or fewer than the paper's k/2, or nobody of one."""
+    samples = [judged([i, 0], float(i)) for i in (3, 9, 1, 5, 7)]
+    assert RULES["guided"](samples) == [16, 0] and RULES["guided"](samples[:1]) == [3, 0]
+    assert RULES["sum"](samples) == [25, 0]
 
 
 def test_random_control_is_random_and_of_equal_size():

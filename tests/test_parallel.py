@@ -89,7 +89,7 @@ def test_a_run_on_two_processes(tmp_path):
     run gives the loss curve of one process (within 1%, in pre-training and for the Meta RM), and one of them
     prints."""
     flags = ["spct.py", "--preset", "smoke", "--device", "cpu", "--threads", "1", "--dtype", "float32",
-             "--pretrain_tokens", "30000", "--eval_items", "4", "--val_items", "4", "--rl_steps", "1",
+             "--pretrain_tokens", "30000", "--eval_items", "4", "--rl_steps", "1",
              "--k", "2", "--points", "8", "--meta_items", "4"]
     subprocess.run([sys.executable, *flags, "--out", str(tmp_path / "one")], cwd=ROOT, env=ENV, check=True,
                    capture_output=True)

@@ -13,11 +13,11 @@ from data.world import Item
 PERFECT = {"correct": (True, "x"), "polite": (False, "none"), "brief": (True, "none")}
 
 
-def made(scores, sample=0, principles=None, checks=None, totals=None, meta=None, n=2):
+def made(scores, sample=0, principles=None, checks=None, totals=None, meta=None, n=2, logp=0.0):
     """A judgement by hand. checks, totals: per response."""
     n = len(scores or [0] * n)
     checks, totals = checks or [[]] * n, totals or [1] * n
-    return Judgement("i", sample, list(range(n)), 0, (1,), [2], 0.0, "ok" if scores else "no end",
+    return Judgement("i", sample, list(range(n)), 0, (1,), [2] * 50, logp, "ok" if scores else "no end",
                      principles or [["overall", 10]],
                      [{"quote": "", "text": "", "checks": c, "total": t} for c, t in zip(checks, totals)],
                      scores, meta)
@@ -28,7 +28,8 @@ def random_judgements(rng, items, K):
     def one(item, k):
         if rng.random() < 1 / 6:
             return made(None, k, n=item.n)
-        return made([rng.randint(1, 10) for _ in range(item.n)], k, meta=rng.gauss(0, 1))
+        scores = [rng.randint(1, 10) for _ in range(item.n)]
+        return made(scores, k, meta=rng.gauss(0, 1), logp=-8 * rng.random())
     return [[one(item, k) for k in range(K)] for item in items]
 
 
@@ -66,27 +67,29 @@ def test_coin_flip(scores, gold, chance):
 
 def test_columns_against_plain_loops():
     """Guards against votes that take the wrong samples, that keep the worst, or that let failures vote;
-    against a k_meta that is chosen on the items of the test, and a control that keeps more or fewer."""
+    against a control that keeps more or fewer."""
     rng = random.Random(0)
-    (items, val), K = (items_of(rng, 60), items_of(rng, 40)), 8
+    items, K = items_of(rng, 60), 8
     greedy, samples = random_judgements(rng, items, 1), random_judgements(rng, items, K)
-    parts = {"greedy": (items, greedy), "votes": (items, samples),
-             "val": (val, random_judgements(rng, val, K))}
+    parts = {"greedy": (items, greedy), "votes": (items, samples)}
 
     def winners(judgements, n):                    # of a vote of some judgements
         total = [sum(j.scores[r] for j in judgements if j.scores) for r in range(n)]
         return [r for r in range(n) if total[r] == max(total)]
 
+    def most_picked(judgements, n, weight):        # the largest score of each sample alone
+        picks, total = [0.0] * n, [sum(j.scores[r] for j in judgements if j.scores) for r in range(n)]
+        for j in judgements:
+            tops = [r for r in range(n) if j.scores and j.scores[r] == max(j.scores)]
+            for r in tops:
+                picks[r] += weight(j) / len(tops)
+        ahead = [r for r in range(n) if picks[r] > max(picks) - 1e-9]
+        return [r for r in ahead if total[r] == max(total[a] for a in ahead)]
+
     def guided(judgements, kept):                  # those that vote
         return sorted([j for j in judgements if j.scores], key=lambda j: -j.meta)[:kept]
 
-    ways, k_meta = spct.answers(spct.Config(k=K), parts)
-    assert set(k_meta) == {2, 4, 8}
-    for k in k_meta:
-        right = {kept: sum(winners(guided(s[:k], kept), item.n) == [item.best]
-                           for item, s in zip(*parts["val"])) for kept in (1, 2, 4) if kept < k}
-        assert k_meta[k] == max(kept for kept in right if right[kept] == max(right.values()))
-    columns = report.item_columns(parts, ways)
+    columns = report.item_columns(parts, spct.answers(spct.Config(k=K), parts))
     assert all(len(values) == 60 and 0 <= values.min() <= values.max() <= 1 for values in columns.values())
     for i, (item, judgements) in enumerate(zip(items, samples)):
         right = [correct(j.scores, item.gold) for j in judgements]
@@ -97,17 +100,18 @@ def test_columns_against_plain_loops():
         assert columns["coin flip, one sample"][i] == pytest.approx(sum(lucky) / K)
         for k in (2, 4, 8):
             first = judgements[:k]
-            voters = {"vote": first, "guided": guided(first, k_meta[k]), "guided half": guided(first, k // 2)}
+            voters = {"vote": first, "guided": guided(first, k // 2)}
             for name, who in voters.items():
                 assert columns[f"{name}@{k}"][i] == (winners(who, item.n) == [item.best])
+            for name, weight in (("plurality", lambda j: 1), ("weighted", lambda j: np.exp(j.logp * 0.4))):
+                assert columns[f"{name}@{k}"][i] == (most_picked(first, item.n, weight) == [item.best])
             top = winners(first, item.n)
             assert columns[f"coin flip, vote@{k}"][i] == pytest.approx((item.best in top) / len(top))
             assert columns[f"pass@{k}"][i] == any(right[:k])
             parsed = [j.scores for j in first if j.scores]
-            for name, kept in (("random", k_meta[k]), ("random half", k // 2)):   # the control keeps as many
-                if len(parsed) <= kept:            # then there is nothing to draw: all that parse vote
-                    assert columns[f"{name}@{k}"][i] == correct(vote(parsed), item.gold)
-    control = columns["random half@8"]
+            if len(parsed) <= k // 2:              # the control has nothing to draw then: all that parse vote
+                assert columns[f"random@{k}"][i] == correct(vote(parsed), item.gold)
+    control = columns["random@8"]
     assert 0 < np.mean(control != np.round(control)) < 1                     # draws differ
 
 
@@ -115,9 +119,13 @@ def test_base_has_no_guided_votes():
     """Guards against guided votes of judgements that no Meta RM has read."""
     rng = random.Random(1)
     items = items_of(rng, 5)
-    ways, k_meta = spct.answers(spct.Config(k=4), {"greedy": (items, random_judgements(rng, items, 1)),
-                                                   "votes": (items, random_judgements(rng, items, 4))})
-    assert set(ways) == {"greedy", "one sample", "vote@2", "vote@4"} and k_meta == {}
+    samples = random_judgements(rng, items, 4)
+    for j in sum(samples, []):
+        j.meta = None
+    ways = spct.answers(spct.Config(k=4), {"greedy": (items, random_judgements(rng, items, 1)),
+                                           "votes": (items, samples)})
+    plain = {f"{way}@{k}" for way in ("vote", "plurality", "weighted") for k in (2, 4)}
+    assert set(ways) == {"greedy", "one sample", *plain}
 
 
 def test_interval_is_that_of_a_mean():
@@ -139,11 +147,14 @@ def test_table_in_words():
     with_guide = lambda mean: {"greedy": None, "guided@4": [mean, mean, mean], **stage(mean)}
     text = report.table({
         "stages": {"base": stage(0.2), "rft": with_guide(0.4), "rl": with_guide(0.6)},
-        "meta": {"rl": {"AUC, all pairs": 0.75, "AUC, pairs of one item": None, "k_meta": {"4": 2}}},
-        "items": 3, "config": {"eval_split": "val"}, "seconds": {"total": 1.0}, "machine": "m"})
+        "meta": {"rl": {"AUC, all pairs": 0.75, "AUC, pairs of one item": None}},
+        "items": 3, "config": {"eval_split": "val"},
+        "seconds": {"pretrain": 60.0, "rft": 30.0, "rl": 30.0}, "machine": "m"})
     rows = {line.split("  ")[0]: line.split()[-7:] for line in text.splitlines()}
     assert rows["greedy"][-6:] == ["0.200", "±0.100", "0.400", "±0.100", "0.600", "±0.100"]
     assert rows["guided@4"] == ["guided@4", "0.400", "±0.000", "0.600", "±0.000"]
     assert rows["sums"] == ["3", "0.600", "±0.000", "0.000", "±0.000", "0.600", "±0.500"]
-    assert "Meta RM of rl: AUC 0.750 over all pairs, none over pairs" in text and "2 of 4" in text
+    assert "Meta RM of rl: AUC 0.750 over all pairs, none over pairs" in text
+    minutes = next(line for line in text.splitlines() if line.startswith("minutes"))
+    assert minutes.split()[-3:] == ["1.0", "1.5", "2.0"]
     assert "3 items of the val split" in text

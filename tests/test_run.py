@@ -17,11 +17,12 @@ import report
 import run as bookkeeping
 import sample
 from data import UserError
+from data.judgement import pick
 from run import FILES, UNITS, Run, load_tensors, machine, pick_device, pick_dtype, pick_threads, read_json
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SMALL = ["--preset", "smoke", "--device", "cpu", "--threads", "1", "--dtype", "float32",
-         "--pretrain_tokens", "300000", "--pretrain_rows", "2", "--eval_items", "8", "--val_items", "4",
+         "--pretrain_tokens", "300000", "--pretrain_rows", "2", "--eval_items", "8",
          "--rl_steps", "4", "--rft_rows", "1"]
 ENV = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
 
@@ -70,7 +71,7 @@ def test_writes_every_file(finished):
             assert "step" not in rows[0] or [row["step"] for row in rows] == list(range(len(rows)))
     r = json.loads(read(folder, "results.json"))
     assert set(r["stages"]) == {"base", "rft", "rl"} and set(r["meta"]) == {"rft", "rl"} and r["items"] == 8
-    guided = {f"{way}@{k}" for way in ("guided", "guided half", "random", "random half") for k in (2, 4)}
+    guided = {f"{way}@{k}" for way in ("guided", "random") for k in (2, 4)}
     for name, s in r["stages"].items():
         assert {"greedy", "one sample", "vote@2", "vote@4", "pass@2", "pass@4", "parses", "faithful checks",
                 "ties", "tokens", "subsets", "one response, exact score",
@@ -79,8 +80,7 @@ def test_writes_every_file(finished):
         intervals = [value for value in s.values() if isinstance(value, list)]
         assert all(0 <= low <= mean <= high <= 1 for mean, low, high in intervals) and len(intervals) > 10
     for m in r["meta"].values():
-        assert {"AUC, all pairs", "AUC, pairs of one item", "k_meta"} <= set(m)
-        assert m["k_meta"]["2"] == 1 and m["k_meta"]["4"] in (1, 2)
+        assert {"AUC, all pairs", "AUC, pairs of one item"} <= set(m)
     assert set(r["seconds"]) == {*UNITS, "total"} and "vote@4" in done.stdout and r["machine"] in done.stdout
     assert "Warning" not in done.stderr and "nan" not in done.stdout
 
@@ -89,7 +89,7 @@ def test_writes_every_file(finished):
 KILLED = {"base": ("metrics-base.jsonl", 3), "rft-samples": ("judgements-hinted.jsonl", 1),
           "rft": ("metrics-rft.jsonl", 3), "rl": ("metrics-rl.jsonl", 3), "meta-rft": ("meta-rft.pt", 1),
           "meta-rl": ("metrics-meta-rl.jsonl", 2), "eval-base": ("judgements-base-votes.jsonl", 1),
-          "eval-rft": ("judgements-rft-val.jsonl", 1), "eval-rl": ("judgements-rl-single.jsonl", 1)}
+          "eval-rft": ("judgements-rft-ood.jsonl", 1), "eval-rl": ("judgements-rl-single.jsonl", 1)}
 KILLER = """
 import os, signal, sys
 import spct
@@ -189,12 +189,12 @@ def test_metrics_of_a_unit_that_begins_anew(tmp_path):
 def files_of_a_run(folder):
     """What a finished run leaves, empty, in the order in which it is written -> {unit: its files}."""
     parts = ["greedy", "votes", "ood-greedy", "ood", "single"]
-    judged = lambda name, parts: [f"judgements-{name}-{part}.jsonl" for part in parts]
+    judged = lambda name: [f"judgements-{name}-{part}.jsonl" for part in parts]
     units = {"base": ["tokenizer.tiktoken", "metrics-base.jsonl", "base.pt"],
              "rft-samples": ["metrics-rft-samples.jsonl", "judgements-rft.jsonl", "judgements-hinted.jsonl"],
              **{u: [f"metrics-{u}.jsonl", f"{u}.pt"] for u in ("rft", "rl", "meta-rft", "meta-rl")},
-             "eval-base": judged("base", parts), "eval-rft": judged("rft", [*parts, "val"]),
-             "eval-rl": judged("rl", [*parts, "val"]), "results": ["per_item.npz", "results.json"]}
+             **{f"eval-{name}": judged(name) for name in ("base", "rft", "rl")},
+             "results": ["per_item.npz", "results.json"]}
     for number, name in enumerate(["config.json", "progress.json", *sum(units.values(), [])]):
         with open(os.path.join(folder, name), "w") as f:
             f.write("{}")
@@ -346,9 +346,10 @@ def test_guided_judge(finished, capsys):
     query = ["--run", folder, "--query", "what is 230+481?", "--response", "it is 711",
              "--response", "it is 611", "-k", "24", "--json"]
     answers = {}
-    for vote in ("sum", "guided"):
+    for vote in ("sum", "guided", "plurality", "weighted"):
         sample.main([*query, "--vote", vote])
         answers[vote] = json.loads(capsys.readouterr().out)
+        assert answers[vote]["best"] == pick(answers[vote]["votes"])
     judgements = answers["guided"]["judgements"]
     parsed = [j for j in judgements if j["scores"]]
     assert parsed and all((j["meta"] is None) == (j["scores"] is None) for j in judgements)

@@ -1,3 +1,4 @@
+import math
 import random
 
 import numpy as np
@@ -7,12 +8,14 @@ import torch
 import report
 import sample
 from data import UserError
-from data.annotators import SKILLS, annotate
+from data.annotators import SKILLS, WRONG_CHECK, annotate
 from data.judgement import (
     Judgement,
     checks_text,
     correct,
     judgement_parts,
+    pick,
+    plurality,
     read_judgement,
     read_judgements,
     render_prompt,
@@ -198,6 +201,8 @@ def test_parser_table(tok, change, status):
 @pytest.mark.parametrize("text, checks", [
     ("looks great", []), ("", []), ("correct good", []), ("correct: fine", []), ("correct: goodness", []),
     ("correct: 230+481=711 got 7 7, good", [("correct", "230+481=711 got 7 7", True)]),
+    ("correct: 1+1=2 got 2, good 4 polite: good 9 brief: um, bad 9",
+     [("correct", "1+1=2 got 2", True), ("polite", None, True), ("brief", "um", False)]),
     ("kind: a, b, bad polite: none, good", [("polite", "none", True)]),
     ("good: bad", [("good", None, False)])])
 def test_table_of_checks(tok, text, checks):
@@ -261,15 +266,16 @@ def test_transcripts_of_every_skill_parse(tok):
                 assert [c["total"] for c in critiques] == scores == totals
                 for c, (quote, text, _) in zip(critiques, written):
                     assert (c["quote"], " " + c["text"]) == (quote or "", text)
-                    assert checks_text(c["checks"]) == (text if skill != "sloppy" else "")
+                    assert checks_text(c["checks"], weights) == (text if skill != "sloppy" else "")
                     assert skill == "sloppy" or [name for name, _, _ in c["checks"]] == list(weights)
                 assert hint is None or item.n == 1 or correct(scores, item.gold)
 
 
-def test_what_was_read_in_another_order_belongs_to_its_response(tok):
+def test_what_was_read_in_another_order_belongs_to_its_response(tok, monkeypatch):
     """Guards against quotes, checks, totals or scores that stay with the slot when the responses are
     shuffled: whatever the order that a perfect judge reads, its reasons are true of the item's own
     responses."""
+    monkeypatch.setitem(WRONG_CHECK, "perfect", 0.0)
     for i in range(100):
         item, rng = make_item(1, "train", i, least=2), random.Random(i)
         order = rng.sample(range(item.n), item.n)
@@ -378,10 +384,33 @@ def test_orders_are_uniform_and_own_their_randomness():
 
 def test_verdict_of_ties_and_failures():
     """Guards against a best response that is named although the vote ties or nobody voted."""
-    assert verdict([[5, 5]], 2)["best"] is None
-    assert verdict([None], 2) == {"scores": None, "best": None, "sure": 0.0, "voters": 0}
-    assert verdict([[9, 1], [4, 5], None, [3, 3]], 2) == {
-        "scores": [16, 9], "best": 0, "sure": 0.3333, "voters": 3}
+    made = lambda ballots: [Judgement("x", 0, [0, 1], 0, (), [1], 0.0, scores=scores) for scores in ballots]
+    for rule in ("sum", "plurality", "weighted"):
+        assert verdict(made([[5, 5]]), rule, 2)["best"] is None
+        assert verdict(made([None]), rule, 2) == {"scores": None, "votes": None, "best": None, "sure": 0.0,
+                                                  "voters": 0}
+    assert verdict(made([[9, 1], [4, 5], None, [3, 3]]), "sum", 2) == {
+        "scores": [16, 9], "votes": [16, 9], "best": 0, "sure": 0.3333, "voters": 3}
+    assert verdict(made([[9, 1], [4, 5], None, [3, 4]]), "plurality", 2) == {
+        "scores": [16, 10], "votes": [1.0, 2.0], "best": 1, "sure": 0.6667, "voters": 3}
+
+
+def test_plurality_by_hand():
+    """Guards against a sample that is far off and outweighs two, a tie that counts twice or not at all,
+    scores that outweigh a vote, and failures that vote."""
+    assert pick(vote([[1, 10], [6, 5], [6, 5]])) == 1                        # the sum falls for the first one
+    assert plurality([[1, 10], [6, 5], None, [6, 5]]) == pytest.approx([2, 1], abs=1e-4)
+    assert plurality([[5, 5, 1], [2, 8, 8]]) == pytest.approx([0.5, 1, 0.5], abs=1e-4)
+    assert pick(plurality([[9, 1], [4, 5]])) == 0 and pick(plurality([[9, 1], [1, 9]])) is None
+    assert pick(plurality([[10, 1], [4, 5], [4, 5]], [1.0, 0.6, 0.3])) == 0  # 1 against 0.9
+    assert plurality([None, None]) is None
+
+
+def test_confidence_is_a_mean_over_tokens():
+    """Guards against a confidence that is only a matter of length, or one that is larger the less likely."""
+    made = lambda logp, tokens: Judgement("x", 0, [0], 0, (1,), [2] * tokens, logp).confidence
+    assert made(-1.0, 10) == pytest.approx(made(-5.0, 50)) == pytest.approx(math.exp(-0.1) ** 20)
+    assert made(0.0, 7) == 1 and made(-1.0, 10) > made(-2.0, 10)
 
 
 def test_who_votes():
@@ -389,9 +418,9 @@ def test_who_votes():
     that leaves samples out."""
     made = lambda scores, meta: Judgement("x", 0, [0, 1], 0, (), [], 0.0, scores=scores, meta=meta)
     samples = [made([9, 1], -1.0), made(None, None), made([2, 8], 3.0), made([4, 4], 0.5), made([1, 7], 2.0)]
-    assert voters_of(samples, guided=False) == samples
-    assert [j.scores for j in voters_of(samples, guided=True)] == [[2, 8], [1, 7]]
-    assert voters_of(samples[:1], guided=True) == samples[:1]
+    assert all(voters_of(samples, rule) == samples for rule in ("sum", "plurality", "weighted"))
+    assert [j.scores for j in voters_of(samples, "guided")] == [[2, 8], [1, 7]]
+    assert voters_of(samples[:1], "guided") == samples[:1]
 
 
 def test_samples_that_agree_with_the_vote():

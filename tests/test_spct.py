@@ -22,7 +22,7 @@ from model import GPT, GPTConfig, Optimizer, token_logp, trapezoid
 from run import Run, check_values, parse_flags
 from run import make_config as config_of
 from sample import generate
-from spct import Config, advantages, forget_hint, kl_k2, kl_k3, not_too_easy, policy_loss, update
+from spct import Config, advantages, contrast, forget_hint, kl_k2, kl_k3, not_too_easy, policy_loss, update
 
 
 def make_config(argv):
@@ -117,6 +117,20 @@ def test_advantages():
     changed = rewards.clone()
     changed[2] = torch.tensor([1.0, 1, 1, -1])
     assert torch.equal(advantages(changed)[3], adv[3])
+
+
+def test_contrast():
+    """Guards against a selection that is all right or all wrong although there are both, that takes more or
+    fewer samples than asked, or one twice."""
+    for rewards in itertools.product((-1.0, 1.0), repeat=8):
+        for keep in (2, 4, 7, 8):
+            kept = contrast(list(rewards), keep)
+            if len(set(rewards)) == 1:
+                assert kept == [0]
+                continue
+            right = sum(rewards[i] > 0 for i in kept)
+            assert len(set(kept)) == len(kept) == keep and 0 < right < keep
+            assert right == min(rewards.count(1.0), max(keep // 2, keep - rewards.count(-1.0)))
 
 
 def test_policy_loss_clips_as_ppo_does():
@@ -283,7 +297,7 @@ def test_presets_and_values(tmp_path):
 
 
 @pytest.mark.parametrize("name, least", [
-    ("hinted", 0), ("meta_old", 0), ("threads", 0), ("seed", 0), ("n_rft", 2), ("group", 2), ("k", 2),
+    ("hinted", 0), ("meta_old", 0), ("threads", 0), ("seed", 0), ("n_rft", 2), ("rl_keep", 2), ("k", 2),
     ("eval_items", 2), ("rl_updates", 1), ("block_size", 320)])
 def test_least_values(tmp_path, name, least):
     """Guards against a useful value that is refused (--hinted 0: no hinted samples), and against one that is
@@ -296,7 +310,8 @@ def test_least_values(tmp_path, name, least):
 @pytest.mark.parametrize("values, message", [
     (dict(rl_lr=0.0), "--rl_lr 0.0: expected more than 0"), (dict(beta=-1.0), "--beta -1.0: expected 0"),
     (dict(rl_lr=float("nan")), "--rl_lr nan"), (dict(clip=float("inf")), "--clip inf"),
-    (dict(rl_points=50, points=40), "--rl_points 50"), (dict(noise=1.0), "shares"), (dict(k=12), "power of"),
+    (dict(rl_points=50, points=40), "--rl_points 50"), (dict(rl_keep=9), "--rl_keep 9"),
+    (dict(noise=1.0), "shares"), (dict(k=12), "power of"),
     (dict(n_embd=36), "--n_embd must be"), (dict(n_kv_head=3), "--n_head of n_kv_head"),
     (dict(block_size=328), "--block_size of 16"), (dict(eval_split="train"), "--eval_split train"),
     (dict(vocab_size=500), "--vocab_size must be"), (dict(dtype="float16"), "--dtype auto, float32 or"),

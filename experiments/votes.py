@@ -1,0 +1,356 @@
+"""
+Which vote is best, how many samples does it take, and what is a Meta RM worth?
+
+    python -m experiments.votes           # three seeds; --quick: a minute, numbers without meaning
+
+The paper sums scores (Eq 14) at T = 0.5, and filters: the half that the Meta RM likes best votes. A sum and a
+filter are two of many rules, and the Meta RM's is not the only number that says how far to trust a sample:
+
+- without weights: the sum; a plurality (one vote for the largest score); the sum of scores that are
+  standardised within a sample; Borda (a point for each response that is scored lower): the last two tell
+  whether a sum loses by the size of scores;
+- weights of a plurality: the Meta RM's probability; its log-odds, plus log(n - 1) for n responses, the best
+  weight if samples erred independently and evenly (arXiv 2510.13918); and what comes for free: the policy's
+  log-probability, the length, a linear probe on its last hidden state (arXiv 2601.22588);
+- all of it in one: shares of picks under each weight and margins of scores, combined by a logistic choice
+  among the responses, with and without the Meta RM's numbers. What they add to it is what a Meta RM is worth.
+
+Constants, the probe and the combination are fitted on validation items. Then, for k samples:
+
+- rho: the correlation of two samples of one item, and k / (1 + (k - 1) rho), the number of independent
+  samples that would be worth as much;
+- what is left to win: the plurality if each check were true, if the weights were the raters', and with each
+  sample weighted by its share of checks that are true;
+- stop early: draw until the leader is some votes ahead, a lead chosen on validation items.
+
+What to look at: rules at few and at many samples, at which temperature; and free numbers beside the Meta RM.
+"""
+
+import copy
+import functools
+import math
+import sys
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import report
+from data import command
+from data.judgement import correct, plurality
+from data.world import make_items
+from experiments import study
+from experiments.study import accuracy, difference, mean, number, trajectories
+from model import pad_rows
+from report import faithfulness
+from sample import RULES
+
+NAME = "votes"
+TEMPERATURES = (0.3, 0.5, 0.7, 1.0)
+STAGES = ("rft", "rl")
+
+# ----------------------------------------------------------------------------------------
+# Rules: judgements of one item -> a number for each response, the largest wins
+
+def by_sample(score):
+    """A rule that adds up score(scores) of the samples that parse."""
+    def rule(samples):
+        parsed = [j.scores for j in samples if j.scores is not None]
+        return np.sum([score(np.array(s, float)) for s in parsed], axis=0).tolist() if parsed else None
+    return rule
+
+
+def weighted(weight):
+    """A plurality in which weight(judgement) says what a vote is worth."""
+    def rule(samples):
+        return plurality([j.scores for j in samples], [weight(j) if j.scores else 0.0 for j in samples])
+    return rule
+
+
+def standardised(scores):
+    return (scores - scores.mean()) / (scores.std() or 1.0)
+
+
+def borda(scores):
+    """For each response, how many others are scored lower; half a point if level."""
+    beats = (scores[:, None] > scores) + 0.5 * (scores[:, None] == scores)       # (n, n)
+    return beats.sum(axis=1)
+
+
+def sigmoid(x):
+    return 1 / (1 + math.exp(-x))
+
+
+PLAIN = {"sum (Eq 14)": RULES["sum"], "plurality": RULES["plurality"],
+         "sum, standardised": by_sample(standardised), "Borda": by_sample(borda)}
+GUIDED = {"filter: best half (paper)": RULES["guided"]}
+WEIGHTS = {  # name: (weight(constant, judgement), constants to choose from)
+    "Meta RM, probability": (lambda c, j: sigmoid(c * j.meta), (0.5, 1, 2)),
+    "Meta RM, log-odds": (lambda c, j: c * j.meta + math.log(max(1, len(j.order) - 1)), (0.25, 0.5, 1)),
+    "log-probability": (lambda c, j: math.exp(c * j.logp / len(j.ids)), (5, 10, 20, 40)),
+    "length": (lambda c, j: len(j.ids) ** c, (0.5, 1, 2, 4)),
+    "linear probe": (lambda c, j: sigmoid(c * j.probe), (0.5, 1, 2)),
+}
+COUNTS = (1, 2, 4, 8, 16, 32, 64)
+
+# ----------------------------------------------------------------------------------------
+# Fitting: two convex problems
+
+def fit(loss, size):
+    """-> the w (size,) that minimises loss(w) + a little of its length."""
+    w = torch.zeros(size, dtype=torch.float64, requires_grad=True)
+    opt = torch.optim.LBFGS([w], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure():
+        opt.zero_grad()
+        value = loss(w) + 1e-3 * w.square().sum()
+        value.backward()
+        return value
+
+    opt.step(closure)
+    return w.detach()
+
+
+@torch.inference_mode()
+def hidden_states(policy, judgements):
+    """The policy's hidden state at the last token of each judgement -> (N, C)."""
+    found = []
+    for start in range(0, len(judgements), 256):
+        ids, length = pad_rows([j.tokens for j in judgements[start:start + 256]])            # (B, T), (B,)
+        found.append(policy(ids, torch.arange(len(ids)) * ids.size(1) + length - 1))         # (B, C)
+    return torch.cat(found).double()
+
+
+def fit_probe(states, right):
+    """Logistic regression of right (N,) on hidden states (N, C) -> w (C,)."""
+    target = torch.tensor(right, dtype=torch.float64)
+    return fit(lambda w: F.binary_cross_entropy_with_logits(states @ w, target), states.size(1))
+
+
+def features(samples, n, weights):
+    """What a logistic choice knows of each response: mean score, mean standardised score, share of picks
+    without and with each of the weights -> (n, features)."""
+    columns = [rule(samples) or [0.0] * n for rule in (PLAIN["sum (Eq 14)"], PLAIN["sum, standardised"])]
+    columns = [np.array(c) / len(samples) for c in columns]
+    for rule in (RULES["plurality"], *weights):
+        votes = np.array(rule(samples) or [0.0] * n)
+        columns.append(votes / max(votes.sum(), 1e-9))
+    return torch.tensor(np.stack(columns, axis=1), dtype=torch.float64)
+
+
+def combination(items, groups, k, weights):
+    """A rule: the logistic choice among the responses, fitted on these items with k samples each."""
+    known = [features(g[:k], item.n, weights) for g, item in zip(groups, items)]
+    loss = lambda w: torch.stack([F.cross_entropy(x @ w, torch.tensor(item.best))
+                                  for x, item in zip(known, items)]).mean()
+    w = fit(loss, known[0].size(1))
+    return lambda samples: (features(samples, len(samples[0].order), weights) @ w).tolist()
+
+# ----------------------------------------------------------------------------------------
+# One policy of one seed
+
+class Voters:
+    """Its judgements of test and validation items; its rules, with what was fitted on the latter."""
+
+    def __init__(self, base, stage):
+        self.base, self.stage, self.policy = base, stage, base.policy(stage)
+        val = make_items(base.seed, "val", len(base.parts["test"]), least=2)
+        self.items = {"test": base.parts["test"], "val": val}
+        self.usual = base.cfg.temperature
+        self.test, self.val = self.judgements("test", base.most), self.judgements("val", max(base.votes))
+        self.counts = [k for k in COUNTS if k <= base.most]
+        self.probe()
+        self.weights = {name: self.best_constant(*choice) for name, choice in WEIGHTS.items()}
+        self.rules = {**PLAIN, **GUIDED, **self.weights}
+
+    def judgements(self, split, k, temperature=None):
+        """k judgements of each item, with the Meta RM's numbers if T is that of the votes."""
+        part = copy.copy(self.base)
+        part.parts = self.items
+        return trajectories(part, self.base.arm(f"votes {self.stage}"), self.policy, split, k,
+                            temperature=temperature or self.usual,
+                            meta=None if temperature else self.base.guide(self.stage))[0]
+
+    def probe(self):
+        """Set `probe` on each judgement: linear in the policy's last state, fitted on validation items."""
+        w = None
+        for split, groups in (("val", self.val), ("test", self.test)):
+            states = hidden_states(self.policy, sum(groups, []))
+            if w is None:
+                w = fit_probe(states, [float(correct(j.scores, item.gold))
+                                       for g, item in zip(groups, self.items[split]) for j in g])
+            for j, logit in zip(sum(groups, []), (states @ w).tolist()):
+                j.probe = logit
+
+    def hits(self, rule, k, split="test", groups=None):
+        """(items,): is the vote of the first k samples right?"""
+        groups = groups or (self.test if split == "test" else self.val)
+        return np.array([correct(rule(g[:k]), i.gold) for g, i in zip(groups, self.items[split])], float)
+
+    def best_constant(self, weight, constants):
+        """The rule with the constant that is best on validation items, mean over the numbers of samples."""
+        rules = [weighted(functools.partial(weight, c)) for c in constants]
+        ks = [k for k in self.counts if 1 < k <= max(self.base.votes)]
+        return max(rules, key=lambda rule: np.mean([self.hits(rule, k, "val").mean() for k in ks]))
+
+    def combined(self, k, meta):
+        """(items,): the logistic combination, with or without the Meta RM's numbers."""
+        weights = [rule for name, rule in self.weights.items() if meta or "Meta RM" not in name]
+        return self.hits(combination(self.items["val"], self.val, k, weights), k)
+
+# ----------------------------------------------------------------------------------------
+# How independent are samples, and what is left to win?
+
+def correlation(voters):
+    """-> rho of two samples of one item being right: (E over pairs - p^2) / (p - p^2)."""
+    right = np.array([[correct(j.scores, item.gold) for j in g]
+                      for g, item in zip(voters.test, voters.items["test"])], float)         # (items, K)
+    s, K, p = right.sum(axis=1), right.shape[1], right.mean()
+    return ((s * (s - 1)).mean() / (K * (K - 1)) - p ** 2) / (p - p ** 2)
+
+
+def repaired(j, item, verdicts=False, weights=False):
+    """The judgement with scores added up anew: with true verdicts, with the raters' weights. What it did not
+    check counts as bad, an impression stays as it is."""
+    if j.scores is None or any(name == "overall" for name, _ in j.principles):
+        return j
+    scores = []
+    for critique, truth in zip(j.critiques, item.truth):
+        good = {name: verdict for name, _, verdict in critique["checks"]}
+        if verdicts:
+            good |= {name: met for name, (met, _) in truth.items()}
+        mine = item.weights if weights else dict(map(tuple, j.principles))
+        scores.append(max(1, sum(w for name, w in mine.items() if good.get(name))))
+    return replace(j, scores=scores)
+
+
+BOUNDS = {"as it is": {}, "true verdicts": dict(verdicts=True), "the raters' weights": dict(weights=True)}
+
+
+def bounds(voters, k):
+    """-> {what is repaired: (items,)} of a plurality of k, last: weighted by each sample's true checks."""
+    items, found = voters.items["test"], {}
+    for name, repairs in BOUNDS.items():
+        groups = [[repaired(j, item, **repairs) for j in g] for g, item in zip(voters.test, items)]
+        found[name] = voters.hits(RULES["plurality"], k, groups=groups)
+    true = [plurality([j.scores for j in g[:k]], [faithfulness(j, item)[1] if j.scores else 0 for j in g[:k]])
+            for g, item in zip(voters.test, items)]
+    found["weighted by true checks"] = np.array([correct(v, i.gold) for v, i in zip(true, items)], float)
+    return found
+
+# ----------------------------------------------------------------------------------------
+# Stop early
+
+def stop_early(samples, lead, most):
+    """Draw until one response is `lead` picks ahead, at most `most` samples -> samples drawn, plurality."""
+    for k in range(1, most + 1):
+        votes = plurality([j.scores for j in samples[:k]])
+        if votes and (np.diff(sorted(votes)[-2:])[0] > lead - 0.5 or k == most):
+            return k, votes
+    return most, None
+
+
+def stopped(voters, lead, split, most=32):
+    """-> samples drawn (items,), right (items,)."""
+    groups = voters.test if split == "test" else voters.val
+    drawn, votes = zip(*(stop_early(g, lead, most) for g in groups))
+    right = [correct(v, item.gold) for v, item in zip(votes, voters.items[split])]
+    return np.array(drawn, float), np.array(right, float)
+
+
+def stop_table(bases, found):
+    """found: {stage: [Voters of each seed]}"""
+    most = max(bases[0].votes)
+    rows = [["stage", "lead", "samples, mean", "accuracy", f"against all {most}", "validation, against all"]]
+    for stage, seeds in found.items():
+        full = {split: [v.hits(RULES["plurality"], most, split) for v in seeds] for split in ("test", "val")}
+        for lead in (1, 2, 3, 4, 6, 8):
+            drawn, right = zip(*(stopped(v, lead, "test", most) for v in seeds))
+            on_val = mean([stopped(v, lead, "val", most)[1] for v in seeds]) - mean(full["val"])
+            rows.append([stage, str(lead), f"{mean(drawn):.1f}", accuracy(right),
+                         difference(right, full["test"]), f"{on_val:+.3f}"])
+    return rows
+
+# ----------------------------------------------------------------------------------------
+# Tables and figure
+
+def rule_table(found):
+    rows = [["stage", "rule", *(f"k = {k}" for k in found["rl"][0].counts)]]
+    for stage, seeds in found.items():
+        for name in seeds[0].rules:
+            rows.append([stage, name, *(accuracy([v.hits(v.rules[name], k) for v in seeds])
+                                        for k in seeds[0].counts)])
+    return rows
+
+
+def worth_table(found):
+    """What the Meta RM adds to what comes for free."""
+    rows = [["stage", "k", "plurality", "free numbers combined", "and the Meta RM's", "what it adds",
+             "against the plurality"]]
+    for stage, seeds in found.items():
+        for k in [k for k in seeds[0].counts if 1 < k <= max(seeds[0].base.votes)]:
+            free, all_ = ([v.combined(k, meta) for v in seeds] for meta in (False, True))
+            plain = [v.hits(RULES["plurality"], k) for v in seeds]
+            rows.append([stage, str(k), *map(accuracy, (plain, free, all_)), difference(all_, free),
+                         difference(all_, plain)])
+    return rows
+
+
+def temperature_table(bases, found):
+    """-> rows, {rule: [accuracy at each T]} of the RL policy with the first number of votes."""
+    ks = (4, 8, max(bases[0].votes)) if not bases[0].quick else bases[0].votes
+    rules = {name: RULES[name] for name in ("sum", "plurality", "weighted")}
+    rows, curves = [["stage", "T", "one sample", *(f"{name}, k = {k}" for name in rules for k in ks)]], {}
+    for stage, seeds in found.items():
+        for T in TEMPERATURES:
+            groups = [v.judgements("test", max(ks), T) for v in seeds]
+            one = [np.array([np.mean([correct(j.scores, i.gold) for j in g])
+                             for g, i in zip(gs, v.items["test"])]) for gs, v in zip(groups, seeds)]
+            cells = {(name, k): [v.hits(rule, k, groups=g) for v, g in zip(seeds, groups)]
+                     for name, rule in rules.items() for k in ks}
+            rows.append([stage, str(T), accuracy(one), *map(accuracy, cells.values())])
+            if stage == "rl":
+                for (name, k), values in cells.items():
+                    curves.setdefault(f"{name}, k = {k}", []).append(mean(values))
+    return rows, curves
+
+
+def bound_table(bases, found):
+    ks = (1, *bases[0].votes)
+    names = [*BOUNDS, "weighted by true checks"]
+    rows = [["stage", "rho", f"samples that {ks[-1]} are worth",
+             *(f"k = {k}, {name}" for k in ks for name in names)]]
+    for stage, seeds in found.items():
+        rho = [correlation(v) for v in seeds]
+        limits = [[bounds(v, k) for v in seeds] for k in ks]
+        rows.append([stage, number(rho, ".2f"), number([ks[-1] / (1 + (ks[-1] - 1) * r) for r in rho], ".1f"),
+                     *(accuracy([b[name] for b in each]) for each in limits for name in names)])
+    return rows
+
+
+def run(bases):
+    found = {stage: [Voters(base, stage) for base in bases] for stage in STAGES}
+    by_temperature, curves = temperature_table(bases, found)
+    seeds, shown = found["rl"], ["sum (Eq 14)", "plurality", *GUIDED, *WEIGHTS]
+    ks = seeds[0].counts
+    by_k = {name: [mean([v.hits(v.rules[name], k) for v in seeds]) for k in ks] for name in shown}
+
+    def figure(path):
+        with report.canvas(path, 1, 2, width=11, height=5) as (left, beside):
+            for name, values in by_k.items():
+                left.plot(ks, values, "o-", ms=3, label=name)
+            left.set(xscale="log", xticks=ks, xticklabels=ks, xlabel="samples k",
+                     ylabel="strict accuracy, after RL")
+            for name, values in curves.items():
+                beside.plot(TEMPERATURES, values, "o-", ms=3, label=name)
+            beside.set(xlabel="temperature of the samples")
+
+    tables = {"Rules": rule_table(found), "What a Meta RM is worth": worth_table(found),
+              "Temperature": by_temperature, "What is left to win": bound_table(bases, found),
+              "Stop early": stop_table(bases, found)}
+    return tables, {"k": ks, "by_k": by_k, "T": TEMPERATURES, "by_T": curves}, figure
+
+
+if __name__ == "__main__":
+    command(lambda argv: study.main(sys.modules[__name__], argv))
