@@ -45,7 +45,7 @@ from sample import judge
 @dataclass
 class Config:
     # run
-    preset: str = "cpu"            # smoke, short, cpu or gpu; by default cpu or gpu, as the device is
+    preset: str = "cpu"            # smoke, cpu or gpu; by default whatever the device is
     seed: int = 0                  # of everything: the world's items, weights, samples
     out: str = ""                  # run folder; by default runs/<preset>-seed<seed>
     device: str = "auto"           # cuda if there is one, else cpu; mps only if you ask for it
@@ -96,8 +96,6 @@ PRESETS = {
     "smoke": dict(n_layer=2, n_embd=64, pretrain_tokens=800_000, pretrain_rows=4, points=40,
                   rft_general=0.8, rft_rows=2, rl_steps=3, rl_points=4, group=4, rl_keep=2, meta_items=12,
                   eval_items=16, k=4),
-    "short": dict(pretrain_tokens=2_200_000, points=1200, rl_steps=16, rl_points=32, meta_items=600,
-                  meta_old=200, k=8),
     "cpu": {},
     "gpu": dict(n_layer=7, n_head=6, n_embd=192, pretrain_tokens=40_000_000, pretrain_rows=52, points=8000,
                 rl_steps=150, meta_items=8000, eval_items=2000),
