@@ -115,10 +115,12 @@ def fit(loss, size):
 @torch.inference_mode()
 def hidden_states(policy, judgements):
     """The policy's hidden state at the last token of each judgement -> (N, C)."""
-    found = []
+    found, device = [], policy.wte.weight.device
     for start in range(0, len(judgements), 256):
-        ids, length = pad_rows([j.tokens for j in judgements[start:start + 256]])            # (B, T), (B,)
-        found.append(policy(ids, torch.arange(len(ids)) * ids.size(1) + length - 1))         # (B, C)
+        rows = [j.tokens for j in judgements[start:start + 256]]
+        ids, length = pad_rows(rows, device=device)                                          # (B, T), (B,)
+        last = torch.arange(len(ids), device=device) * ids.size(1) + length - 1              # (B,)
+        found.append(policy(ids, last).cpu())                                                # (B, C)
     return torch.cat(found).double()
 
 

@@ -10,13 +10,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from data.annotators import annotate
 from data.judgement import Judgement, correct, judgement_parts, read_judgement
 from data.tokenizer import CRITIQUE, END, QUERY, SCORES
 from data.world import make_item, make_items
 from experiments import all as all_studies
-from experiments import scaling, study, truth
+from experiments import scaling, study, truth, votes
 from experiments.baselines import (
     alone,
     drop_principles,
@@ -37,7 +38,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["baselines", "ablations", "scaling", "truth"])
+@pytest.mark.parametrize("name", ["baselines", "ablations", "scaling", "truth", "votes"])
 def test_quick_study(name, folder):
     """Guards against a study that no longer runs, or whose results are not kept."""
     results, out = quick(name, folder)
@@ -210,6 +211,59 @@ def test_bias_of_a_judge_that_knows_the_place_only():
     ties = truth.bias_of("position", items, [[5] * item.n for item in items])
     assert np.isnan(ties).all() and truth.mean_known([ties, np.ones(200)]).tolist() == [1.0] * 200
     assert not len(truth.mean_known([ties]))       # no pick is no preference: it is left out
+
+
+def judged(scores, critiques=None, principles=None):
+    return Judgement("i", 0, list(range(len(scores))), 0, (1,), [2], 0.0, scores=scores, critiques=critiques,
+                     principles=principles or [["correct", 10]])
+
+
+def test_rules_by_hand():
+    """Guards against a standardised sum that still counts sizes, and ranks that run the wrong way."""
+    far, near = judged([1, 10]), judged([6, 5])
+    assert votes.PLAIN["sum (Eq 14)"]([far, near, near]) == [13, 20]
+    assert votes.PLAIN["sum, standardised"]([far, near, near]) == pytest.approx([1, -1])
+    assert votes.PLAIN["sum, standardised"]([judged([5, 5])]) == [0, 0]
+    assert votes.PLAIN["Borda"]([judged([9, 5, 5, 1])]) == [3, 1.5, 1.5, 0]
+
+
+def test_repairs():
+    """Guards against verdicts that stay false, weights that stay those of the judge, and impressions that are
+    repaired."""
+    item = make_item(1, "train", 3, least=2)
+    weights, critiques, scores = annotate(random.Random(0), item, "expert")
+    checks = [[[name, "x", not truth[name][0]] for name in weights] for truth in item.truth]      # all false
+    liar = judged(scores, [{"checks": c} for c in checks], [list(pair) for pair in weights.items()])
+    mended = votes.repaired(liar, item, verdicts=True, weights=True)
+    assert mended.scores == item.gold != votes.repaired(liar, item, verdicts=False).scores
+    impression = judged(scores, [{"checks": []}] * item.n, [["overall", 10]])
+    assert votes.repaired(impression, item, verdicts=True).scores == scores
+
+
+def test_correlation_of_samples():
+    """Guards against a correlation that is 0 where all samples of an item agree, or 1 where they do not."""
+    items = [SimpleNamespace(gold=[1, 2])] * 400
+    right, wrong, rng = judged([1, 2]), judged([2, 1]), random.Random(0)
+    voters = lambda groups: SimpleNamespace(test=groups, items={"test": items})
+    alike = [[right] * 4 if i % 2 else [wrong] * 4 for i in range(400)]
+    assert votes.correlation(voters(alike)) == pytest.approx(1)
+    mixed = [[rng.choice([right, wrong]) for _ in range(4)] for _ in items]
+    assert abs(votes.correlation(voters(mixed))) < 0.1
+
+
+def test_stopping_early():
+    """Guards against a stop at a tie or before the lead is reached, and against drawing more than allowed."""
+    one, two = judged([9, 1]), judged([1, 9])
+    assert votes.stop_early([one, two, one, one, one], 2, 5)[0] == 4
+    assert votes.stop_early([one, two, one, two], 2, 4)[0] == 4
+    assert votes.stop_early([one, one], 1, 2)[0] == 1 and votes.stop_early([two, two, one], 2, 3)[0] == 2
+
+
+def test_a_fit_finds_the_minimum():
+    """Guards against an optimiser that stops before it has learned what is easy."""
+    states = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [2.0, 1.0], [-2.0, 1.0]], dtype=torch.float64)
+    w = votes.fit_probe(states, [1.0, 0.0, 1.0, 0.0])
+    assert ((states @ w > 0) == torch.tensor([True, False, True, False])).all() and abs(w[1]) < 1e-3
 
 
 def test_calibration():
