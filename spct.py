@@ -2,6 +2,7 @@
 nanoGRM: a small GPT learns to be a judge, from nothing (SPCT, arXiv 2504.02495).
 
     python spct.py                      # everything, on a CPU or a GPU
+    python spct.py --preset short       # from the base model that comes along: all the rest in five minutes
     python spct.py --preset smoke       # the same code in a minute: it learns the grammar, and little else
 
     1 pretrain   general text and judgements by annotators of mixed skill        -> base.pt
@@ -37,7 +38,7 @@ from metarm import RULES
 from model import GPT, GPTConfig, Optimizer, pad_rows, token_logits, token_logp, trapezoid
 from parallel import rank, share, start_processes, stop_processes
 from run import make_config, open_run
-from sample import judge
+from sample import SHIPPED, judge, load_judge
 
 # ----------------------------------------------------------------------------------------
 # Config: every field is a flag, --field value, and its comment is the flag's help
@@ -45,7 +46,7 @@ from sample import judge
 @dataclass
 class Config:
     # run
-    preset: str = "cpu"            # smoke, cpu or gpu; by default whatever the device is
+    preset: str = "cpu"            # smoke, short, cpu or gpu; by default one of the last two
     seed: int = 0                  # of everything: the world's items, weights, samples
     out: str = ""                  # run folder; by default runs/<preset>-seed<seed>
     device: str = "auto"           # cuda if there is one, else cpu; mps only if you ask for it
@@ -59,7 +60,7 @@ class Config:
     block_size: int = 320          # context in tokens
     vocab_size: int = 704          # marks, bytes, merges
     # pre-training
-    pretrain_tokens: int = 5_000_000  # length of the corpus
+    pretrain_tokens: int = 5_000_000  # length of the corpus; 0: the base model that comes along
     pretrain_rows: int = 9         # rows of block_size tokens a step; small steps learn to check sooner
     pretrain_lr: float = 4e-3      # peak learning rate
     # preference data
@@ -96,6 +97,8 @@ PRESETS = {
     "smoke": dict(n_layer=2, n_embd=64, pretrain_tokens=800_000, pretrain_rows=4, points=40,
                   rft_general=0.8, rft_rows=2, rl_steps=3, rl_points=4, group=4, rl_keep=2, meta_items=12,
                   eval_items=16, k=4),
+    "short": dict(pretrain_tokens=0, points=1500, rl_steps=20, rl_points=48, meta_items=700, meta_old=250,
+                  k=8),
     "cpu": {},
     "gpu": dict(n_layer=7, n_head=6, n_embd=192, pretrain_tokens=40_000_000, pretrain_rows=52, points=8000,
                 rl_steps=150, meta_items=8000, eval_items=2000),
@@ -134,10 +137,20 @@ def train_lm(run, unit, model, ids, mask, lr, batch, epochs=1):
 
 
 def pretrain(run, tok, annotate=annotate):
+    """The base model, trained on the corpus, or the one that comes along (data/judge)."""
     cfg, model = run.cfg, new_model(run, tok)
-    if not run.done("base", model):
-        ids, mask = corpus(tok, cfg.seed, cfg.pretrain_tokens, cfg.block_size, annotate)
-        train_lm(run, "base", model, ids, mask, cfg.pretrain_lr, cfg.pretrain_rows)
+    if run.done("base", model):
+        return model
+    if cfg.pretrain_tokens == 0:
+        there, _, _ = load_judge(SHIPPED, "base", run.device)
+        if there.cfg != model.cfg:
+            raise UserError("--pretrain_tokens 0: the base model that comes along has the default shape, "
+                            "leave flags that change it out")
+        model.load_state_dict(there.state_dict())
+        run.finish("base", model)
+        return model
+    ids, mask = corpus(tok, cfg.seed, cfg.pretrain_tokens, cfg.block_size, annotate)
+    train_lm(run, "base", model, ids, mask, cfg.pretrain_lr, cfg.pretrain_rows)
     return model
 
 # ----------------------------------------------------------------------------------------
@@ -429,11 +442,15 @@ def new_model(run, tok):
 
 
 def make_tokenizer(run):
-    """BPE trained on the first documents of the corpus, or the one that the run folder holds already."""
+    """BPE trained on the first documents of the corpus, or the one that the run folder holds already, or
+    that of the base model that comes along."""
     path = run.path("tokenizer.tiktoken")
     if os.path.exists(path):
         return Tokenizer.load(path)
-    tok = Tokenizer(train_bpe(corpus_texts(run.cfg.seed, 8000), run.cfg.vocab_size))
+    if run.cfg.pretrain_tokens == 0:
+        _, tok, _ = load_judge(SHIPPED, "base", run.device)
+    else:
+        tok = Tokenizer(train_bpe(corpus_texts(run.cfg.seed, 8000), run.cfg.vocab_size))
     tok.save(path)
     return tok
 

@@ -18,6 +18,7 @@ slow loop without a cache): compare the ratios, the rates differ from machine to
 
 import contextlib
 import io
+import itertools
 import random
 import statistics
 import tempfile
@@ -324,7 +325,7 @@ def bench_rl_step(tok, quick):
     with tempfile.TemporaryDirectory() as folder:
         cfg = spct.Config(device="cpu", dtype=pick_dtype("cpu"), out=folder, rl_steps=1 if quick else 4,
                           **(dict(rl_points=4) if quick else {}))
-        points = make_items(0, "train", 40)
+        points = make_items(0, "train", 80)
         never_right = [[Judgement(p.id, 0, [], 0, (), [], 0.0)] for p in points]
         _, lengths = make_work(tok, 64)
         policy = GPT(config(vocab_size=tok.vocab_size))
@@ -336,6 +337,9 @@ def bench_rl_step(tok, quick):
             for quiet in (contextlib.redirect_stdout, contextlib.redirect_stderr):
                 stack.enter_context(quiet(io.StringIO()))
             stack.enter_context(scripted(lengths))
+            # an untrained policy is never right: every other sample is called so, or there is little to learn
+            rewards = itertools.cycle([1.0, -1.0])
+            stack.enter_context(mock.patch.object(spct, "reward", lambda j, item: next(rewards)))
             start = time.perf_counter()
             spct.rl(Run(cfg, folder), tok, policy, points, never_right)
             total = (time.perf_counter() - start) / cfg.rl_steps

@@ -306,8 +306,8 @@ def temperature_table(bases, found):
     rows, curves = [["stage", "T", "one sample", *(f"{name}, k = {k}" for name in rules for k in ks)]], {}
     for stage, seeds in found.items():
         for T in TEMPERATURES:
-            groups = [v.judgements("test", max(ks), T) for v in seeds]
-            one = [np.array([np.mean([correct(j.scores, i.gold) for j in g])
+            groups = [v.test if T == v.usual else v.judgements("test", max(ks), T) for v in seeds]
+            one = [np.array([np.mean([correct(j.scores, i.gold) for j in g[:max(ks)]])
                              for g, i in zip(gs, v.items["test"])]) for gs, v in zip(groups, seeds)]
             cells = {(name, k): [v.hits(rule, k, groups=g) for v, g in zip(seeds, groups)]
                      for name, rule in rules.items() for k in ks}

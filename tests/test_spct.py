@@ -58,6 +58,23 @@ def split_after(row, token):
         row = row[i:]
 
 
+def test_the_base_that_comes_along(tmp_path):
+    """Guards against a short run that starts from random weights, from another tokenizer's, or fails late."""
+    def start(**shape):
+        run = Run(Config(device="cpu", dtype="float32", pretrain_tokens=0, **shape), str(tmp_path))
+        tok = spct.make_tokenizer(run)
+        return run, tok
+    run, tok = start()
+    model, (there, shipped, _) = spct.pretrain(run, tok), sample.load_judge(sample.SHIPPED, "base", "cpu")
+    text = [" what is 230+481?"]
+    assert tok.encode(text) == shipped.encode(text)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), there.state_dict().values()))
+    run, tok = start(n_layer=2)
+    (tmp_path / "base.pt").unlink()
+    with pytest.raises(UserError, match="has the default shape"):
+        spct.pretrain(run, tok)
+
+
 def test_rejection_rules():
     """Guards against RFT that keeps wrong samples, or points on which every sample is right."""
     item = Item("x", "s", "q", ["a", "b"], [9, 2])
