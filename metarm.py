@@ -26,8 +26,8 @@ from parallel import join, processes, share
 # Rules of the vote, and the matched random control of the guided one
 
 def keep_best(ballots, metas, k_meta):
-    """The ballots (scores of a sample) that the Meta RM likes best, k_meta of them; the earlier one on ties.
-    Samples that do not parse have the ballot None and meta None: they come last."""
+    """The ballots (a sample's scores, or the sample) that the Meta RM likes best, k_meta of them; the earlier
+    one on ties. Samples that do not parse have meta None: they come last."""
     best_first = sorted(range(len(ballots)), key=lambda i: (metas[i] is None, -(metas[i] or 0.0), i))
     return [ballots[i] for i in best_first[:k_meta]]
 

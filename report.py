@@ -10,7 +10,7 @@ hand: some queries of the toy world come up in many items, and another seed trai
 
 How to read rl.png, the curves of RL:
 
-- reward is the mean of +1 and -1: accuracy is (reward + 1) / 2. It must rise; it is noisy, 256 samples a
+- reward is the mean of +1 and -1: accuracy is (reward + 1) / 2. It must rise; it is noisy, 512 samples a
   step.
 - kl (to the RFT model, per token) rises and then levels off where the penalty balances the gain. If it
   shoots up, lower --rl_lr or raise --beta; if it stays at zero, nothing is learned.

@@ -5,7 +5,7 @@ Judging with a trained model: sample judgements, let them vote.
     python sample.py --data pairs.jsonl       # a whole file of pairs or best-of-n items
 
 An item is judged k times, each time with the responses in a fresh random order; the scores are mapped back to
-the responses, and the k judgements vote: four rules (RULES below), of which the paper has two.
+the responses, and the k judgements vote: four rules (RULES in metarm.py), of which the paper has two.
 
 Simplification: sampling is plain (T = 1 unless said, no top-k or top-p), since RL must train on the
 very distribution that it samples from.
@@ -227,7 +227,7 @@ def verdict(samples, rule, n):
     votes = RULES[rule](samples)
     best = pick(votes)
     sure = float(np.mean([agrees(j.scores, best, n) for j in voters]))
-    return {"scores": vote([j.scores for j in voters]), "votes": [round(v, 4) for v in votes], "best": best,
+    return {"scores": vote([j.scores for j in voters]), "votes": votes, "best": best,
             "sure": round(sure, 4), "voters": len(voters)}
 
 
@@ -258,7 +258,7 @@ def show(item, samples, rule, result):
     if item.n > 1 and best is None:
         print("best        none: a tie")
     elif item.n > 1:
-        print(f"best        response {best + 1}, picked by {result['sure']:.0%} of the voters alone")
+        print(f"best        response {best + 1}, which {result['sure']:.0%} of the voters alone would pick")
 
 
 def judge_file(items, judge_all, args):

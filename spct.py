@@ -12,7 +12,7 @@ nanoGRM: a small GPT learns to be a judge, from nothing (SPCT, arXiv 2504.02495)
     5 eval       votes of every stage, guided ones too, on the test split        -> results.json, figures
 
 Simplifications against the paper, and why: all models are of one size and from scratch (a laptop has to
-do); sampling at T = 1 everywhere (RL needs it, votes then come from the same policy; the paper votes at 0.5);
+do); sampling at T = 1 (RL needs it, and votes do best so; the paper votes at 0.5);
 GRPO takes one update a rollout by default (then the ratio is 1 and the clip never acts). What the paper
 leaves open (clip, KL estimator, loss normalisation, zero variance) is chosen and explained where it stands.
 """
@@ -145,7 +145,7 @@ def pretrain(run, tok, annotate=annotate):
         there, _, _ = load_judge(SHIPPED, "base", run.device)
         if there.cfg != model.cfg:
             raise UserError("--pretrain_tokens 0: the base model that comes along has the default shape, "
-                            "leave flags that change it out")
+                            "leave out the flags that change it, and name another --out")
         model.load_state_dict(there.state_dict())
         run.finish("base", model)
         return model
@@ -257,8 +257,8 @@ def contrast(rewards, keep):
     """Which samples of a group to learn from: `keep` of them, half right and half wrong as far as there are
     as many. If all are alike, one: it can only pull back to the reference. rewards: G numbers -> indices.
 
-    To learn from a sample takes four times as long as to write it, so many are written, and those with the
-    largest contrast are learned from (PODS, arXiv 2504.13818).
+    To learn from a sample takes two to four times as long as to write it, so many are written, and a half
+    with the largest contrast is learned from (PODS, arXiv 2504.13818). Entropy and KL are measured on it.
     """
     right, wrong = ([i for i, r in enumerate(rewards) if (r > 0) == good] for good in (True, False))
     if not right or not wrong:

@@ -92,7 +92,7 @@ def check(rng, weights, truth, skill, verdict=None):
     for name in weights:
         met, evidence = truth[name]
         slip = rng.random() < WRONG_CHECK[skill]
-        good = verdict if verdict is not None else met != slip
+        good = verdict if verdict is not None else met != slip               # the truth, flipped by a slip
         checks.append((name, None if skill == "average" else evidence, good))
     return checks_text(checks, weights), max(1, sum(weights[name] for name, _, good in checks if good))
 
@@ -108,7 +108,7 @@ def annotate(rng, item, skill, hint=None):
             text, total = impression(rng, item.gold[i], item.truth[i])
         else:
             text, total = check(rng, weights, item.truth[i], skill, i == hint if short_cut else None)
-        if hint is not None:                       # and all make sure that the scores agree with the hint
+        if hint is not None:                       # and all make sure that the totals agree with the hint
             total = max(total, 8) if i == hint else min(total, 7)
         critiques.append((response if skill == "expert" else None, text, total))
     return weights, critiques, [total for _, _, total in critiques]

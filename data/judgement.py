@@ -3,7 +3,7 @@ A judgement: when it is right, how several of them vote together; then how it is
 written, kept and read. All of the format stands here.
 
 The prompt is <query> the query <r1> a response <r2> another ... <principles>. What a careful judge writes
-after it, marks in angle brackets:
+after it, marks in angle brackets, if the query is "for my boss: what is 230+481?":
 
     correct 4, polite 5, serious 1 <critique>
     <r1> it is 711 kindly <checks> correct: 230+481=711 got 7 7 1 1 1 1, good 4 polite: kindly, good 9
@@ -50,11 +50,12 @@ def vote(ballots):
 def plurality(ballots, weights=None):
     """Votes in place of sums: each sample has one vote, or its weight, for the response that it scores
     highest, in equal parts for several. A sum lets a sample that is far off outweigh two that are nearly
-    level; here it cannot. Scores only break ties: a millionth of their mean comes on top."""
+    level; here it cannot. Scores only break ties: a millionth of their mean comes on top. No vote -> None."""
     voters = [(b, w) for b, w in zip(ballots, weights or [1.0] * len(ballots)) if b is not None]
     if not voters:
         return None
-    votes = [1e-6 * total / len(voters) for total in vote(ballots)]
+    scale = 1e-6 * sum(abs(weight) for _, weight in voters) / len(voters) ** 2
+    votes = [scale * total for total in vote(ballots)]
     for scores, weight in voters:
         for i, score in enumerate(scores):
             votes[i] += weight * (score == max(scores)) / scores.count(max(scores))
@@ -131,7 +132,7 @@ class Judgement:
     @property
     def confidence(self):
         """The policy's own, a weight for `plurality` that costs nothing: the mean probability of a token
-        (geometric), to the power of 20."""
+        (geometric), to the power of 20 (5 to 40 did much the same on validation items)."""
         return math.exp(20 * self.logp / len(self.ids))
 
 

@@ -15,13 +15,14 @@ filter are two of many rules, and the Meta RM's is not the only number that says
 - all of it in one: shares of picks under each weight and margins of scores, combined by a logistic choice
   among the responses, with and without the Meta RM's numbers. What they add to it is what a Meta RM is worth.
 
-Constants, the probe and the combination are fitted on validation items. Then, for k samples:
+The probe is fitted on one half of the validation items, constants and the combination on the other. Then, for
+k samples:
 
 - rho: the correlation of two samples of one item, and k / (1 + (k - 1) rho), the number of independent
   samples that would be worth as much;
-- what is left to win: the plurality if each check were true, if the weights were the raters', and with each
-  sample weighted by its share of checks that are true;
-- stop early: draw until the leader is some votes ahead, a lead chosen on validation items.
+- what is left to win: the plurality if each check were true, if the weights were the raters' (what was not
+  checked counts as bad), and with each sample weighted by its share of checks that are true;
+- stop early: draw until the leader is some votes ahead; for each lead, samples drawn and accuracy.
 
 What to look at: rules at few and at many samples, at which temperature; and free numbers beside the Meta RM.
 """
@@ -42,9 +43,9 @@ from data.judgement import correct, plurality
 from data.world import make_items
 from experiments import study
 from experiments.study import accuracy, difference, mean, number, trajectories
+from metarm import RULES
 from model import pad_rows
 from report import faithfulness
-from sample import RULES
 
 NAME = "votes"
 TEMPERATURES = (0.3, 0.5, 0.7, 1.0)
@@ -137,7 +138,7 @@ def features(samples, n, weights):
     columns = [np.array(c) / len(samples) for c in columns]
     for rule in (RULES["plurality"], *weights):
         votes = np.array(rule(samples) or [0.0] * n)
-        columns.append(votes / max(votes.sum(), 1e-9))
+        columns.append(votes / max(np.abs(votes).sum(), 1e-9))               # log-odds may be negative
     return torch.tensor(np.stack(columns, axis=1), dtype=torch.float64)
 
 
@@ -162,7 +163,8 @@ class Voters:
         self.usual = base.cfg.temperature
         self.test, self.val = self.judgements("test", base.most), self.judgements("val", max(base.votes))
         self.counts = [k for k in COUNTS if k <= base.most]
-        self.probe()
+        self.probe(len(val) // 2)
+        self.items["val"], self.val = val[len(val) // 2:], self.val[len(val) // 2:]
         self.weights = {name: self.best_constant(*choice) for name, choice in WEIGHTS.items()}
         self.rules = {**PLAIN, **GUIDED, **self.weights}
 
@@ -174,16 +176,15 @@ class Voters:
                             temperature=temperature or self.usual,
                             meta=None if temperature else self.base.guide(self.stage))[0]
 
-    def probe(self):
-        """Set `probe` on each judgement: linear in the policy's last state, fitted on validation items."""
-        w = None
-        for split, groups in (("val", self.val), ("test", self.test)):
-            states = hidden_states(self.policy, sum(groups, []))
-            if w is None:
-                w = fit_probe(states, [float(correct(j.scores, item.gold))
-                                       for g, item in zip(groups, self.items[split]) for j in g])
-            for j, logit in zip(sum(groups, []), (states @ w).tolist()):
-                j.probe = logit
+    def probe(self, count):
+        """Set `probe` on each judgement: linear in the policy's last state, fitted on the first `count`
+        validation items."""
+        learned = [(j, item) for g, item in zip(self.val[:count], self.items["val"]) for j in g]
+        w = fit_probe(hidden_states(self.policy, [j for j, _ in learned]),
+                      [float(correct(j.scores, item.gold)) for j, item in learned])
+        others = sum(self.val[count:] + self.test, [])
+        for j, logit in zip(others, (hidden_states(self.policy, others) @ w).tolist()):
+            j.probe = logit
 
     def hits(self, rule, k, split="test", groups=None):
         """(items,): is the vote of the first k samples right?"""
@@ -205,16 +206,16 @@ class Voters:
 # How independent are samples, and what is left to win?
 
 def correlation(voters):
-    """-> rho of two samples of one item being right: (E over pairs - p^2) / (p - p^2)."""
+    """-> rho of two samples of one item being right: (E over pairs - p^2) / (p - p^2), 0 if all are alike."""
     right = np.array([[correct(j.scores, item.gold) for j in g]
                       for g, item in zip(voters.test, voters.items["test"])], float)         # (items, K)
     s, K, p = right.sum(axis=1), right.shape[1], right.mean()
-    return ((s * (s - 1)).mean() / (K * (K - 1)) - p ** 2) / (p - p ** 2)
+    return ((s * (s - 1)).mean() / (K * (K - 1)) - p ** 2) / (p - p ** 2) if 0 < p < 1 else 0.0
 
 
 def repaired(j, item, verdicts=False, weights=False):
-    """The judgement with scores added up anew: with true verdicts, with the raters' weights. What it did not
-    check counts as bad, an impression stays as it is."""
+    """The judgement with scores added up anew from its checks: with true verdicts, with the raters' weights.
+    A mere impression stays as it is."""
     if j.scores is None or any(name == "overall" for name, _ in j.principles):
         return j
     scores = []
@@ -227,7 +228,7 @@ def repaired(j, item, verdicts=False, weights=False):
     return replace(j, scores=scores)
 
 
-BOUNDS = {"as it is": {}, "true verdicts": dict(verdicts=True), "the raters' weights": dict(weights=True)}
+BOUNDS = {"added up anew": {}, "true verdicts": dict(verdicts=True), "raters' weights": dict(weights=True)}
 
 
 def bounds(voters, k):
@@ -248,7 +249,7 @@ def stop_early(samples, lead, most):
     """Draw until one response is `lead` picks ahead, at most `most` samples -> samples drawn, plurality."""
     for k in range(1, most + 1):
         votes = plurality([j.scores for j in samples[:k]])
-        if votes and (np.diff(sorted(votes)[-2:])[0] > lead - 0.5 or k == most):
+        if votes and (np.diff(sorted(votes)[-2:])[0] > lead - 0.01 or k == most):
             return k, votes
     return most, None
 
@@ -300,7 +301,7 @@ def worth_table(found):
 
 
 def temperature_table(bases, found):
-    """-> rows, {rule: [accuracy at each T]} of the RL policy with the first number of votes."""
+    """-> rows, {rule and k: [accuracy at each T]} of the RL policy."""
     ks = (4, 8, max(bases[0].votes)) if not bases[0].quick else bases[0].votes
     rules = {name: RULES[name] for name in ("sum", "plurality", "weighted")}
     rows, curves = [["stage", "T", "one sample", *(f"{name}, k = {k}" for name in rules for k in ks)]], {}

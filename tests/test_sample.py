@@ -391,8 +391,14 @@ def test_verdict_of_ties_and_failures():
                                                   "voters": 0}
     assert verdict(made([[9, 1], [4, 5], None, [3, 3]]), "sum", 2) == {
         "scores": [16, 9], "votes": [16, 9], "best": 0, "sure": 0.3333, "voters": 3}
-    assert verdict(made([[9, 1], [4, 5], None, [3, 4]]), "plurality", 2) == {
-        "scores": [16, 10], "votes": [1.0, 2.0], "best": 1, "sure": 0.6667, "voters": 3}
+    told = verdict(made([[9, 1], [4, 5], None, [3, 4]]), "plurality", 2)
+    assert told.pop("votes") == pytest.approx([1, 2], abs=1e-4)
+    assert told == {"scores": [16, 10], "best": 1, "sure": 0.6667, "voters": 3}
+    unlikely = made([[1, 10], [6, 5], [6, 5]])
+    for j in unlikely:
+        j.logp = -3.0
+    assert verdict(unlikely, "weighted", 2)["best"] == 0         # ties are broken, and no more, at any weight
+    assert verdict(made([[9, 1], [4, 5]]), "plurality", 2)["best"] == 0
 
 
 def test_plurality_by_hand():
