@@ -76,7 +76,7 @@ def standardised(scores):
 def borda(scores):
     """For each response, how many others are scored lower; half a point if level."""
     beats = (scores[:, None] > scores) + 0.5 * (scores[:, None] == scores)       # (n, n)
-    return beats.sum(axis=1)
+    return beats.sum(axis=1) - 0.5                 # it is level with itself
 
 
 def sigmoid(x):
