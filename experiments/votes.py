@@ -113,7 +113,7 @@ def fit(loss, size):
     return w.detach()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def hidden_states(policy, judgements):
     """The policy's hidden state at the last token of each judgement -> (N, C)."""
     found, device = [], policy.wte.weight.device
