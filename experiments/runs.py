@@ -121,11 +121,11 @@ def subset_rows(arrays):
 FINDINGS = """
 What stands out:
 
-- Each step of the staircase is there: base, RFT, RL, votes, guided votes. Judgements grow with it, and so
-  does their faithfulness. Out of distribution is far behind: there a judge goes by habit.
-- Guided votes are worth most where the policy is weakest: +.09 after RFT at k = 32, +.012 after RL, where
-  the plain vote has cancelled most of what a filter could remove. RL and guided votes are partly
-  substitutes: with more steps plain votes end higher, and the Meta RM has less left to add.
+- Each step of the staircase is there: base, RFT, RL, votes. Judgements grow with it, and so does their
+  faithfulness. Out of distribution is behind: there a judge goes by habit.
+- Few votes should be counted, not summed: a plurality beats the sum of scores at T = 1.
+- Before RL it matters whom one trusts, and the policy's own confidence, which is free, is worth more than the
+  Meta RM's filter. After RL samples share what is left of mistakes: all rules end close to each other.
 """
 
 # ----------------------------------------------------------------------------------------
