@@ -2,7 +2,7 @@
 nanoGRM: a small GPT learns to be a judge, from nothing (SPCT, arXiv 2504.02495).
 
     python spct.py                      # everything, on a CPU or a GPU
-    python spct.py --preset short       # from the base model that comes along: all the rest in five minutes
+    python spct.py --preset short       # from the base model that comes along: all the rest in four minutes
     python spct.py --preset smoke       # the same code in a minute: it learns the grammar, and little else
 
     1 pretrain   general text and judgements by annotators of mixed skill        -> base.pt
