@@ -30,7 +30,7 @@ import numpy as np
 import metarm
 from data import UserError, command
 from data.judgement import correct, pick
-from data.world import DOMAINS
+from data.world import DOMAINS, seed_of
 from metarm import RULES
 from parallel import new_file
 from run import machine, read_json, write_json
@@ -112,12 +112,34 @@ def with_interval(values):
     return [round(float(np.mean(values)), 4), *interval(values)]
 
 # ----------------------------------------------------------------------------------------
+# Ways to judge
+
+def answers(cfg, parts):
+    """What each way to judge says of the items of the vote, from one policy's judgements (as of
+    spct.judge_sets) -> {way: for each item a list of answers, each n scores or None}.
+
+    An item's accuracy is the mean over its answers: most ways give one, "one sample" k, a random subset 8.
+    """
+    (items, greedy), (_, samples) = parts["greedy"], parts["votes"]
+    ways = {"greedy": [[s[0].scores] for s in greedy], "one sample": [[j.scores for j in s] for s in samples]}
+    for k in [2 ** i for i in range(1, cfg.k.bit_length())]:
+        first = [s[:k] for s in samples]
+        for rule, name in (("sum", "vote"), ("plurality", "plurality"), ("weighted", "weighted")):
+            ways[f"{name}@{k}"] = [[RULES[rule](s)] for s in first]
+        if any(j.meta is not None for s in samples for j in s):              # the base has no Meta RM
+            ways[f"guided@{k}"] = [[RULES["guided"](s)] for s in first]
+            seed = lambda item, draw: seed_of(cfg.seed, "control", item.id, k, draw)
+            ways[f"random@{k}"] = [[metarm.random_vote(s, k // 2, seed(item, draw)) for draw in range(8)]
+                                   for s, item in zip(first, items)]
+    return ways
+
+# ----------------------------------------------------------------------------------------
 # One number per item, so that differences can be paired
 
 def item_columns(parts, ways):
     """-> {column: array (items,)}, entries in 0..1: how often each way to judge an item is right.
 
-    parts: a policy's judgements, as of spct.judge_sets. ways: {way: a list of answers for each item}.
+    parts: a policy's judgements, as of spct.judge_sets. ways: as of answers.
     """
     (items, samples), columns = parts["votes"], {}
     for way, found in ways.items():
@@ -177,12 +199,12 @@ def meta_results(parts):
             "AUC, pairs of one item": metarm.auc_within(groups)}
 
 
-def results(run, judged, answers):
-    """judged: {stage: parts}, answers: {stage: ways} -> the contents of results.json, written with
-    per_item.npz, the numbers per item from which differences can be paired."""
+def results(run, judged):
+    """judged: {stage: parts} -> the contents of results.json, written with per_item.npz, the numbers per item
+    from which differences can be paired."""
     cfg, found, arrays = run.cfg, {"stages": {}, "meta": {}}, {}
     for name, parts in judged.items():
-        columns = item_columns(parts, answers[name])
+        columns = item_columns(parts, answers(cfg, parts))
         found["stages"][name] = stage_results(parts, columns)
         if name != "base":                         # it has no Meta RM
             found["meta"][name] = meta_results(parts)

@@ -34,7 +34,6 @@ from data.annotators import annotate, corpus, corpus_texts, encode_document, gen
 from data.judgement import correct, read_judgements, write_judgements
 from data.tokenizer import HINT, PAD, Tokenizer, train_bpe
 from data.world import make_items, seed_of
-from metarm import RULES
 from model import GPT, GPTConfig, Optimizer, pad_rows, token_logits, token_logp, trapezoid
 from parallel import rank, share, start_processes, stop_processes
 from run import make_config, open_run
@@ -412,26 +411,6 @@ def judge_sets(run, tok, name, policy, meta=None):
         run.finish(f"eval-{name}")
     return {part: (items, read_judgements(run.path(path(part)))) for part, (items, _, _) in parts.items()}
 
-
-def answers(cfg, parts):
-    """What each way to judge says of the items of the vote, from one policy's judgements (as of judge_sets)
-    -> {way: for each item a list of answers, each n scores or None}.
-
-    An item's accuracy is the mean over its answers: most ways give one, "one sample" k, a random subset 8.
-    """
-    (items, greedy), (_, samples) = parts["greedy"], parts["votes"]
-    ways = {"greedy": [[s[0].scores] for s in greedy], "one sample": [[j.scores for j in s] for s in samples]}
-    for k in [2 ** i for i in range(1, cfg.k.bit_length())]:
-        first = [s[:k] for s in samples]
-        for rule, name in (("sum", "vote"), ("plurality", "plurality"), ("weighted", "weighted")):
-            ways[f"{name}@{k}"] = [[RULES[rule](s)] for s in first]
-        if any(j.meta is not None for s in samples for j in s):              # the base has no Meta RM
-            ways[f"guided@{k}"] = [[RULES["guided"](s)] for s in first]
-            seed = lambda item, draw: seed_of(cfg.seed, "control", item.id, k, draw)
-            ways[f"random@{k}"] = [[metarm.random_vote(s, k // 2, seed(item, draw)) for draw in range(8)]
-                                   for s, item in zip(first, items)]
-    return ways
-
 # ----------------------------------------------------------------------------------------
 # The main job
 
@@ -468,7 +447,7 @@ def train_and_evaluate(run):
     policies = {"base": base, "rft": tuned, "rl": policy}
     judged = {name: judge_sets(run, tok, name, model, guides.get(name)) for name, model in policies.items()}
     if rank() == 0:
-        results = report.results(run, judged, {name: answers(cfg, parts) for name, parts in judged.items()})
+        results = report.results(run, judged)
         report.figures(run.folder, results)
         print(report.table(results))
 

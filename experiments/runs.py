@@ -45,7 +45,8 @@ STAGES = [("rft", "base"), ("rl", "rft")]
 DIFFERENCES = [(f"{better}/{way}", f"{worse}/{way}") for better, worse in STAGES
                for way in ("one sample", "greedy")]
 DIFFERENCES += [(f"{stage}/{better}", f"{stage}/{worse}") for stage, better, worse in [
-    *(("rl", f"weighted@{k}", "greedy") for k in (4, 8, 32)), ("rl", "plurality@8", "vote@8"),
+    *(("rl", f"weighted@{k}", "greedy") for k in (4, 8, 32)), ("rl", "weighted@4", "vote@4"),
+    ("rl", "plurality@8", "vote@8"), ("rft", "weighted@32", "guided@32"),
     ("rl", "weighted@8", "plurality@8"), ("rl", "plurality@32", "vote@32"),
     ("rl", "vote@32", "greedy"), *((stage, "vote@8", "one sample") for stage in ("base", "rft", "rl")),
     *((stage, f"guided@{k}", f"{other}@{k}") for stage, k in (("rft", 32), ("rl", 8), ("rl", 32))

@@ -254,7 +254,7 @@ def stop_early(samples, lead, most):
     return most, None
 
 
-def stopped(voters, lead, split, most=32):
+def stopped(voters, lead, split, most):
     """-> samples drawn (items,), right (items,)."""
     groups = voters.test if split == "test" else voters.val
     drawn, votes = zip(*(stop_early(g, lead, most) for g in groups))

@@ -271,6 +271,14 @@ def test_transcripts_of_every_skill_parse(tok):
                 assert hint is None or item.n == 1 or correct(scores, item.gold)
 
 
+def test_sums_grow_with_each_check():
+    """Guards against sums that count what is bad, that start anew, or that stand where nothing is weighed."""
+    checks, weights = [("correct", "1+1=2 got 2", True), ("polite", None, False), ("brief", "none", True)], {
+        "correct": 4, "polite": 5, "brief": 1}
+    assert checks_text(checks, weights) == " correct: 1+1=2 got 2, good 4 polite: bad 4 brief: none, good 5"
+    assert checks_text(checks) == " correct: 1+1=2 got 2, good polite: bad brief: none, good"
+
+
 def test_what_was_read_in_another_order_belongs_to_its_response(tok, monkeypatch):
     """Guards against quotes, checks, totals or scores that stay with the slot when the responses are
     shuffled: whatever the order that a perfect judge reads, its reasons are true of the item's own
