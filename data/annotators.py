@@ -116,18 +116,6 @@ def annotate(rng, item, skill, hint=None):
 # ----------------------------------------------------------------------------------------
 # General text: the bare skills, without any judging
 
-def exercise(opening, steps):
-    """One step for each of a few responses: something is given, an answer has to be written -> a document.
-
-    steps: (given parts, answer) pairs. To go on with the next response, or to end, is learned, too.
-    """
-    marks = RESPONSE[:len(steps)]
-    document = [([opening, marks[0]], False)]
-    for (given, answer), after in zip(steps, [*marks[1:], END]):
-        document += [(given, False), ([answer, after], True)]
-    return document
-
-
 def adding(rng):
     """Given weights and verdicts on each of a few responses: the sum of the weights found good, step by step.
 
@@ -148,14 +136,16 @@ def adding(rng):
 
 
 def checking(rng, task, texts):
-    """Given a task and responses: checks of their content and of one point of style."""
-    steps = []
-    for text, truth, _ in texts:
+    """Given a task and responses: checks of their content and of one point of style. To go on with the next
+    response, or to end, is learned, too."""
+    marks = RESPONSE[:len(texts)]
+    document = [([" " + task, marks[0]], False)]
+    for (text, truth, _), after in zip(texts, [*marks[1:], END]):
         names = [n for n in truth if n in CONTENT_CRITERIA] + [rng.choice(STYLE_CRITERIA)]
         rng.shuffle(names)
-        checks = [(name, truth[name][1], truth[name][0]) for name in names]
-        steps.append(([" " + text, CHECKS], checks_text(checks)))
-    return exercise(" " + task, steps)
+        checks = checks_text([(name, truth[name][1], truth[name][0]) for name in names])
+        document += [([" " + text, CHECKS], False), ([checks, after], True)]
+    return document
 
 
 def quoting(texts):

@@ -360,7 +360,9 @@ def test_what_may_change_on_resume(tmp_path):
 
 
 def test_learning_rate_schedule():
-    """Guards against a schedule that starts at 0 (a lost step) or goes below it."""
+    """Guards against a schedule that starts at 0 (a lost step) or goes below it, and a warm-up that is not as
+    long as asked."""
+    assert [trapezoid(i, 40, decay=0.3, warmup=5) for i in (0, 3, 4, 27)] == pytest.approx([0.2, 0.8, 1, 1])
     scale = [trapezoid(i, 100) for i in range(100)]
     assert scale[0] > 0 and max(scale) == 1 and 0 < scale[-1] < 0.05 and scale[40] == 1
     assert all(0 < trapezoid(i, steps) <= 1 for steps in (1, 2, 5) for i in range(steps))
