@@ -53,6 +53,7 @@ RULES = {"sum": lambda samples: vote([j.scores for j in samples]),
          "plurality": lambda samples: plurality([j.scores for j in samples]),
          "weighted": lambda samples: plurality([j.scores for j in samples], [j.confidence for j in samples]),
          "guided": lambda samples: guided_vote(samples, half(samples))}
+PLAIN = ("sum", "plurality", "weighted")           # those that need no Meta RM
 
 # ----------------------------------------------------------------------------------------
 # Training

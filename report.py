@@ -31,7 +31,7 @@ import metarm
 from data import UserError, command
 from data.judgement import correct, pick
 from data.world import DOMAINS, seed_of
-from metarm import RULES
+from metarm import PLAIN, RULES
 from parallel import new_file
 from run import machine, read_json, write_json
 
@@ -124,8 +124,8 @@ def answers(cfg, parts):
     ways = {"greedy": [[s[0].scores] for s in greedy], "one sample": [[j.scores for j in s] for s in samples]}
     for k in [2 ** i for i in range(1, cfg.k.bit_length())]:
         first = [s[:k] for s in samples]
-        for rule, name in (("sum", "vote"), ("plurality", "plurality"), ("weighted", "weighted")):
-            ways[f"{name}@{k}"] = [[RULES[rule](s)] for s in first]
+        for rule in PLAIN:
+            ways[f"{rule}@{k}"] = [[RULES[rule](s)] for s in first]
         if any(j.meta is not None for s in samples for j in s):              # the base has no Meta RM
             ways[f"guided@{k}"] = [[RULES["guided"](s)] for s in first]
             seed = lambda item, draw: seed_of(cfg.seed, "control", item.id, k, draw)
@@ -146,10 +146,10 @@ def item_columns(parts, ways):
         measure = lambda rule: np.array([np.mean([rule(answer, item.gold) for answer in answers])
                                          for answers, item in zip(found, items)])
         columns[way] = measure(correct)
-        if way in ("greedy", "one sample") or way.startswith("vote@"):
+        if way in ("greedy", "one sample") or way.startswith("sum@"):
             columns["coin flip, " + way] = measure(coin_flip)
-        if way.startswith("vote@"):                # pass@k: is any of the first k right?
-            k = int(way.removeprefix("vote@"))
+        if way.startswith("sum@"):                 # pass@k: is any of the first k right?
+            k = int(way.removeprefix("sum@"))
             columns[f"pass@{k}"] = np.array([max(correct(j.scores, item.gold) for j in s[:k])
                                              for s, item in zip(samples, items)], float)
     columns["parses"] = np.array([np.mean([j.scores is not None for j in s]) for s in samples])
@@ -166,9 +166,9 @@ def other_columns(parts):
                "out of distribution, greedy": right("ood-greedy"),
                "out of distribution, one sample": right("ood")}
     items, samples = parts["ood"]
-    for rule in ("sum", "plurality", "weighted"):
+    for rule in PLAIN:
         votes = np.array([correct(RULES[rule](s), item.gold) for item, s in zip(items, samples)], float)
-        columns[f"out of distribution, {rule} of 8"] = votes     # or k, if that is less
+        columns[f"out of distribution, {rule}@{len(samples[0])}"] = votes
     return columns
 
 # ----------------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ def stage_results(parts, columns):
         if mine.any():
             results["subsets"][domain] = {"items": int(mine.sum()), **{
                 name: with_interval(values[mine]) for name, values in columns.items()
-                if name in ("greedy", "one sample") or name.startswith("vote@")}}
+                if name in ("greedy", "one sample") or name.startswith(("sum@", "weighted@"))}}
     return results
 
 
@@ -242,8 +242,8 @@ def table(r):
     rows += [[m, *(half_width(s[m]) if m in s else "" for s in stages.values())] for m in measures]
     stood = np.cumsum([r["seconds"][stage] for stage in ("pretrain", "rft", "rl")]) / 60
     rows.append(["minutes until this policy stood", *(f"{minutes:.1f}" for minutes in stood)])
-    k = max(int(m.removeprefix("vote@")) for m in measures if m.startswith("vote@"))
-    shown = ["items", "greedy", "one sample", f"vote@{k}"]
+    k = max(int(m.removeprefix("sum@")) for m in measures if m.startswith("sum@"))
+    shown = ["items", "greedy", "one sample", f"sum@{k}", f"weighted@{k}"]
     by_subset = [["rl, by subset", *shown]]
     for domain, s in stages["rl"]["subsets"].items():
         by_subset.append([domain, *(half_width(s[m]) for m in shown)])
@@ -283,9 +283,9 @@ def draw_votes(path, r):
     """Accuracy against the number of votes."""
     with canvas(path, height=5.5) as axes:
         for name, s in r["stages"].items():
-            ks = [int(m.removeprefix("vote@")) for m in s if m.startswith("vote@")]
+            ks = [int(m.removeprefix("sum@")) for m in s if m.startswith("sum@")]
             x, color = [1, *ks], COLORS[name]
-            votes = np.array([s["one sample"], *(s[f"vote@{k}"] for k in ks)])             # (ks, 3)
+            votes = np.array([s["one sample"], *(s[f"sum@{k}"] for k in ks)])              # (ks, 3)
             axes.plot(x, votes[:, 0], "o-", color=color, label=f"{name}: sum of scores")
             axes.fill_between(x, votes[:, 1], votes[:, 2], color=color, alpha=0.12)
             axes.axhline(s["greedy"][0], color=color, ls=":", lw=1, label=f"{name}: greedy")

@@ -8,23 +8,19 @@ RFT loses most, then without its rejective samples; guided votes hardly depend o
 
 Each arm differs in one thing from the default run, and starts from the same base model:
 
-- the data of RFT: which samples are kept, and whether general text is mixed in. Then RL from it, as always.
-  Fewer examples are fewer steps of RFT, too.
+- the data of RFT: which samples are kept, and whether general text is mixed in. Then RL from some of it, as
+  always. Fewer examples are fewer steps of RFT, too.
 - RL: the KL coefficient beta; the group size G, with as many samples a step (larger groups of fewer
-  points); no RFT before it. All arms have the steps of the default run, but where it says longer.
+  points), and how many of a group are learned from; no RFT before it. All arms have the steps of the default
+  run, but where it says longer.
 - votes: the order of responses, k_meta.
-- the data of the Meta RM. All arms have equally many judgements, and start from the RL policy's weights.
 
 What to look at: what is lost after RFT, and how much of that RL makes good. In the sweep of beta: the worst
-subset (a collapse hides in a mean), and whether plain or guided votes end higher: has a Meta RM less to add
-to a policy that has moved further? (Those of the sweep start from RFT's, and learn from a third of its
-number of judgements: this may favour the policies that moved least. KL is the mean a token in the last step
-of training.)
+subset (a collapse hides in a mean). KL is the mean a token in the last step of training.
 
 Accuracies are means over items, where those of the baselines are means over subsets.
 """
 
-import copy
 import functools
 import json
 import random
@@ -36,13 +32,12 @@ import metarm
 import report
 import spct
 from data import command
-from data.judgement import correct, vote
+from data.judgement import correct
 from data.tokenizer import QUERY
-from data.world import make_items, seed_of
+from data.world import seed_of
 from experiments import study
 from experiments.baselines import grm, no_principles, rl_only
 from experiments.study import accuracy, difference, judged, number, right, trajectories
-from run import read_json, write_json
 from sample import judge
 from spct import keep_all, rft_examples
 
@@ -70,48 +65,51 @@ def at_random(base):
     return rft_examples(base.cfg, base.tok, chosen)
 
 
-RFT_DATA = {  # arm: (its examples, the paper's accuracy after RFT, after RL)
-    "default": (examples, "68.8", "69.9"),
-    "no hinted samples": (lambda base: examples(base, hinted=False), "68.0", ""),
-    "hinted samples only": (lambda base: examples(base, samples=False), "67.4", ""),
-    "neither": (lambda base: only(base, judgements=False), "66.1", "68.7"),
-    "no general text": (lambda base: only(base, judgements=True), "63.3", ""),
-    "random selection": (at_random, "", ""),
+RFT_DATA = {  # arm: (its examples, the paper's accuracy after RFT, after RL; is there RL from it?)
+    "default": (examples, "68.8", "69.9", True),
+    "no hinted samples": (lambda base: examples(base, hinted=False), "68.0", "", False),
+    "neither": (lambda base: only(base, judgements=False), "66.1", "68.7", True),
+    "no general text": (lambda base: only(base, judgements=True), "63.3", "", False),
+    "random selection": (at_random, "", "", True),
 }
 
 
 def rft_and_rl(base, name):
-    """-> answers after RFT, answers after RL."""
+    """-> answers after RFT, and after RL if there is any."""
     if name == "default":
         return grm(base, "rft"), grm(base, "rl")
+    make, *_, more = RFT_DATA[name]
     run, few = base.arm(name), base.votes[:1]
-    tuned = spct.rft(run, base.policy("base"), RFT_DATA[name][0](base))
-    policy = spct.rl(run, base.tok, tuned, base.points, base.samples)
-    return (judged(base, base.arm(f"{name} rft"), tuned, ["test"], few),
-            judged(base, run, policy, ["test"], few))
+    tuned = spct.rft(run, base.policy("base"), make(base))
+    found = [judged(base, base.arm(f"{name} rft"), tuned, ["test"], few)]
+    if more:
+        policy = spct.rl(run, base.tok, tuned, base.points, base.samples)
+        found.append(judged(base, run, policy, ["test"], few))
+    return found
 
 
 def rft_table(bases):
-    m = f"vote@{bases[0].votes[0]}"
-    rows = [["RFT's data", "examples", "paper, RFT", "RFT, greedy", "against default", f"RFT, {m}",
-             "paper, RL", "RL, greedy", "against default", f"RL, {m}", "against default"]]
+    m = f"weighted@{bases[0].votes[0]}"
+    columns = [(stage, mode) for stage in ("RFT", "RL") for mode in ("greedy", m)]
+    rows = [["RFT's data", "examples", "paper, RFT", "paper, RL",
+             *(cell for stage, mode in columns for cell in (f"{stage}, {mode}", "against default"))]]
     usual = None
-    for name, (make, paper_rft, paper_rl) in RFT_DATA.items():
+    for name, (make, *paper, _) in RFT_DATA.items():
         stages = zip(*(rft_and_rl(b, name) for b in bases))
-        rft_greedy, rft_votes, rl_greedy, rl_votes = found = [
-            right(bases, answers, mode) for answers in stages for mode in ("greedy", m)]
+        found = [right(bases, answers, mode) for answers in stages for mode in ("greedy", m)]
         usual = usual or found
-        against = ["" if found is usual else difference(x, y) for x, y in zip(found, usual)]
-        rows.append([name, number([len(make(b)) for b in bases], ".0f"),
-                     paper_rft, accuracy(rft_greedy), against[0], accuracy(rft_votes),
-                     paper_rl, accuracy(rl_greedy), against[2], accuracy(rl_votes), against[3]])
+        cells = [cell for mine, default in zip(found, usual)
+                 for cell in (accuracy(mine), "" if mine is default else difference(mine, default))]
+        cells += [""] * (2 * len(columns) - len(cells))
+        rows.append([name, number([len(make(b)) for b in bases], ".0f"), *paper, *cells])
     return rows
 
 # ----------------------------------------------------------------------------------------
 # RL
 
-BETAS = (0.0, 0.02, 0.15, 0.5)
-GROUPS = (2, 4, 8, 16)
+BETAS = (0.0, 0.15, 0.5)
+GROUPS = {(4, 2): dict(group=4, rl_keep=2, rl_points=128), (8, 4): {},
+          (16, 8): dict(group=16, rl_keep=8, rl_points=32), (8, 8): dict(rl_keep=8)}  # (G, learned from)
 
 
 def rl_steps(run):
@@ -119,75 +117,51 @@ def rl_steps(run):
         return [json.loads(line) for line in f]
 
 
-def half_votes(base, run, policy, meta, most=None):
-    """Answers; of guided votes, the better half of the judgements votes, as in the paper."""
-    return judged(base, run, policy, ["test"], most=most, guide=meta)
-
-
-def rl_arm(base, name, own_meta=False, votes=None, **changes):
-    """RL from the default RFT model with other settings -> answers, the rows of metrics-rl.jsonl.
-
-    own_meta: with a Meta RM of its own, for guided votes. votes: how many, by default those of the base.
-    """
-    if not changes:
+def rl_arm(base, name, **changes):
+    """RL from the default RFT model with other settings -> answers, the rows of metrics-rl.jsonl."""
+    if all(getattr(base.cfg, field) == value for field, value in changes.items()):
         return grm(base, "rl"), rl_steps(base.run)
     run = base.arm(name, **changes)
     policy = spct.rl(run, base.tok, base.policy("rft"), base.points, base.samples)
-    if not own_meta:
-        return judged(base, run, policy, ["test"], votes), rl_steps(run)
-    meta = spct.meta_rm(run, base.tok, "rl", policy, base.samples, base.points, start=base.guide("rft"))
-    return half_votes(base, run, policy, meta), rl_steps(run)
+    return judged(base, run, policy, ["test"]), rl_steps(run)
 
 
 def beta_table(bases, found):
-    """found: {beta: [(answers, steps) of each seed]}"""
-    modes = ["greedy", *(f"{how}@{k}" for k in bases[0].votes for how in ("vote", "meta"))]
-    plain, guided = modes[-2:]
-    rows = [["beta", "KL at the end", *modes, f"{guided} - {plain}", f"worst subset, {plain}"]]
-    rft = lambda b: half_votes(b, b.arm("grm-rft"), b.policy("rft"), b.guide("rft"), b.most)
-    arms = {"RFT only": [(rft(b), [{"kl": 0.0}]) for b in bases], **found}
-    for beta, seeds in arms.items():
+    """found: {(beta, RL steps): [(answers, steps) of each seed]}. Below the default each row is compared with
+    the one of as many steps and the default beta."""
+    modes = ["greedy", *(f"{how}@{k}" for k in bases[0].votes for how in ("sum", "weighted"))]
+    rows = [["beta", "RL steps", "KL at the end", *modes, f"worst subset, {modes[-1]}",
+             f"against the default beta, {modes[-1]}"]]
+    for (beta, count), seeds in found.items():
         answers, steps = zip(*seeds)
-        rows.append([str(beta), number([s[-1]["kl"] for s in steps]),
+        usual, _ = zip(*found[bases[0].cfg.beta, count])
+        mine, others = (right(bases, a, modes[-1]) for a in (answers, usual))
+        rows.append([str(beta), str(count), number([s[-1]["kl"] for s in steps]),
                      *(accuracy(right(bases, answers, m)) for m in modes),
-                     difference(right(bases, answers, guided), right(bases, answers, plain)),
-                     study.worst_subset(bases, answers, plain)])
-    return rows
-
-
-def long_table(bases):
-    """RL for three times as long: does a judge collapse without the KL penalty?"""
-    modes, long = ["greedy", *(f"vote@{k}" for k in bases[0].votes)], dict(rl_steps=3 * bases[0].cfg.rl_steps)
-    rows = [["beta", "RL steps", "KL at the end", *modes, f"worst subset, {modes[-1]}", "against row above"]]
-    above = None
-    for beta, changes in ((bases[0].cfg.beta, long), (0.0, {**long, "beta": 0.0})):
-        answers, steps = zip(*(rl_arm(b, "rl_steps", **changes) for b in bases))
-        found = [right(bases, answers, m) for m in modes]
-        rows.append([str(beta), str(long["rl_steps"]), number([s[-1]["kl"] for s in steps]),
-                     *map(accuracy, found), study.worst_subset(bases, answers, modes[-1]),
-                     difference(found[-1], above) if above else ""])
-        above = found[-1]
+                     study.worst_subset(bases, answers, modes[-1]),
+                     "" if beta == bases[0].cfg.beta else difference(mine, others)])
     return rows
 
 
 def group_table(bases):
-    m, samples = f"vote@{bases[0].votes[0]}", bases[0].cfg.rl_points * bases[0].cfg.group
-    rows = [["G", "points a step", "silent groups", "greedy", m, "against default, greedy", f"the same, {m}"]]
+    m = f"weighted@{bases[0].votes[0]}"
+    rows = [["G", "learned from", "points a step", "silent groups", "greedy", m, "against default, greedy",
+             f"the same, {m}"]]
     usual = [grm(b, "rl") for b in bases]
-    for G in GROUPS:
-        changes = {} if G == bases[0].cfg.group else dict(group=G, rl_points=samples // G)
-        answers, steps = zip(*(rl_arm(b, "group", votes=b.votes[:1], **changes) for b in bases))
+    for (G, keep), changes in GROUPS.items():
+        answers, steps = zip(*(rl_arm(b, "group", **({} if b.quick else changes)) for b in bases))
         silent = number([np.mean([row["silent_groups"] for row in s]) for s in steps])
         mine = [right(bases, answers, mode) for mode in ("greedy", m)]
         against = [difference(x, right(bases, usual, mode)) if changes else ""
                    for x, mode in zip(mine, ("greedy", m))]
-        rows.append([str(G), str(samples // G), silent, *map(accuracy, mine), *against])
+        rows.append([str(G), str(keep), str(changes.get("rl_points", bases[0].cfg.rl_points)),
+                     silent, *map(accuracy, mine), *against])
     return rows
 
 
 def other_table(bases):
     """No RFT, no principles: a part of the method is missing."""
-    few, many = (f"vote@{k}" for k in (bases[0].votes[0], bases[0].votes[-1]))
+    few, many = (f"weighted@{k}" for k in (bases[0].votes[0], bases[0].votes[-1]))
     columns = {"greedy": ("greedy", "test"), few: (few, "test"),
                f"{many}, out of distribution": (many, "ood")}
     rows = [["arm", "paper, greedy", *(cell for name in columns for cell in (name, "against default"))]]
@@ -212,7 +186,7 @@ def in_item_order(*args, shuffle, **more):
 
 def vote_table(bases):
     """One order for all samples in place of a fresh one for each."""
-    names = [f"vote@{k}" for k in bases[0].votes]
+    names = [f"{how}@{k}" for how in ("sum", "weighted") for k in bases[0].votes]
     rows = [["order of the responses", *names, f"against fresh orders, {names[-1]}"]]
     usual = [grm(b, "rl") for b in bases]
     one = [judged(b, b.arm("fixed-order rl"), b.policy("rl"), ["test"], judge=in_item_order) for b in bases]
@@ -230,94 +204,33 @@ def stage_groups(base, name):
     return trajectories(base, base.arm(f"grm-{name}"), None, "test", base.most)[0]
 
 
-def guided(base, groups, metas, k, k_meta):
-    """(items,): is the guided vote of the first k samples right? metas: logits of each item's samples."""
-    votes = [vote(metarm.keep_best([j.scores for j in g[:k]], m[:k], k_meta)) for g, m in zip(groups, metas)]
-    return np.array([correct(v, item.gold) for v, item in zip(votes, base.parts["test"])], float)
+def guided(base, groups, k, k_meta):
+    """(items,): is the guided vote of the first k samples right?"""
+    return np.array([correct(metarm.guided_vote(g[:k], k_meta), item.gold)
+                     for g, item in zip(groups, base.parts["test"])], float)
 
 
 def k_meta_table(bases):
     rows = [["policy", "k", *(f"k_meta = {name}" for name in ("1", "k/4", "k/2", "k"))],
             ["paper, 27B", "32", "71.5", "72.7", "72.8", "71.0"]]
     for name in ("rft", "rl"):
-        stages = [stage_groups(b, name) for b in bases]
-        seeds = [(b, groups, [[j.meta for j in g] for g in groups]) for b, groups in zip(bases, stages)]
+        seeds = [(b, stage_groups(b, name)) for b in bases]
         for k in bases[0].votes:
             rows.append([name, str(k), *(accuracy([guided(*seed, k, keep) for seed in seeds])
                                          for keep in (1, max(1, k // 4), k // 2, k))])
     return rows
 
 # ----------------------------------------------------------------------------------------
-# The data of the Meta RM
-
-META_DATA = {  # name: equally many examples of RFT's samples and of the policy's -> what is learned from
-    "RFT's samples": lambda old, new, rng: old,
-    "the policy's": lambda old, new, rng: new,
-    "half of each": lambda old, new, rng: old[::2] + new[::2],
-    "half of each, labels shuffled": lambda old, new, rng: shuffle_labels(old[::2] + new[::2], rng),
-}
-
-
-def shuffle_labels(examples, rng):
-    rows, labels = zip(*examples)
-    return list(zip(rows, rng.sample(labels, len(labels))))
-
-
-def meta_examples(base):
-    """-> (ids, right) of RFT's samples, as many of the RL policy, both in random order."""
-    fresh = copy.copy(base)
-    count = base.cfg.points * base.cfg.n_rft // 4
-    fresh.parts = {"meta": make_items(base.seed, "train", count, start=base.cfg.points)}
-    new, *_ = trajectories(fresh, base.arm("meta-data"), base.policy("rl"), "meta", 4)
-    rng = random.Random(seed_of(base.seed, "Meta RM's data"))
-    labelled = [[(j.tokens, spct.right(j, p)) for s, p in zip(samples, points) for j in s]
-                for samples, points in ((base.samples, base.points), (new, fresh.parts["meta"]))]
-    size = min(map(len, labelled))
-    return [rng.sample(examples, size) for examples in labelled]
-
-
-def meta_arm(base, name):
-    """A Meta RM for the RL policy -> its logits of each test item's judgements, None if they do not parse."""
-    run, model = base.arm(f"meta {name}"), metarm.from_policy(base.policy("rl"))
-    first = [g[:max(base.votes)] for g in stage_groups(base, "rl")]
-    if not run.done("meta", model):
-        rng = random.Random(seed_of(base.seed, "labels"))
-        metarm.train(run, "meta", model, META_DATA[name](*meta_examples(base), rng))
-    if not run.done("logits", file="logits.json"):
-        rows = [j.tokens for g in first for j in g]
-        write_json(run.path("logits.json"), metarm.logits(model, rows, run.autocast()))
-        run.finish("logits")
-    logits = iter(read_json(run.path("logits.json")))
-    return [[logit if j.scores else None for j, logit in zip(g, logits)] for g in first]
-
-
-def auc_within(base, groups, metas):
-    """Of the judgements that parse: mean AUC of the logits inside items."""
-    labelled = [[(correct(j.scores, item.gold), logit) for j, logit in zip(g, m) if logit is not None]
-                for g, m, item in zip(groups, metas, base.parts["test"])]
-    return metarm.auc_within([tuple(zip(*pairs)) for pairs in labelled if pairs])
-
-
-def meta_table(bases):
-    last = bases[0].votes[-1]
-    rows = [["the Meta RM's data", "AUC within item", *(f"guided@{k}, k/2" for k in bases[0].votes),
-             f"against vote@{last}"]]
-    plain = right(bases, [grm(b, "rl") for b in bases], f"vote@{last}")
-    for name in META_DATA:
-        found = [(b, stage_groups(b, "rl"), meta_arm(b, name)) for b in bases]
-        mine = {k: [guided(*seed, k, k // 2) for seed in found] for k in bases[0].votes}
-        rows.append([name, number([auc_within(*seed) for seed in found]), *map(accuracy, mine.values()),
-                     difference(mine[last], plain)])
-    return rows
-
-# ----------------------------------------------------------------------------------------
 
 def run(bases):
-    fewer = dict(meta_items=bases[0].cfg.meta_items // 3)
-    betas = {beta: [rl_arm(b, "beta", own_meta=True, beta=beta, **fewer) for b in bases] for beta in BETAS}
+    usual, long = bases[0].cfg.rl_steps, 3 * bases[0].cfg.rl_steps
+    arms = [*((beta, usual) for beta in BETAS), (bases[0].cfg.beta, long), (0.0, long)]
+    name = lambda beta: "rl_steps" if beta == bases[0].cfg.beta else "beta"    # scaling.py shares the former
+    found = {(beta, steps): [rl_arm(b, name(beta), beta=beta, rl_steps=steps) for b in bases]
+             for beta, steps in arms}
     last = bases[0].votes[-1]
-    curves = {m: [study.mean(right(bases, [answers for answers, _ in betas[beta]], m)) for beta in BETAS]
-              for m in ("greedy", f"vote@{last}", f"meta@{last}")}
+    curves = {m: [study.mean(right(bases, [answers for answers, _ in found[beta, usual]], m))
+                  for beta in BETAS] for m in ("greedy", f"sum@{last}", f"weighted@{last}")}
 
     def figure(path):
         with report.canvas(path, 1, 2, width=10, height=4) as (left, beside):
@@ -326,15 +239,14 @@ def run(bases):
             left.set(xticks=range(len(BETAS)), xticklabels=BETAS, xlabel="KL coefficient beta",
                      ylabel="strict accuracy")
             for beta in BETAS:
-                rewards = np.mean([[row["reward"] for row in steps] for _, steps in betas[beta]], axis=0)
-                beside.plot(rewards, label=f"beta {beta}")
+                rewards = [[row["reward"] for row in steps] for _, steps in found[beta, usual]]
+                beside.plot(np.mean(rewards, axis=0), label=f"beta {beta}")
             beside.set(xlabel="RL step", ylabel="reward")
 
     tables = {"Data of RFT": rft_table(bases), "A part of the method is missing": other_table(bases),
-              "KL coefficient": beta_table(bases, betas), "Longer, with and without KL": long_table(bases),
-              "Group size": group_table(bases),
-              "Order of the responses": vote_table(bases), "How many judgements vote": k_meta_table(bases),
-              "Data of the Meta RM": meta_table(bases)}
+              "KL coefficient": beta_table(bases, found), "Group size": group_table(bases),
+              "Order of the responses": vote_table(bases),
+              "How many judgements vote": k_meta_table(bases)}
     return tables, {"beta": BETAS, "curves": curves}, figure
 
 

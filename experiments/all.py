@@ -10,11 +10,11 @@ import os
 import shutil
 
 from data import command
-from experiments import ablations, baselines, runs, scaling, study, truth
+from experiments import ablations, baselines, runs, scaling, study, truth, votes
 from parallel import new_file
 from run import read_json
 
-STUDIES = [baselines, ablations, scaling, truth]
+STUDIES = [baselines, votes, ablations, scaling, truth]
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 

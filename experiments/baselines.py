@@ -17,7 +17,8 @@ All systems of a seed start from the same base model and learn from the same pre
 - LLM-as-a-Judge (Eq 6): principles, critique, then the index of the best of two; the same RFT and RL, on
   one pair a point; majority over k (Eq 13) and round robin; or the mean probability of the index.
 - GRM without principles: the critique comes first; the same RFT and RL.
-- GRM: base, RFT only, RL only, RFT + RL; votes (Eq 14), guided votes.
+- GRM: base, RFT only, RL only, RFT + RL; sums of k judgements' scores (Eq 14), pluralities weighted by the
+  policy's confidence, guided votes.
 
 Compute is matched by what is learned from, the points, and not by time: RFT and RL take a GRM two to three
 minutes on two cores. The scalar models see each preference four times, which takes less; more did not help
@@ -248,7 +249,7 @@ def cloud(base):
             S, flops, more = numbers(run, model, [j.tokens for g in groups for j in g])
             S, seconds = np.array(S).reshape(len(groups), k), seconds + more
             for m in (base.votes if name == "votes" else [1]):
-                modes[f"vote@{m}" if name == "votes" else name] = mode(
+                modes[f"mean@{m}" if name == "votes" else name] = mode(
                     items, grouped(items, S[:, :m].mean(axis=1).tolist()),
                     flops * m / k + sampled(writer, [g[:m] for g in groups]), seconds * m / k)
         return modes
@@ -274,7 +275,7 @@ def llm_judge(base):
         if part != "swapped":                      # the votes' judgements again, read in another way
             groups, *_ = trajectories(duels, run, policy, part, max(base.votes), judge=naming_best)
             first = [index_probability(policy, base.tok, g[:k]) for g in groups]
-            modes[f"probability@{k}"] = {**modes[f"vote@{k}"], "scores": [[p, 1 - p] for p in first]}
+            modes[f"probability@{k}"] = {**modes[f"sum@{k}"], "scores": [[p, 1 - p] for p in first]}
         return {name: round_robins(items, answers) for name, answers in modes.items()}
 
     return kept_answers(run, {part: items for part, items in base.parts.items() if part != "single"}, answer)
@@ -348,12 +349,12 @@ SYSTEMS = {  # name: (system, the paper's overall accuracy by mode)
     "pairwise RM": (pairwise_rm, {"greedy": 69.0}),
     "CLoud": (cloud, {"greedy": 68.7}),
     "LLM-as-a-Judge": (llm_judge, {"greedy": 67.8}),
-    "GRM without principles": (no_principles, {"greedy": 67.5, "vote@8": 68.0}),
+    "GRM without principles": (no_principles, {"greedy": 67.5, "sum@8": 68.0}),
     "GRM, base": (functools.partial(grm, name="base"), {}),
     "GRM, RFT only": (functools.partial(grm, name="rft"), {"greedy": 68.8}),
     "GRM, RL only": (rl_only, {}),
-    "GRM, RFT + RL": (functools.partial(grm, name="rl"),
-                      {"greedy": 69.9, "vote@8": 70.6, "vote@32": 71.0, "meta@8": 72.0, "meta@32": 72.8}),
+    "GRM, RFT + RL": (functools.partial(grm, name="rl"), {
+        "greedy": 69.9, "sum@8": 70.6, "sum@32": 71.0, "guided@8": 72.0, "guided@32": 72.8}),
 }
 
 # ----------------------------------------------------------------------------------------
@@ -395,7 +396,8 @@ def detail_table(bases, found):
     for name, m, answers in rows_of(found):
         both = list(zip(bases, answers))
         by_n = [mean(right(bases, answers, m, lambda item: item.n == n)) for n in (2, 3, 4)]
-        auc = number([study.single_auc(b, a, m) for b, a in both if m in a.get("single", {})])
+        auc = number([study.single_auc(b, a, m) for b, a in both
+                      if m in a.get("single", {}) and "weighted" not in m])         # shares of votes
         new, scalar = (right(bases, a, how, part="ood")
                        for a, how in ((answers, m), (found["scalar RM"], "greedy")))
         orders = [study.both_orders(b, a) for b, a in both] if m == "greedy" else []

@@ -10,10 +10,10 @@ How to read the tables:
   judgement that does not parse is wrong. A random pick is right for .38 of these items; the base model's
   greedy answer is below that since it often ties. The console table has the "coin flip" (ties broken at
   random) beside it.
-- **greedy** is one judgement at T = 0, **one sample** the mean over single judgements at T = 1, **vote@k**
-  the sum of scores over k of them. **pass@32**: is any of 32 right? With two responses a coin does that, so
-  it only says that the right judgement is within reach.
-- **plurality@k**: one vote a judgement for its largest score, **weighted@k**: by the policy's own confidence.
+- **greedy** is one judgement at T = 0, **one sample** the mean over single judgements at T = 1.
+- Votes of k samples: **sum@k** of their scores (Eq 14), **plurality@k**: one vote a judgement for its largest
+  score, **weighted@k**: by the policy's own confidence. **pass@32**: is any of 32 right? With two responses a
+  coin does that, so it only says that the right judgement is within reach.
 - **guided@k**: only the k/2 judgements that the Meta RM likes best vote (a sum). **random@k** is the control:
   as many, drawn at random from those that parse. Guided votes must beat the plain vote *and* this.
 - **faithful**: the share of principles that the raters use for this query, of checks that are true, of
@@ -35,6 +35,7 @@ import torch
 
 from data import Parser, UserError, command
 from data.world import DOMAINS, VERIFIABLE
+from metarm import PLAIN
 from parallel import new_file
 from report import FAITHFUL, bootstrap
 from run import load_tensors, read_json
@@ -45,21 +46,20 @@ STAGES = [("rft", "base"), ("rl", "rft")]
 DIFFERENCES = [(f"{better}/{way}", f"{worse}/{way}") for better, worse in STAGES
                for way in ("one sample", "greedy")]
 DIFFERENCES += [(f"{stage}/{better}", f"{stage}/{worse}") for stage, better, worse in [
-    *(("rl", f"weighted@{k}", "greedy") for k in (4, 8, 32)), ("rl", "weighted@4", "vote@4"),
-    ("rl", "plurality@8", "vote@8"), ("rft", "weighted@32", "guided@32"),
-    ("rl", "weighted@8", "plurality@8"), ("rl", "plurality@32", "vote@32"),
-    ("rl", "vote@32", "greedy"), *((stage, "vote@8", "one sample") for stage in ("base", "rft", "rl")),
+    *(("rl", f"weighted@{k}", "greedy") for k in (4, 8, 32)), ("rl", "weighted@4", "sum@4"),
+    ("rl", "plurality@8", "sum@8"), ("rft", "weighted@32", "guided@32"),
+    ("rl", "weighted@8", "plurality@8"), ("rl", "plurality@32", "sum@32"),
+    ("rl", "sum@32", "greedy"), *((stage, "sum@8", "one sample") for stage in ("base", "rft", "rl")),
     *((stage, f"guided@{k}", f"{other}@{k}") for stage, k in (("rft", 32), ("rl", 8), ("rl", 32))
-      for other in ("vote", "random"))]]
+      for other in ("sum", "random"))]]
 DIFFERENCES += [(f"{better}/faithful {name}", f"{worse}/faithful {name}") for better, worse in STAGES
                 for name in FAITHFUL]
 
-WAYS = ("vote", "plurality", "weighted")
-COLUMNS = ["parses", "greedy", "one sample", *(f"{way}@{k}" for way in WAYS for k in (2, 4, 8, 16, 32)),
+COLUMNS = ["parses", "greedy", "one sample", *(f"{way}@{k}" for way in PLAIN for k in (2, 4, 8, 16, 32)),
            "guided@8", "random@8", "guided@32", "random@32", "pass@32",
            *(f"faithful {name}" for name in FAITHFUL)]
 OTHERS = ["one response, exact score", *(f"out of distribution, {way}" for way in (
-    "greedy", "one sample", "sum of 8", "plurality of 8", "weighted of 8"))]
+    "greedy", "one sample", *(f"{rule}@8" for rule in PLAIN)))]
 
 # ----------------------------------------------------------------------------------------
 # Cells and tables, for the studies too
@@ -89,7 +89,8 @@ def main_rows(runs, arrays):
         if any(values.values()):
             rows.append([column, *(in_words(v, bootstrap(v)) if v else "" for v in values.values())])
     of = lambda name, column: [r["stages"][name][column] for r in runs]
-    rows += [[column, *(combined(of(name, column)) for name in stages)] for column in OTHERS]
+    rows += [[column, *(combined(of(name, column)) for name in stages)] for column in OTHERS
+             if column in runs[0]["stages"]["rl"]]
     rows.append(["ties", *(f"{np.mean(of(name, 'ties')):.3f}" for name in stages)])
     rows.append(["tokens a judgement", *(f"{np.mean(of(name, 'tokens')):.0f}" for name in stages)])
     return rows
@@ -109,7 +110,8 @@ def difference_rows(arrays):
 
 def subset_rows(arrays):
     """One row a subset, RL policy: means over the runs. Last, those that can be computed, and the others."""
-    columns = [c for c in ("greedy", "one sample", "vote@8", "vote@32") if f"rl/{c}" in arrays[0]]
+    shown = ("greedy", "one sample", "sum@32", "weighted@8", "weighted@32")
+    columns = [c for c in shown if f"rl/{c}" in arrays[0]]
     rows = [["subset", *columns]]
     cut = lambda c, domains: [a[f"rl/{c}"][np.isin(a["subset"], domains)] for a in arrays]
     others = [d for d in DOMAINS if d not in VERIFIABLE]

@@ -1,22 +1,21 @@
 """
 What does compute buy: more votes, a larger judge, or longer training?
 
-    python -m experiments.scaling           # three seeds; --quick: a minute, numbers without meaning
+    python -m experiments.scaling           # three seeds, but of the largest size one; --quick: a minute
 
 The paper's answers (RewardBench): a judge of 27B has 86.0 greedy, 88.5 with 32 votes and 89.8 guided with
 8; one of 671B, without RL, 88.4 greedy. So samples beat size. Here the two are compared at equal compute,
-in FLOPs of one judgement, with scalar RMs of each size beside them.
+in FLOPs of one judgement, with scalar RMs of each size beside them; and as in the paper, where the larger
+judge had no RL.
 
 - k = 1..64 votes of each stage, with the greedy line; pass@k: is any of k right?; and the limit of majority
   votes: with ever more of them, items that are right in more than half of the samples are won, the others
-  lost. (A sum of scores can do better: it needs no majority, of three or four responses least of all.)
+  lost. (A plurality can do better: of three or four responses it needs no majority.)
 - Sizes: each judge has the default run's training: as many tokens, points and steps, so that a larger one
-  has had more training compute, in proportion to its size. Only the learning rate of pre-training fits the
-  size (loss after 2M tokens of seed 0; XS: .483, .535 with .006, .009; M: .356, .302, .411 with .003, .004,
-  .006), those of later stages are the default size's. Its Meta RM has its size, too; k_meta = k/2.
+  has had more training compute, in proportion to its size. All have the default's learning rates, which were
+  tuned for S. Its Meta RM has its size, too; k_meta = k/2.
 - Training compute: judges of the default size after fewer or more pre-training tokens, or RL steps. Each
-  number of RL steps has a schedule of its own, up over 20 steps or all, down over the last 30%: so 12 steps
-  never learn at the full rate for long, and 108 see some points twice.
+  number of RL steps has a schedule of its own, down over the last 30%; 120 steps see most points three times.
 
 What to look at: where the votes of a small judge meet the greedy point of a larger one, and where the
 scalar RMs lie, which need one short reading of each response.
@@ -31,19 +30,20 @@ import report
 import spct
 from data import command
 from data.annotators import annotate
-from data.judgement import correct, vote
+from data.judgement import correct
 from experiments import study
 from experiments.ablations import stage_groups
 from experiments.baselines import grm, scalar_rm
 from experiments.bench import SIZES
 from experiments.study import accuracy, difference, judged, mean, overall, right
+from metarm import RULES
 from spct import keep_all, rft_examples
 
 NAME = "scaling"
-JUDGES = {"XS": dict(n_layer=3, n_head=4, n_embd=64), "S": SIZES["S"],
-          "M": {**SIZES["M"], "pretrain_lr": 0.004}}
-TOKENS = (1_500_000, 3_000_000, 6_500_000, 13_000_000)
-RL_STEPS = (12, 36, 108)
+JUDGES = {"XS": dict(n_layer=3, n_head=4, n_embd=64), "S": SIZES["S"], "M": SIZES["M"]}
+SEEDS_OF = {"M": 1}                                # the others have all of them
+TOKENS = (2_500_000, 5_000_000, 10_000_000)
+RL_STEPS = (10, 40, 120)
 
 
 def up_to(k):
@@ -60,8 +60,8 @@ def vote_curves(base, name):
     single = np.array([[correct(j.scores, item.gold) for j in g] for g, item in zip(groups, items)], float)
     curves = {"greedy": right([base], [answers], "greedy")[0], "one sample": single.mean(axis=1)}
     for k in up_to(base.most):
-        votes = [vote([j.scores for j in g[:k]]) for g in groups]
-        curves[f"vote@{k}"] = np.array([correct(v, item.gold) for v, item in zip(votes, items)], float)
+        votes = [RULES["weighted"](g[:k]) for g in groups]
+        curves[f"weighted@{k}"] = np.array([correct(v, item.gold) for v, item in zip(votes, items)], float)
         curves[f"pass@{k}"] = single[:, :k].max(axis=1)
     return {**curves, "limit": (single.mean(axis=1) > 0.5).astype(float)}
 
@@ -69,12 +69,12 @@ def vote_curves(base, name):
 def vote_table(bases, curves):
     """curves: {stage: [vote_curves of each seed]}"""
     last = max(up_to(bases[0].most))
-    shown = ["one sample", "greedy", *(f"vote@{k}" for k in up_to(last)), "limit", f"pass@{last}"]
+    shown = ["one sample", "greedy", *(f"weighted@{k}" for k in up_to(last)), "limit", f"pass@{last}"]
     rows = [["stage", *shown, "last doubling of votes"]]
     for name, found in curves.items():
         values = lambda m: [c[m] for c in found]
         rows.append([name, *(accuracy(values(m)) for m in shown),
-                     difference(values(f"vote@{last}"), values(f"vote@{last // 2}"))])
+                     difference(values(f"weighted@{last}"), values(f"weighted@{last // 2}"))])
     return rows
 
 # ----------------------------------------------------------------------------------------
@@ -98,18 +98,20 @@ def guides(base, run, policies, samples):
 
 
 def judge_of_size(base, size):
-    """-> answers (greedy, votes and guided votes of k = 2..64), the scalar RM's answers, parameters."""
+    """-> answers (greedy, votes and guided votes of k = 2..64), greedy answers after RFT, the scalar RM's
+    answers, parameters."""
     votes = up_to(base.most)
     shape = {} if base.quick or JUDGES[size] == SIZES["S"] else JUDGES[size]
     if shape:                                      # in a quick run there is but one size
         run, policies, samples = trained(base, f"size-{size}", **shape)
         policy, meta = policies["rl"], guides(base, run, policies, samples)["rl"]
+        tuned = judged(base, base.arm(f"size-{size} rft", **shape), policies["rft"], ["test"], [])
         scalar = scalar_rm(base, run, policies["base"])
     else:                                          # the base run's judge: grm(base, "rl") has its judgements
         run, policy, meta = base.arm("grm-rl"), base.policy("rl"), base.guide("rl")
-        scalar = scalar_rm(base)
+        tuned, scalar = grm(base, "rft"), scalar_rm(base)
     answers = judged(base, run, policy, ["test"], votes, base.most, guide=meta)
-    return answers, scalar, sum(p.numel() for p in policy.parameters())
+    return answers, tuned, scalar, sum(p.numel() for p in policy.parameters())
 
 
 def mflops(answers, m):
@@ -117,16 +119,25 @@ def mflops(answers, m):
 
 
 def size_table(bases, sizes):
-    """sizes: {size: [(answers, scalar answers, parameters) of each seed]}. Means over subsets."""
+    """sizes: {size: [judge_of_size of each of the first seeds]}. Means over subsets."""
     last = bases[0].votes[-1]
-    modes = ["greedy", f"vote@{bases[0].votes[0]}", f"vote@{last}", f"meta@{last}"]
-    rows = [["size", "parameters", *(cell for m in modes for cell in (m, "MFLOPs")), "scalar RM", "MFLOPs"]]
+    modes = ["greedy", f"weighted@{bases[0].votes[0]}", f"weighted@{last}", f"guided@{last}"]
+    rows = [["size", "parameters", "seeds", *(cell for m in modes for cell in (m, "MFLOPs")), "scalar RM",
+             "MFLOPs"]]
     for size, found in sizes.items():
-        answers, scalars, parameters = zip(*found)
+        answers, _, scalars, parameters = zip(*found)
         cells = [cell for a, m in [*((answers, m) for m in modes), (scalars, "greedy")]
                  for cell in (accuracy(overall(bases, a, m)), f"{mflops(a, m):.0f}")]
-        rows.append([size, f"{parameters[0] / 1e6:.2f}M", *cells])
+        rows.append([size, f"{parameters[0] / 1e6:.2f}M", str(len(found)), *cells])
     return rows
+
+
+def pairs_of_sizes(sizes):
+    """-> (larger's name, its judges, smaller's name, its judges on the same seeds), of each pair."""
+    names = list(sizes)
+    for i, large in enumerate(names):
+        for small in names[:i]:
+            yield large, sizes[large], small, sizes[small][:len(sizes[large])]
 
 
 def equal_compute_table(bases, sizes):
@@ -134,11 +145,10 @@ def equal_compute_table(bases, sizes):
     no more. Means over subsets."""
     rows = [["larger, greedy", "MFLOPs", "smaller", "MFLOPs", "smaller - larger", "larger's scalar RM",
              "MFLOPs", "smaller - scalar RM"]]
-    names = list(sizes)
-    pairs = [(large, small) for i, large in enumerate(names) for small in names[:i]]
-    for (large, small), how in itertools.product(pairs, ("vote", "meta")):
-        theirs, scalars, _ = zip(*sizes[large])
-        ours = [answers for answers, _, _ in sizes[small]]
+    ways = "weighted", "guided"
+    for (large, judges, small, others), how in itertools.product(pairs_of_sizes(sizes), ways):
+        theirs, _, scalars, _ = zip(*judges)
+        ours, *_ = zip(*others)
         budget = mflops(theirs, "greedy")
         affordable = [m for m in ours[0]["test"] if m.startswith(how) and mflops(ours, m) <= budget]
         if not affordable:
@@ -148,6 +158,18 @@ def equal_compute_table(bases, sizes):
         rows.append([large, f"{budget:.0f}", f"{small}, {m}", f"{mflops(ours, m):.0f}",
                      difference(mine, overall(bases, theirs, "greedy")),
                      accuracy(scalar), f"{mflops(scalars, 'greedy'):.1f}", difference(mine, scalar)])
+    return rows
+
+
+def paper_table(bases, sizes):
+    """The paper's comparison: the larger judge without RL, greedy; the smaller one with RL and votes."""
+    k = bases[0].votes[-1]
+    rows = [["larger, after RFT, greedy", "accuracy", f"smaller, after RL, weighted@{k}", "accuracy",
+             "smaller - larger"]]
+    for large, judges, small, others in pairs_of_sizes(sizes):
+        theirs = overall(bases, [tuned for _, tuned, *_ in judges], "greedy")
+        mine = overall(bases, [answers for answers, *_ in others], f"weighted@{k}")
+        rows.append([large, accuracy(theirs), small, accuracy(mine), difference(mine, theirs)])
     return rows
 
 # ----------------------------------------------------------------------------------------
@@ -168,7 +190,7 @@ def after(base, name, field, value):
 
 def training_table(bases, field, values):
     """-> rows, and for each value {mode: accuracy}"""
-    modes = ["greedy", *(f"vote@{k}" for k in bases[0].votes)]
+    modes = ["greedy", *(f"weighted@{k}" for k in bases[0].votes)]
     rows, curve, before = [[field, *modes, "against the row above, " + modes[-1]]], [], None
     for value in values:
         answers = [after(b, field, field, value) for b in bases]
@@ -184,7 +206,7 @@ def training_table(bases, field, values):
 def run(bases):
     quick = bases[0].quick
     curves = {name: [vote_curves(b, name) for b in bases] for name in ("base", "rft", "rl")}
-    sizes = {size: [judge_of_size(b, size) for b in bases] for size in JUDGES}
+    sizes = {size: [judge_of_size(b, size) for b in bases[:SEEDS_OF.get(size)]] for size in JUDGES}
     tokens = (100_000, bases[0].cfg.pretrain_tokens) if quick else TOKENS
     steps = (1, bases[0].cfg.rl_steps) if quick else RL_STEPS
     token_rows, token_curve = training_table(bases, "pretrain_tokens", tokens)
@@ -192,18 +214,18 @@ def run(bases):
     means = {name: {m: mean([c[m] for c in found]) for m in found[0]} for name, found in curves.items()}
     frontier = {}
     for size, found in sizes.items():
-        answers, scalars, _ = zip(*found)
+        answers, _, scalars, _ = zip(*found)
         point = lambda a, m: [mflops(a, m), mean(overall(bases, a, m))]
-        meta = [m for m in answers[0]["test"] if m.startswith("meta")]
-        plain = [m for m in answers[0]["test"] if m not in meta]
-        frontier[size] = {"votes": [point(answers, m) for m in plain],
-                          "guided": [point(answers, m) for m in meta], "scalar": [point(scalars, "greedy")]}
+        modes = lambda *ways: [m for m in answers[0]["test"] if m.startswith(ways)]
+        frontier[size] = {"votes": [point(answers, m) for m in modes("greedy", "weighted")],
+                          "guided": [point(answers, m) for m in modes("guided")],
+                          "scalar": [point(scalars, "greedy")]}
 
     def figure(path):
         with report.canvas(path, 2, 2, width=11, height=8) as axes:
             ks = up_to(bases[0].most)
             for i, (name, c) in enumerate(means.items()):
-                votes = [c["one sample"], *(c[f"vote@{k}"] for k in ks)]
+                votes = [c["one sample"], *(c[f"weighted@{k}"] for k in ks)]
                 axes[0, 0].plot([1, *ks], votes, "o-", color=f"C{i}", label=f"{name}: votes")
                 axes[0, 0].axhline(c["greedy"], color=f"C{i}", ls=":", label=f"{name}: greedy")
                 axes[0, 0].axhline(c["limit"], color=f"C{i}", ls="--", lw=0.7, label=f"{name}: limit")
@@ -223,6 +245,7 @@ def run(bases):
 
     tables = {"Votes": vote_table(bases, curves), "Sizes, mean over subsets": size_table(bases, sizes),
               "Samples against size, at equal compute, mean over subsets": equal_compute_table(bases, sizes),
+              "Samples against size, as in the paper, mean over subsets": paper_table(bases, sizes),
               "Pre-training": token_rows, "RL": step_rows}
     curves = {"votes": means, "frontier": frontier, "pretrain_tokens": token_curve, "rl_steps": step_curve}
     return tables, curves, figure

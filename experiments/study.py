@@ -12,6 +12,7 @@ that was killed goes on where it was.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -25,11 +26,12 @@ import torch
 import metarm
 import spct
 from data import Parser, UserError
-from data.judgement import correct, pick, read_judgements, vote, write_judgements
+from data.judgement import correct, pick, read_judgements, write_judgements
 from data.tokenizer import Tokenizer
 from data.world import DOMAINS, make_items
 from experiments.bench import forward_flops, sampling_flops
 from experiments.runs import in_words, markdown
+from metarm import RULES
 from report import bootstrap
 from run import Run, machine, read_json, write_json
 from sample import judge
@@ -116,7 +118,7 @@ def swap(item):
 #
 # answers[part][mode] = {"scores": [n scores or None, one list an item], "flops": .., "ms": ..}, the cost of
 # one item's judgement (ms: a share of the time of many, on a machine that may have had other work, too).
-# Parts: test, swapped (greedy only), ood, single. Modes: greedy, vote@8, meta@32, ...
+# Parts: test, swapped (greedy only), ood, single. Modes: greedy, sum@8, guided@32, ...
 
 def mode(items, scores, flops, seconds):
     return {"scores": list(scores), "flops": flops / len(items), "ms": 1e3 * seconds / len(items)}
@@ -159,8 +161,10 @@ def trajectories(base, run, policy, part, k, greedy=False, judge=judge, meta=Non
 
 def judged(base, run, policy, parts=("test", "swapped", "ood", "single"), votes=None, most=None, judge=judge,
            guide=None):
-    """The answers of a policy that writes judgements. guide: a Meta RM for guided votes, too."""
+    """The answers of a policy that writes judgements: greedy, the paper's votes and the default's. guide: a
+    Meta RM for guided votes, too."""
     answers, votes = {}, base.votes if votes is None else votes
+    rules = ("sum", "weighted") if guide is None else ("sum", "weighted", "guided")
     for part in parts:
         items = base.parts[part]
         groups, seconds, _ = trajectories(base, run, policy, part, 1, greedy=True, judge=judge)
@@ -170,23 +174,14 @@ def judged(base, run, policy, parts=("test", "swapped", "ood", "single"), votes=
             continue
         k = most if most and part == "test" else max(votes)
         groups, seconds, more_seconds = trajectories(base, run, policy, part, k, judge=judge, meta=guide)
-        for m in votes:                            # vote@m: of the first m, at their share of the time
-            first = [g[:m] for g in groups]
-            scores = [[j.scores for j in g] for g in first]
-            flops = sampled(policy, first)
-            answers[part][f"vote@{m}"] = mode(items, map(mean_vote, scores), flops, seconds * m / k)
-            if guide is not None:
-                kept = [metarm.keep_best(s, [j.meta for j in g], m // 2) for s, g in zip(scores, first)]
+        for m, rule in itertools.product(votes, rules):
+            first = [g[:m] for g in groups]        # at their share of the time
+            flops, took = sampled(policy, first), seconds * m / k
+            if rule == "guided":                   # the Meta RM reads all of them
                 flops += read_through(policy, [j.tokens for g in first for j in g])
-                answers[part][f"meta@{m}"] = mode(items, map(mean_vote, kept), flops,
-                                                  (seconds + more_seconds) * m / k)
+                took += more_seconds * m / k
+            answers[part][f"{rule}@{m}"] = mode(items, map(RULES[rule], first), flops, took)
     return answers
-
-
-def mean_vote(ballots):
-    """The vote's sums (Eq 14) over the number of samples that parse, so that items can be compared."""
-    total, parsed = vote(ballots), sum(ballot is not None for ballot in ballots)
-    return total and [score / parsed for score in total]
 
 
 def sampled(policy, groups):

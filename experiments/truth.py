@@ -14,7 +14,7 @@ known.
   not.) All numbers are means over items of means over an item's judgements.
 - Calibration: the share of samples that agree with the vote, taken as the chance that the vote is right.
   ECE is the mean distance between the two; and the accuracy on the half of the items with the widest
-  margins between the two largest sums of scores.
+  margins between the two largest numbers of votes (a plurality).
 - Bias laboratory: annotators that give `dose` more points to the first, or the longest, response. The bias
   of a judge is how much more often, when it picks one, it picks that response than it is the best one. How
   much of it is left after RFT, RL, votes over shuffled orders, guided votes? A sample's first response is
@@ -38,20 +38,21 @@ import report
 import spct
 from data import command
 from data.annotators import annotate
-from data.judgement import correct, pick, vote
+from data.judgement import correct, pick
 from data.world import make_items
 from experiments import study
 from experiments.ablations import in_item_order, stage_groups
 from experiments.baselines import grm, scalar_rm
 from experiments.scaling import guides, trained
 from experiments.study import accuracy, difference, judged, mean, number, right, trajectories
+from metarm import RULES
 from report import FAITHFUL, faithfulness
 from sample import verdict
 
 NAME = "truth"
 STAGES = ("base", "rft", "rl")
 DOSE = 3                                           # points of ten
-NOISE = (0.0, 0.1, 0.2, 0.3)
+NOISE = (0.0, 0.2, 0.3)
 
 # ----------------------------------------------------------------------------------------
 # Faithfulness
@@ -95,13 +96,12 @@ def faithful_table(bases):
 # Calibration
 
 def confidences(base, name, k):
-    """Of the vote of k -> sure (items,), the share of samples that agree; margin (items,); right (items,)."""
+    """Of a plurality of k, each (items,): sure, the share of samples that agree; margin; right."""
     found = []
     for group, item in zip(stage_groups(base, name), base.parts["test"]):
-        result = verdict(group[:k], "sum", item.n)
-        top = sorted(result["scores"] or [0, 0])[-2:]
-        margin = (top[1] - top[0]) / max(1, result["voters"])
-        found.append((result["sure"], margin, correct(result["scores"], item.gold)))
+        result = verdict(group[:k], "plurality", item.n)
+        top = sorted(result["votes"] or [0, 0])[-2:]
+        found.append((result["sure"], top[1] - top[0], correct(result["votes"], item.gold)))
     return np.array(found, float).T
 
 
@@ -179,9 +179,9 @@ def bias_numbers(base, kind, groups, same_order=None, k_meta=None):
     samples = [([g[i].scores for g in groups], [g[i].order for g in groups]) for i in range(k)]
     found = {"one sample": (mean_known([bias_of(kind, items, s, orders) for s, orders in samples]),
                             np.mean([right(s) for s, _ in samples], axis=0))}
-    plain = lambda groups: [vote([j.scores for j in g[:k]]) for g in groups]
-    votes = {f"vote@{k}, one order": plain(same_order)} if same_order else {}
-    votes[f"vote@{k}"] = plain(groups)
+    plain = lambda groups: [RULES["weighted"](g[:k]) for g in groups]
+    votes = {f"weighted@{k}, one order": plain(same_order)} if same_order else {}
+    votes[f"weighted@{k}"] = plain(groups)
     if k_meta:
         votes[f"guided@{k}"] = [metarm.guided_vote(g[:k], k_meta) for g in groups]
     return found | {name: (mean_known([bias_of(kind, items, s)]), right(s)) for name, s in votes.items()}
@@ -251,7 +251,7 @@ def noisy(base, share):
 
 
 def noise_table(bases):
-    last = f"vote@{bases[0].votes[-1]}"
+    last = f"weighted@{bases[0].votes[-1]}"
     columns = {"GRM, greedy": (0, "greedy"), f"GRM, {last}": (0, last), "scalar RM": (1, "greedy"),
                "scalar RM, 1 epoch": (2, "greedy")}
     rows = [["wrong labels", *(cell for name in columns for cell in (name, "change"))]]
@@ -288,7 +288,7 @@ def run(bases):
             axes[0, 0].set(xlabel=f"share of {k} samples that agree with the vote", ylabel="accuracy")
             axes[0, 1].set(xlabel="share of items, widest margins first", ylabel="accuracy", ylim=(0.4, 1))
             for i, (kind, found) in enumerate(labs.items()):
-                styles = {"one sample": "o-", f"vote@{k}, one order": "s:", f"vote@{k}": "^--"}
+                styles = {"one sample": "o-", f"weighted@{k}, one order": "s:", f"weighted@{k}": "^--"}
                 for way in filter(found[DOSE][0]["base"].get, styles):
                     left = [mean([seed[stage][way][0] for seed in found[DOSE]]) for stage in STAGES]
                     axes[1, 0].plot(STAGES, left, styles[way], color=f"C{i}", label=f"{kind}, {way}")

@@ -94,10 +94,11 @@ def test_equal_compute():
     gold = [item.gold for item in items]
     answers = lambda **mflops: {"test": {name.replace("_", "@"): {"scores": gold, "flops": m * 1e6}
                                          for name, m in mflops.items()}}
-    sizes = {"S": [(answers(greedy=1, vote_2=3, vote_4=6, meta_2=6), answers(greedy=0.1), 1)],
-             "M": [(answers(greedy=5), answers(greedy=0.5), 4)]}
+    small = answers(greedy=1, weighted_2=3, weighted_4=6, guided_2=6)
+    sizes = {"S": [(small, None, answers(greedy=0.1), 1)],
+             "M": [(answers(greedy=5), None, answers(greedy=0.5), 4)]}
     _, *rows = scaling.equal_compute_table([SimpleNamespace(parts={"test": items})], sizes)
-    assert [row[:4] for row in rows] == [["M", "5", "S, vote@2", "3"]]     # no guided vote costs 5 or less
+    assert [row[:4] for row in rows] == [["M", "5", "S, weighted@2", "3"]]   # no guided vote costs 5 or less
 
 
 def test_auc_of_single_responses():

@@ -100,13 +100,13 @@ def test_columns_against_plain_loops():
         assert columns["coin flip, one sample"][i] == pytest.approx(sum(lucky) / K)
         for k in (2, 4, 8):
             first = judgements[:k]
-            voters = {"vote": first, "guided": guided(first, k // 2)}
+            voters = {"sum": first, "guided": guided(first, k // 2)}
             for name, who in voters.items():
                 assert columns[f"{name}@{k}"][i] == (winners(who, item.n) == [item.best])
             for name, weight in (("plurality", lambda j: 1), ("weighted", lambda j: np.exp(j.logp * 0.4))):
                 assert columns[f"{name}@{k}"][i] == (most_picked(first, item.n, weight) == [item.best])
             top = winners(first, item.n)
-            assert columns[f"coin flip, vote@{k}"][i] == pytest.approx((item.best in top) / len(top))
+            assert columns[f"coin flip, sum@{k}"][i] == pytest.approx((item.best in top) / len(top))
             assert columns[f"pass@{k}"][i] == any(right[:k])
             parsed = [j.scores for j in first if j.scores]
             if len(parsed) <= k // 2:              # the control has nothing to draw then: all that parse vote
@@ -124,7 +124,7 @@ def test_base_has_no_guided_votes():
         j.meta = None
     ways = report.answers(spct.Config(k=4), {"greedy": (items, random_judgements(rng, items, 1)),
                                              "votes": (items, samples)})
-    plain = {f"{way}@{k}" for way in ("vote", "plurality", "weighted") for k in (2, 4)}
+    plain = {f"{way}@{k}" for way in ("sum", "plurality", "weighted") for k in (2, 4)}
     assert set(ways) == {"greedy", "one sample", *plain}
 
 
@@ -140,20 +140,21 @@ def test_interval_is_that_of_a_mean():
 def test_table_in_words():
     """Guards against a cell under the wrong stage, a row that is lost because base has no guided votes, an
     interval in place of its half, subsets of another stage."""
-    stage = lambda mean: {"greedy": [mean, mean - 0.1, mean + 0.1], "vote@4": [mean, mean, mean],
-                          "coin flip, vote@4": [0.5, 0.5, 0.5], "ties": 0.25,
+    stage = lambda mean: {"greedy": [mean, mean - 0.1, mean + 0.1], "sum@4": [mean, mean, mean],
+                          "coin flip, sum@4": [0.5, 0.5, 0.5], "ties": 0.25,
                           "subsets": {"sums": {"items": 3, "greedy": [mean, mean, mean],
-                                               "one sample": [0.0, 0.0, 0.0], "vote@4": [mean, 0.0, 1.0]}}}
+                                               "one sample": [0.0, 0.0, 0.0], "sum@4": [mean, 0.0, 1.0],
+                                               "weighted@4": [mean, 0.0, 1.0]}}}
     with_guide = lambda mean: {"greedy": None, "guided@4": [mean, mean, mean], **stage(mean)}
     text = report.table({
         "stages": {"base": stage(0.2), "rft": with_guide(0.4), "rl": with_guide(0.6)},
         "meta": {"rl": {"AUC, all pairs": 0.75, "AUC, pairs of one item": None}},
         "items": 3, "config": {"eval_split": "val"},
         "seconds": {"pretrain": 60.0, "rft": 30.0, "rl": 30.0}, "machine": "m"})
-    rows = {line.split("  ")[0]: line.split()[-7:] for line in text.splitlines()}
+    rows = {line.split("  ")[0]: line.split()[-9:] for line in text.splitlines()}
     assert rows["greedy"][-6:] == ["0.200", "±0.100", "0.400", "±0.100", "0.600", "±0.100"]
     assert rows["guided@4"] == ["guided@4", "0.400", "±0.000", "0.600", "±0.000"]
-    assert rows["sums"] == ["3", "0.600", "±0.000", "0.000", "±0.000", "0.600", "±0.500"]
+    assert rows["sums"] == "3 0.600 ±0.000 0.000 ±0.000 0.600 ±0.500 0.600 ±0.500".split()
     assert "Meta RM of rl: AUC 0.750 over all pairs, none over pairs" in text
     minutes = next(line for line in text.splitlines() if line.startswith("minutes"))
     assert minutes.split()[-3:] == ["1.0", "1.5", "2.0"]

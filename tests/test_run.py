@@ -73,7 +73,7 @@ def test_writes_every_file(finished):
     assert set(r["stages"]) == {"base", "rft", "rl"} and set(r["meta"]) == {"rft", "rl"} and r["items"] == 8
     guided = {f"{way}@{k}" for way in ("guided", "random") for k in (2, 4)}
     for name, s in r["stages"].items():
-        assert {"greedy", "one sample", "vote@2", "vote@4", "pass@2", "pass@4", "parses", "faithful checks",
+        assert {"greedy", "one sample", "sum@2", "sum@4", "pass@2", "pass@4", "parses", "faithful checks",
                 "ties", "tokens", "subsets", "one response, exact score",
                 "out of distribution, greedy"} <= set(s)
         assert guided & set(s) == (guided if name in r["meta"] else set())
@@ -81,7 +81,8 @@ def test_writes_every_file(finished):
         assert all(0 <= low <= mean <= high <= 1 for mean, low, high in intervals) and len(intervals) > 10
     for m in r["meta"].values():
         assert {"AUC, all pairs", "AUC, pairs of one item"} <= set(m)
-    assert set(r["seconds"]) == {*UNITS, "total"} and "vote@4" in done.stdout and r["machine"] in done.stdout
+    assert set(r["seconds"]) == {*UNITS, "total"} and r["machine"] in done.stdout
+    assert "weighted@4" in done.stdout
     assert "Warning" not in done.stderr and "nan" not in done.stdout
 
 
@@ -395,7 +396,7 @@ def test_report_of_a_run(finished, tmp_path):
     assert all(len(read(folder, name)) > 10_000 for name in ("votes.png", "rl.png"))
     rows = [re.split("  +", line) for line in done.stdout.splitlines()]
     r = json.loads(read(folder, "results.json"))
-    for measure in ("greedy", "one sample", "vote@4", "parses", "one response, exact score"):
+    for measure in ("greedy", "one sample", "sum@4", "parses", "one response, exact score"):
         row = next(row for row in rows if row[0] == measure)
         assert [cell.split()[0] for cell in row[1:]] == [f"{s[measure][0]:.3f}" for s in r["stages"].values()]
     drop = lambda text: [line for line in text.splitlines() if not line.startswith("seconds")]

@@ -39,7 +39,7 @@ def made_run(folder, seed, **config):
     subset = np.array(DOMAINS * 20)
     greedy = np.where(np.isin(subset, VERIFIABLE), 0.25, 0.75)
     columns = {f"{stage}/{name}": greedy if name == "greedy" else rng.random(140)
-               for stage in ("base", "rft", "rl") for name in ("greedy", "one sample", "vote@8")}
+               for stage in ("base", "rft", "rl") for name in ("greedy", "one sample", "sum@8")}
     folder.mkdir()
     np.savez_compressed(folder / "per_item.npz", subset=subset, **columns)
     stage = {name: [0.5, 0.4, 0.6] for name in runs.OTHERS} | {"ties": 0.1, "tokens": 60.0}
