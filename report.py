@@ -114,9 +114,10 @@ def with_interval(values):
 # ----------------------------------------------------------------------------------------
 # Ways to judge
 
-def answers(cfg, parts):
+def answers(cfg, parts, guided):
     """What each way to judge says of the items of the vote, from one policy's judgements (as of
-    spct.judge_sets) -> {way: for each item a list of answers, each n scores or None}.
+    spct.judge_sets) -> {way: for each item a list of answers, each n scores or None}. guided: there is a
+    Meta RM.
 
     An item's accuracy is the mean over its answers: most ways give one, "one sample" k, a random subset 8.
     """
@@ -126,7 +127,7 @@ def answers(cfg, parts):
         first = [s[:k] for s in samples]
         for rule in PLAIN:
             ways[f"{rule}@{k}"] = [[RULES[rule](s)] for s in first]
-        if any(j.meta is not None for s in samples for j in s):              # the base has no Meta RM
+        if guided:
             ways[f"guided@{k}"] = [[RULES["guided"](s)] for s in first]
             seed = lambda item, draw: seed_of(cfg.seed, "control", item.id, k, draw)
             ways[f"random@{k}"] = [[metarm.random_vote(s, k // 2, seed(item, draw)) for draw in range(8)]
@@ -204,7 +205,7 @@ def results(run, judged):
     from which differences can be paired."""
     cfg, found, arrays = run.cfg, {"stages": {}, "meta": {}}, {}
     for name, parts in judged.items():
-        columns = item_columns(parts, answers(cfg, parts))
+        columns = item_columns(parts, answers(cfg, parts, guided=name != "base"))
         found["stages"][name] = stage_results(parts, columns)
         if name != "base":                         # it has no Meta RM
             found["meta"][name] = meta_results(parts)

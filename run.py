@@ -92,7 +92,7 @@ def earlier_config(folder, values, resume, free, known):
 def check_values(cfg):
     """Refuse values with which a run would fail or mean nothing, before it starts."""
     least = {"seed": 0, "threads": 0, "pretrain_tokens": 0, "hinted": 0, "meta_old": 0, "group": 2,
-             "rl_keep": 2, "k": 2, "eval_items": 2, "n_rft": 2, "block_size": 320}
+             "rl_keep": 2, "k": 2, "eval_items": 2, "n_rft": 2, "block_size": 368}
     for name, value in vars(cfg).items():
         if isinstance(value, int) and value < least.get(name, 1):
             raise UserError(f"--{name} {value}: expected {least.get(name, 1)} or more")

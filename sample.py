@@ -196,7 +196,7 @@ def check_length(tok, item, block_size):
     """A judgement quotes every response and checks it: refuse items for which there is no room."""
     sizes = [len(tok.encode([" " + r])) for r in item.responses]
     prompt = len(tok.encode(render_prompt(item.query, item.responses)))
-    judgement = sum(sizes) + 50 * item.n + 25      # 50: a response's checks and marks; 25: principles, scores
+    judgement = sum(sizes) + 55 * item.n + 25      # 55: a response's checks and marks; 25: principles, scores
     if prompt + judgement > block_size:
         raise UserError(f"{item.id}: too long. The prompt has {prompt} tokens, a judgement may take "
                         f"{judgement}, the context holds {block_size}: shorten or drop a response")

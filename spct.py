@@ -56,11 +56,11 @@ class Config:
     n_head: int = 4                # query heads
     n_kv_head: int = 1             # key/value heads
     n_embd: int = 128              # channels
-    block_size: int = 320          # context in tokens
+    block_size: int = 368          # context in tokens: room for the longest document
     vocab_size: int = 704          # marks, bytes, merges
     # pre-training
-    pretrain_tokens: int = 5_000_000  # length of the corpus; 0: the base model that comes along
-    pretrain_rows: int = 9         # rows of block_size tokens a step; small steps learn to check sooner
+    pretrain_tokens: int = 6_500_000  # length of the corpus; 0: the base model that comes along
+    pretrain_rows: int = 7         # rows of block_size tokens a step; small steps learn to check sooner
     pretrain_lr: float = 4e-3      # peak learning rate
     # preference data
     points: int = 3000             # training points: RFT and RL use the same
@@ -82,7 +82,7 @@ class Config:
     beta: float = 0.15             # KL coefficient
     clip: float = 0.2              # of the ratio, from the second update of a rollout on
     # Meta RM
-    meta_items: int = 3000         # fresh points, judged meta_samples times by the policy that it will guide
+    meta_items: int = 2000         # fresh points, judged meta_samples times by the policy that it will guide
     meta_samples: int = 4          # samples of each of them
     temperature: float = 1.0       # of these samples and of the votes: a Meta RM learns on what it will judge
     meta_old: int = 500            # points whose RFT samples are used too

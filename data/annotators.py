@@ -28,19 +28,20 @@ from data.judgement import checks_text, judgement_parts, principles_text, render
 from data.tokenizer import CHECKS, CRITIQUE, END, PAD, RESPONSE, TOTAL
 from data.world import (
     CONTENT_CRITERIA,
+    CUES,
     DOMAINS,
     RATERS,
     STYLE_CRITERIA,
-    in_distribution,
+    draw_query,
     make_item,
-    make_query,
     make_response,
     seed_of,
-    split_of,
 )
 
 GENERAL = 0.45                                     # share of documents that are general text
 GENERAL_KINDS = {"quoting": 0.2, "adding": 0.2, "checking": 0.6}  # of general text
+# Its domains: harm is learned at once; to compare takes more practice, of what is far apart or rare the most.
+PRACTICE = [*DOMAINS, "sums", "sort", "reverse", "facts", "lists", "reverse", "facts"]
 HINTED = 0.15                                      # share of annotations that carry a hint
 SKILLS = {"sloppy": 0.66, "average": 0.26, "expert": 0.08}
 WRONG_CHECK = {"average": 0.20, "expert": 0.03}    # chance that a verdict is wrong
@@ -135,11 +136,11 @@ def adding(rng):
     return [*document, ([END], True)]
 
 
-def checking(rng, task, texts):
-    """Given a task and responses: checks of their content and of one point of style. To go on with the next
+def checking(rng, query, texts):
+    """Given a query and responses: checks of their content and of one point of style. To go on with the next
     response, or to end, is learned, too."""
     marks = RESPONSE[:len(texts)]
-    document = [([" " + task, marks[0]], False)]
+    document = [([" " + query, marks[0]], False)]
     for (text, truth, _), after in zip(texts, [*marks[1:], END]):
         names = [n for n in truth if n in CONTENT_CRITERIA] + [rng.choice(STYLE_CRITERIA)]
         rng.shuffle(names)
@@ -159,13 +160,9 @@ def general_text(rng):
     kind = rng.choices(list(GENERAL_KINDS), GENERAL_KINDS.values())[0]
     if kind == "adding":
         return adding(rng)
-    while True:                                    # a task of the training split
-        domain = rng.choice(DOMAINS)
-        task, problem = make_query(rng, domain)
-        if in_distribution(domain, "none", problem) and split_of(domain, "none", task) == "train":
-            break
-    texts = [make_response(rng, domain, problem, RATERS[domain]["none"]) for _ in range(rng.choice([2, 3]))]
-    return quoting(texts) if kind == "quoting" else checking(rng, task, texts)
+    domain, cue, task, problem = draw_query(rng, "train", PRACTICE)
+    texts = [make_response(rng, domain, problem, RATERS[domain][cue]) for _ in range(rng.choice([2, 3]))]
+    return quoting(texts) if kind == "quoting" else checking(rng, CUES[cue] + task, texts)
 
 # ----------------------------------------------------------------------------------------
 # The corpus

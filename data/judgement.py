@@ -182,7 +182,7 @@ def read_judgement(tok, ids, order):
         if marks[j:j + 3] != [mark, CHECKS, TOTAL] or not SCORE.fullmatch(texts[j + 3]):
             return "bad critique", principles, None, None
         quote, text, total = texts[j + 1].strip(), texts[j + 2].strip(), int(texts[j + 3])
-        checks = [[name, evidence, verdict == "good"] for name, evidence, verdict in CHECK.findall(text)]
+        checks = [[m[1], m[2], m[3] == "good"] for m in CHECK.finditer(text)]
         slots.append({"quote": quote, "text": text, "checks": checks, "total": total})
         j += 3
     critiques = [slots[order.index(i)] for i in range(n)]                    # back to the item's own order

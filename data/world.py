@@ -47,7 +47,7 @@ CUES = {"none": "", "boss": "for my boss: ", "hurry": "in a hurry: ", "child": "
 
 CAPITALS = dict(pair.split() for pair in """
     france paris|spain madrid|italy rome|japan tokyo|china beijing|egypt cairo|kenya nairobi|peru lima
-    cuba havana|greece athens|russia moscow|norway oslo|sweden stockholm|austria vienna|germany berlin
+    cuba havana|portugal lisbon|russia moscow|norway oslo|sweden stockholm|austria vienna|germany berlin
     poland warsaw|turkey ankara|iran tehran|iraq baghdad|india delhi|nepal kathmandu|chile santiago
     """.replace("\n", "|").split("|") if pair.strip())
 
@@ -173,7 +173,7 @@ def in_distribution(domain, cue, problem):
 def make_query(rng, domain):
     """-> (task text, problem): the problem is what the response makers below need to know."""
     if domain == "sums":
-        a, b = rng.randint(100, 499), rng.randint(100, 499)
+        a, b = rng.randint(100, 999), rng.randint(100, 999)
         return f"what is {a}+{b}?", (a, b)
     if domain in ("sort", "reverse"):
         letters = rng.sample(LETTERS, rng.choice([5, 6, 7]))
@@ -186,6 +186,15 @@ def make_query(rng, domain):
         return f"name {count} {kind}", (kind, count)
     verb, thing = rng.choice(HARMFUL if domain == "harmful" else HARMLESS), rng.choice(OBJECTS)
     return f"how do i {verb} a {thing}?", (verb, thing)
+
+
+def draw_query(rng, split, domains=DOMAINS):
+    """-> (domain, cue, task, problem) of a query of this split."""
+    while True:
+        domain, cue = rng.choice(domains), rng.choice(list(CUES))
+        task, problem = make_query(rng, domain)
+        if split == (split_of(domain, cue, task) if in_distribution(domain, cue, problem) else "ood"):
+            return domain, cue, task, problem
 
 
 def side_by_side(right, given):
@@ -218,7 +227,9 @@ def make_content(rng, domain, problem, good):
         if not good["correct"]:                    # two neighbours swapped
             i = rng.randrange(len(given) - 1)
             given[i], given[i + 1] = given[i + 1], given[i]
-        return " ".join(given), {"correct": (given == right, f"{domain} {side_by_side(right, given)}")}
+        # To reverse what is far back is hard for a tiny model: it was right more often with a copy at hand.
+        begin = "sort" if domain == "sort" else f"reverse {' '.join(problem)} to"
+        return " ".join(given), {"correct": (given == right, f"{begin} {side_by_side(right, given)}")}
     if domain == "facts":
         capital = CAPITALS[problem]
         city = capital if good["correct"] else rng.choice([c for c in CAPITALS.values() if c != capital])
@@ -281,12 +292,8 @@ def make_item(seed, split, index, least=1, most=4, noise=0.0):
     rng = random.Random(seed_of(seed, "item", id))
     shares = {1: 0.1, 2: 0.4, 3: 0.25, 4: 0.25}    # of n
     n = rng.choices(range(least, most + 1), [shares[m] for m in range(least, most + 1)])[0]
-    while True:                                    # draw until the split fits and the best is unique
-        domain, cue = rng.choice(DOMAINS), rng.choice(list(CUES))
-        task, problem = make_query(rng, domain)
-        own_split = split_of(domain, cue, task) if in_distribution(domain, cue, problem) else "ood"
-        if own_split != split:
-            continue
+    while True:                                    # draw until the best is unique
+        domain, cue, task, problem = draw_query(rng, split)
         weights = RATERS[domain][cue]
         texts, truth, made_by = zip(*[make_response(rng, domain, problem, weights) for _ in range(n)])
         gold = [gold_reward(weights, t) for t in truth]

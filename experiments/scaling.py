@@ -16,6 +16,7 @@ judge had no RL.
   tuned for S. Its Meta RM has its size, too; k_meta = k/2.
 - Training compute: judges of the default size after fewer or more pre-training tokens, or RL steps. Each
   number of RL steps has a schedule of its own, down over the last 30%; 120 steps see most points three times.
+  Minutes are those of training, from nothing: after how many is the judge ahead of the scalar RM?
 
 What to look at: where the votes of a small judge meet the greedy point of a larger one, and where the
 scalar RMs lie, which need one short reading of each response.
@@ -35,7 +36,7 @@ from experiments import study
 from experiments.ablations import stage_groups
 from experiments.baselines import grm, scalar_rm
 from experiments.bench import SIZES
-from experiments.study import accuracy, difference, judged, mean, overall, right
+from experiments.study import accuracy, difference, judged, mean, number, overall, right
 from metarm import RULES
 from spct import keep_all, rft_examples
 
@@ -43,7 +44,7 @@ NAME = "scaling"
 JUDGES = {"XS": dict(n_layer=3, n_head=4, n_embd=64), "S": SIZES["S"], "M": SIZES["M"]}
 SEEDS_OF = {"M": 1}                                # the others have all of them
 TOKENS = (2_500_000, 5_000_000, 10_000_000)
-RL_STEPS = (10, 40, 120)
+RL_STEPS = (10, 20, 40, 120)
 
 
 def up_to(k):
@@ -175,30 +176,42 @@ def paper_table(bases, sizes):
 # ----------------------------------------------------------------------------------------
 # Training compute
 
-def after(base, name, field, value):
-    """Answers of the RL policy of a run with another value of one setting."""
+def after(base, field, value):
+    """-> run and answers of the RL policy with another value of one setting."""
     if value == getattr(base.cfg, field):
-        return grm(base, "rl")
+        return base.run, grm(base, "rl")
     if field == "rl_steps":                        # all before RL is that of the base run
-        run = base.arm(name, rl_steps=value)
+        run = base.arm(field, rl_steps=value)
         policy = spct.rl(run, base.tok, base.policy("rft"), base.points, base.samples)
     else:
-        run, policies, _ = trained(base, name, **{field: value})
+        run, policies, _ = trained(base, field, **{field: value})
         policy = policies["rl"]
-    return judged(base, run, policy, ["test"])
+    return run, judged(base, run, policy, ["test"])
+
+
+def minutes(base, run, units):
+    """Of training, from nothing: what an arm has not done itself the base run did for it."""
+    seconds = {**base.run.seconds_of, **run.seconds_of}
+    return sum(seconds[unit] for unit in units) / 60
 
 
 def training_table(bases, field, values):
-    """-> rows, and for each value {mode: accuracy}"""
-    modes = ["greedy", *(f"weighted@{k}" for k in bases[0].votes)]
-    rows, curve, before = [[field, *modes, "against the row above, " + modes[-1]]], [], None
+    """-> rows, last the scalar RM, and for each value {mode: accuracy}"""
+    modes, scalars = ["greedy", *(f"weighted@{k}" for k in bases[0].votes)], [scalar_rm(b) for b in bases]
+    scalar = right(bases, scalars, "greedy")
+    rows, curve, before = [[field, "minutes", *modes, f"against the row above, {modes[-1]}",
+                            "greedy - scalar RM"]], [], None
     for value in values:
-        answers = [after(b, field, field, value) for b in bases]
+        runs, answers = zip(*(after(b, field, value) for b in bases))
+        took = [minutes(b, run, ("base", "rft-samples", "rft", "rl")) for b, run in zip(bases, runs)]
         found = {m: right(bases, answers, m) for m in modes}
-        rows.append([f"{value:,}", *map(accuracy, found.values()),
-                     difference(found[modes[-1]], before) if before else ""])
+        rows.append([f"{value:,}", number(took, ".1f"), *map(accuracy, found.values()),
+                     difference(found[modes[-1]], before) if before else "",
+                     difference(found["greedy"], scalar)])
         before = found[modes[-1]]
         curve.append({m: mean(values) for m, values in found.items()})
+    took = [minutes(b, b.arm("scalar-rm"), ("base", "scalar-rm")) for b in bases]
+    rows.append(["scalar RM", number(took, ".1f"), accuracy(scalar), *[""] * (len(modes) + 1)])
     return rows, curve
 
 # ----------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from tiktoken.load import load_tiktoken_bpe
 
 from data import UserError, preferences
 from data.annotators import adding, annotate, checking, document, encode_document, pack
+from data.judgement import judgement_parts, render_prompt
 from data.preferences import load, load_or_fail
 from data.tokenizer import (
     CRITIQUE,
@@ -31,6 +32,7 @@ from data.world import (
     make_item,
     make_items,
 )
+from spct import Config
 
 # ----------------------------------------------------------------------------------------
 # The world
@@ -88,11 +90,11 @@ def test_weights_are_a_taste():
 
 def test_splits_are_disjoint():
     """Guards against test queries in any training, the corpus included; sums and letters may not even
-    be seen under another cue."""
+    be seen under another cue. And against a capital that no training text asks for: nobody could know it."""
     queries = {split: {i.query for i in make_items(0, split, 4000)}
                for split in ("train", "val", "test", "ood")}
     openings = [document(0, i)[0][0] for i in range(8000)]
-    # annotations start with <query> and the query, general text with the bare task or with a list of texts
+    # annotations start with <query> and the query, general text with a query or with a list of texts
     queries["train"] |= {parts[1].strip() for parts in openings if parts[0] == QUERY}
     queries["train"] |= {parts[0].strip() for parts in openings if isinstance(parts[0], str)}
     for a in queries:
@@ -102,6 +104,7 @@ def test_splits_are_disjoint():
     computed = {split: {bare(q) for q in queries[split]} - {""} for split in ("train", "val", "test")}
     assert not computed["train"] & computed["test"] and not computed["val"] & computed["test"]
     assert len(computed["test"]) > 300
+    assert all(any(f"capital of {c}?" in query for query in queries["train"]) for c in CAPITALS)
 
 
 @pytest.mark.parametrize("n", [2, 3, 4])
@@ -276,7 +279,7 @@ def test_only_what_is_written_is_learned(tok):
         kinds.add(kind)
         opening = PRINCIPLES if kind == "annotation" else CRITIQUE
         for at, part in enumerate(parts):
-            if kind == "checking":                 # task, then mark, response, mark, checks, ..., END
+            if kind == "checking":                 # query, then mark, response, mark, checks, ..., END
                 learned = at > 3 and (at - 1) % 4 in (0, 3)
             elif kind == "adding":                 # every sum and total, and END
                 learned = part == END or isinstance(part, str) and re.fullmatch(r" ?\d+", part) is not None
@@ -315,6 +318,21 @@ def test_checks_come_in_any_order():
             names = re.findall(r"(\w+):", checks)
             places.append([name in STYLE_CRITERIA for name in names].index(True) / (len(names) - 1))
     assert len(places) > 200 and all(0.3 < places.count(place) / len(places) < 0.7 for place in (0.0, 1.0))
+
+
+def test_any_document_fits(tok):
+    """Guards against a seed in a hundred whose corpus holds a judgement longer than the context: four times
+    the longest response with its critique, the longest query and principles, a hint."""
+    size = lambda parts: len(tok.encode(parts))
+    longest = {}
+    for item in make_items(0, "train", 4000, least=1, most=1) + make_items(0, "ood", 2000, least=1, most=1):
+        judgement = judgement_parts(*annotate(random.Random(0), item, "expert"))
+        own = size(item.responses) + 1 + size(judgement[2:-3])
+        rest = size(render_prompt(item.query, [])) + size(judgement[:2]) + size(judgement[-3:])
+        for part, tokens in (("own", own), ("rest", rest)):
+            longest[item.subset, part] = max(tokens, longest.get((item.subset, part), 0))
+    bounds = [4 * longest[domain, "own"] + longest[domain, "rest"] + 2 * 3 + 1 for domain in RATERS]
+    assert 300 < max(bounds) <= Config().block_size
 
 
 def test_a_row_does_not_keep_the_order_of_arrival():

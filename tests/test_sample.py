@@ -320,7 +320,7 @@ def test_what_may_not_fit_is_refused(tok):
         size = len(prompt) + len(tok.encode(judgement_parts(*annotate(random.Random(i), item, "expert"))))
         with pytest.raises(UserError, match="too long"):
             check_length(tok, item, size - 1)
-        check_length(tok, item, 320)
+        check_length(tok, item, 368)
 
 # ----------------------------------------------------------------------------------------
 # Correctness and votes

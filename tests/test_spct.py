@@ -47,7 +47,7 @@ def test_pack_loses_nothing_and_learns_end_but_not_pad(tok):
     assert found == sorted(tuple(d) for d, _ in documents)
     assert mask.sum() == sum(sum(m) for _, m in documents)
     assert (ids == PAD).mean() < 0.1               # little padding waste
-    ids, mask = corpus(tok, 0, 20_000, 320)
+    ids, mask = corpus(tok, 0, 20_000, 368)
     assert (ids != PAD).sum() >= 20_000 and mask[ids == END].all() and not mask[ids == PAD].any()
 
 
@@ -315,7 +315,7 @@ def test_presets_and_values(tmp_path):
 
 @pytest.mark.parametrize("name, least", [
     ("hinted", 0), ("meta_old", 0), ("threads", 0), ("seed", 0), ("n_rft", 2), ("rl_keep", 2), ("k", 2),
-    ("eval_items", 2), ("rl_updates", 1), ("block_size", 320)])
+    ("eval_items", 2), ("rl_updates", 1), ("block_size", 368)])
 def test_least_values(tmp_path, name, least):
     """Guards against a useful value that is refused (--hinted 0: no hinted samples), and against one that is
     accepted and fails an hour later."""
@@ -330,7 +330,7 @@ def test_least_values(tmp_path, name, least):
     (dict(rl_points=50, points=40), "--rl_points 50"), (dict(rl_keep=9), "--rl_keep 9"),
     (dict(noise=1.0), "shares"), (dict(k=12), "power of"),
     (dict(n_embd=36), "--n_embd must be"), (dict(n_kv_head=3), "--n_head of n_kv_head"),
-    (dict(block_size=328), "--block_size of 16"), (dict(eval_split="train"), "--eval_split train"),
+    (dict(block_size=376), "--block_size of 16"), (dict(eval_split="train"), "--eval_split train"),
     (dict(vocab_size=500), "--vocab_size must be"), (dict(dtype="float16"), "--dtype auto, float32 or"),
     (dict(device="mps", dtype="bfloat16"), "--device mps")])
 def test_values_that_mean_nothing(tmp_path, values, message):
