@@ -20,7 +20,7 @@ All systems of a seed start from the same base model and learn from the same pre
 - GRM: base, RFT only, RL only, RFT + RL; sums of k judgements' scores (Eq 14), pluralities weighted by the
   policy's confidence, guided votes.
 
-Compute is matched by what is learned from, the points, and not by time: RFT and RL take a GRM two to three
+Compute is matched by what is learned from, the points, and not by time: RFT and RL take a GRM four
 minutes on two cores. The scalar models see each preference four times, which takes less; more did not help
 (on validation items of seed 1, for 1, 2, 4, 8 times: scalar RM .721, .746, .764, .764, pairwise RM .718,
 .760, .754, .766). Points with one response teach the GRMs alone.

@@ -198,7 +198,8 @@ def hugging_face(cfg):
 # What is measured
 
 def config(size="S", **changes):
-    return GPTConfig(**{"vocab_size": 704, "block_size": 368, "n_kv_head": 1, **SIZES[size], **changes})
+    usual = {"vocab_size": 704, "block_size": spct.Config.block_size, "n_kv_head": 1}
+    return GPTConfig(**{**usual, **SIZES[size], **changes})
 
 
 def bench_slots(model, rates, prompts, lengths, quick):
@@ -285,7 +286,7 @@ def bench_others(model, prompts, lengths, batch, best, quick):
 def bench_training(tok, rates, quick):
     """Whole pre-training steps on real rows, optimizer included -> {size: numbers}."""
     rows, dtype, result = spct.Config.pretrain_rows, getattr(torch, pick_dtype("cpu")), {}
-    ids, mask = corpus(tok, 0, 40_000, 368)
+    ids, mask = corpus(tok, 0, 40_000, spct.Config.block_size)
     x, m = torch.from_numpy(ids[:rows].astype(np.int64)), torch.from_numpy(mask[:rows])
     show(f"training, {rows} rows of {ids.shape[1]} tokens a step, {str(dtype).removeprefix('torch.')}")
     for size in SIZES:

@@ -321,7 +321,7 @@ def test_checks_come_in_any_order():
 
 
 def test_any_document_fits(tok):
-    """Guards against a seed in a hundred whose corpus holds a judgement longer than the context: four times
+    """Guards against a seed whose corpus happens to hold a judgement longer than the context: four times
     the longest response with its critique, the longest query and principles, a hint."""
     size = lambda parts: len(tok.encode(parts))
     longest = {}

@@ -89,15 +89,17 @@ def test_part_of_the_seeds_leaves_the_results_alone(monkeypatch):
 
 
 def test_equal_compute():
-    """Guards against votes that cost more than the judgement they are compared with."""
+    """Guards against votes that cost more than the judgement they are compared with, and one seed of a size
+    that is compared with all seeds of a smaller one."""
     items = make_items(0, "test", 20, least=2)
     gold = [item.gold for item in items]
     answers = lambda **mflops: {"test": {name.replace("_", "@"): {"scores": gold, "flops": m * 1e6}
                                          for name, m in mflops.items()}}
     small = answers(greedy=1, weighted_2=3, weighted_4=6, guided_2=6)
-    sizes = {"S": [(small, None, answers(greedy=0.1), 1)],
+    dear = answers(greedy=1, weighted_2=30, weighted_4=60, guided_2=60)
+    sizes = {"S": [(small, None, answers(greedy=0.1), 1), (dear, None, answers(greedy=0.1), 1)],
              "M": [(answers(greedy=5), None, answers(greedy=0.5), 4)]}
-    _, *rows = scaling.equal_compute_table([SimpleNamespace(parts={"test": items})], sizes)
+    _, *rows = scaling.equal_compute_table([SimpleNamespace(parts={"test": items})] * 2, sizes)
     assert [row[:4] for row in rows] == [["M", "5", "S, weighted@2", "3"]]   # no guided vote costs 5 or less
 
 

@@ -194,7 +194,7 @@ def test_parser_table(tok, change, status):
         assert [c["total"] for c in critiques] == [6, 3]
         for c in critiques:
             assert (c["quote"], c["text"]) == ("it is 71", "correct: good brief: a, bad")
-            assert [(name, evidence or None, good) for name, evidence, good in c["checks"]] == [
+            assert [tuple(check) for check in c["checks"]] == [
                 ("correct", None, True), ("brief", "a", False)]
 
 
@@ -210,7 +210,7 @@ def test_table_of_checks(tok, text, checks):
     ids = tok.encode([" a 10", CRITIQUE, R1, CHECKS, " " + text, TOTAL, "7", SCORES, "7", END])
     status, _, [critique], _ = read_judgement(tok, ids, [0])
     assert status == "ok" and critique["text"] == text
-    assert [(name, evidence or None, good) for name, evidence, good in critique["checks"]] == checks
+    assert [tuple(check) for check in critique["checks"]] == checks
 
 
 def test_parser_survives_10000_random_strings(tok):
