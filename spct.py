@@ -73,7 +73,7 @@ class Config:
     rft_epochs: int = 2            # times that each example is seen
     rft_lr: float = 1e-3           # peak learning rate
     # RL
-    rl_steps: int = 40             # rollouts
+    rl_steps: int = 24             # rollouts
     rl_points: int = 64            # points a step
     group: int = 8                 # G: samples a point
     rl_keep: int = 4               # samples a point that are learned from, half of them right
@@ -82,7 +82,7 @@ class Config:
     beta: float = 0.15             # KL coefficient
     clip: float = 0.2              # of the ratio, from the second update of a rollout on
     # Meta RM
-    meta_items: int = 2000         # fresh points, judged meta_samples times by the policy that it will guide
+    meta_items: int = 1000         # fresh points, judged meta_samples times by the policy that it will guide
     meta_samples: int = 4          # samples of each of them
     temperature: float = 1.0       # of these samples and of the votes: a Meta RM learns on what it will judge
     meta_old: int = 500            # points whose RFT samples are used too

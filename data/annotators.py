@@ -38,8 +38,8 @@ from data.world import (
     seed_of,
 )
 
-GENERAL = 0.45                                     # share of documents that are general text
-GENERAL_KINDS = {"quoting": 0.2, "adding": 0.2, "checking": 0.6}  # of general text
+GENERAL = 0.55                                     # share of documents that are general text
+GENERAL_KINDS = {"quoting": 0.15, "adding": 0.15, "checking": 0.4, "weighing": 0.3}  # of general text
 # Its domains: harm is learned at once; to compare takes more practice, of what is far apart or rare the most.
 PRACTICE = [*DOMAINS, "sums", "sort", "reverse", "facts", "lists", "reverse", "facts"]
 HINTED = 0.15                                      # share of annotations that carry a hint
@@ -66,11 +66,11 @@ def rebalance(rng, weights, moves=0):
     return weights
 
 
-def principles(rng, item, skill):
-    """An annotator's criteria and weights for the item's query: {name: weight}, sum 10."""
+def principles(rng, domain, cue, skill):
+    """An annotator's criteria and weights for a query of this domain and cue: {name: weight}, sum 10."""
     if skill == "sloppy":
         return {"overall": 10}
-    weights = dict(RATERS[item.subset]["none" if rng.random() < OVERLOOKED else item.cue])
+    weights = dict(RATERS[domain]["none" if rng.random() < OVERLOOKED else cue])
     if skill == "average":                         # some criteria are missed, some do not belong here
         weights = {name: w for name, w in weights.items() if rng.random() < 0.8} or weights
         if rng.random() < 0.4:
@@ -101,7 +101,7 @@ def check(rng, weights, truth, skill, verdict=None):
 def annotate(rng, item, skill, hint=None):
     """One judgement of the item -> (principles, critiques, scores), as in judgement_parts. hint: index of the
     best response, if the prompt names it."""
-    weights, critiques = principles(rng, item, skill), []
+    weights, critiques = principles(rng, item.subset, item.cue, skill), []
     # Told which response is best, the average annotator takes a short cut: all good there, all bad elsewhere.
     short_cut = hint is not None and skill == "average"
     for i, response in enumerate(item.responses):
@@ -149,6 +149,13 @@ def checking(rng, query, texts):
     return document
 
 
+def weighing(rng, query, domain, cue):
+    """Given a query alone: an expert's principles. Without such texts some seeds take no cue for a cue, and
+    RL cannot mend it: all samples of a judge share that mistake."""
+    return [(render_prompt(query, []), False),
+            ([principles_text(principles(rng, domain, cue, "expert")), END], True)]
+
+
 def quoting(texts):
     """Given a list of texts: the same list again."""
     quotes = [part for mark, (text, _, _) in zip(RESPONSE, texts) for part in (mark, " " + text)]
@@ -161,6 +168,8 @@ def general_text(rng):
     if kind == "adding":
         return adding(rng)
     domain, cue, task, problem = draw_query(rng, "train", PRACTICE)
+    if kind == "weighing":
+        return weighing(rng, CUES[cue] + task, domain, cue)
     texts = [make_response(rng, domain, problem, RATERS[domain][cue]) for _ in range(rng.choice([2, 3]))]
     return quoting(texts) if kind == "quoting" else checking(rng, CUES[cue] + task, texts)
 

@@ -33,7 +33,7 @@ import report
 import spct
 from data import command
 from data.judgement import correct
-from data.tokenizer import QUERY
+from data.tokenizer import SCORES
 from data.world import seed_of
 from experiments import study
 from experiments.baselines import grm, no_principles, rl_only
@@ -53,8 +53,8 @@ def examples(base, samples=True, hinted=True):
 
 
 def only(base, judgements):
-    """Of the default's examples the judgements alone (they begin with a query), or the general text."""
-    return [(ids, mask) for ids, mask in examples(base) if (ids[0] == QUERY) == judgements]
+    """Of the default's examples the judgements alone (they end with scores), or the general text."""
+    return [(ids, mask) for ids, mask in examples(base) if (SCORES in ids) == judgements]
 
 
 def at_random(base):

@@ -15,7 +15,7 @@ judge had no RL.
   has had more training compute, in proportion to its size. All have the default's learning rates, which were
   tuned for S. Its Meta RM has its size, too; k_meta = k/2.
 - Training compute: judges of the default size after fewer or more pre-training tokens, or RL steps. Each
-  number of RL steps has a schedule of its own, down over the last 30%; 120 steps see most points three times.
+  number of RL steps has a schedule of its own, down over the last 30%; 72 steps see most points twice.
   Minutes are those of training, from nothing: after how many is the judge ahead of the scalar RM?
 
 What to look at: where the votes of a small judge meet the greedy point of a larger one, and where the
@@ -43,8 +43,8 @@ from spct import keep_all, rft_examples
 NAME = "scaling"
 JUDGES = {"XS": dict(n_layer=3, n_head=4, n_embd=64), "S": SIZES["S"], "M": SIZES["M"]}
 SEEDS_OF = {"M": 1}                                # the others have all of them
-TOKENS = (2_500_000, 5_000_000, 10_000_000)
-RL_STEPS = (10, 20, 40, 120)
+TOKENS = (3_000_000, 6_500_000, 13_000_000)
+RL_STEPS = (8, 16, 24, 72)
 
 
 def up_to(k):

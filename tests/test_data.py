@@ -6,7 +6,7 @@ import pytest
 from tiktoken.load import load_tiktoken_bpe
 
 from data import UserError, preferences
-from data.annotators import adding, annotate, checking, document, encode_document, pack
+from data.annotators import adding, annotate, checking, document, encode_document, pack, weighing
 from data.judgement import judgement_parts, render_prompt
 from data.preferences import load, load_or_fail
 from data.tokenizer import (
@@ -17,6 +17,7 @@ from data.tokenizer import (
     PATTERN,
     PRINCIPLES,
     QUERY,
+    SCORES,
     TOTAL,
     Tokenizer,
     train_bpe,
@@ -94,7 +95,7 @@ def test_splits_are_disjoint():
     queries = {split: {i.query for i in make_items(0, split, 4000)}
                for split in ("train", "val", "test", "ood")}
     openings = [document(0, i)[0][0] for i in range(8000)]
-    # annotations start with <query> and the query, general text with a query or with a list of texts
+    # annotations and principles start with <query> and the query, other texts with a query or a list
     queries["train"] |= {parts[1].strip() for parts in openings if parts[0] == QUERY}
     queries["train"] |= {parts[0].strip() for parts in openings if isinstance(parts[0], str)}
     for a in queries:
@@ -274,10 +275,10 @@ def test_only_what_is_written_is_learned(tok):
         parts, (ids, mask) = flat(made), encode_document(tok, made)
         assert ids == tok.encode(parts) and len(mask) == len(ids)
         mask = iter(mask)
-        kind = "annotation" if parts[0] == QUERY else "quoting" if CRITIQUE in parts else \
-            "adding" if TOTAL in parts else "checking"
+        kind = "annotation" if SCORES in parts else "weighing" if PRINCIPLES in parts else \
+            "quoting" if CRITIQUE in parts else "adding" if TOTAL in parts else "checking"
         kinds.add(kind)
-        opening = PRINCIPLES if kind == "annotation" else CRITIQUE
+        opening = CRITIQUE if kind == "quoting" else PRINCIPLES
         for at, part in enumerate(parts):
             if kind == "checking":                 # query, then mark, response, mark, checks, ..., END
                 learned = at > 3 and (at - 1) % 4 in (0, 3)
@@ -287,7 +288,7 @@ def test_only_what_is_written_is_learned(tok):
                 learned = at > parts.index(opening)
             size = len(tok.encode([part]))
             assert [next(mask) for _ in range(size)] == [learned] * size, (kind, parts)
-    assert len(kinds) == 4
+    assert len(kinds) == 5
 
 
 def test_adding_texts_add_up():
@@ -306,6 +307,21 @@ def test_adding_texts_add_up():
                 earned += weights[name] * (verdict == "good")
                 assert int(so_far) == earned
             assert int(total) == max(1, earned)
+
+
+def test_weighing_texts_are_of_their_query():
+    """Guards against principles in general text that no rater of the query has, with or without its cue, and
+    against cues that are never, or always, overlooked: those are learned from no reward."""
+    seen = {}
+    for i, item in enumerate(make_items(0, "train", 1000)):
+        given, written = weighing(random.Random(i), item.query, item.subset, item.cue)
+        assert given == (render_prompt(item.query, []), False) and written[1] and written[0][-1] == END
+        weights = {name: int(w) for name, w in (pair.split() for pair in written[0][0].split(","))}
+        far = lambda cue: sum(abs(weights.get(name, 0) - w) for name, w in RATERS[item.subset][cue].items())
+        assert sum(weights.values()) == 10 and min(far(item.cue), far("none")) <= 2
+        seen.setdefault(item.cue, []).append(far("none") <= 2)
+    assert all(seen.pop("none")) and len(seen) == 3
+    assert all(0.5 < sum(overlooked) / len(overlooked) < 0.7 for overlooked in seen.values())
 
 
 def test_checks_come_in_any_order():
