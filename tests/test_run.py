@@ -22,7 +22,7 @@ from run import FILES, UNITS, Run, load_tensors, machine, pick_device, pick_dtyp
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SMALL = ["--preset", "smoke", "--device", "cpu", "--threads", "1", "--dtype", "float32",
-         "--pretrain_tokens", "300000", "--pretrain_rows", "2", "--eval_items", "8",
+         "--pretrain_tokens", "500000", "--pretrain_rows", "2", "--eval_items", "8",
          "--rl_steps", "4", "--rft_rows", "1"]
 ENV = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
 
