@@ -27,7 +27,11 @@ from parallel import join, processes, share
 
 def keep_best(ballots, metas, k_meta):
     """The ballots (a sample's scores, or the sample) that the Meta RM likes best, k_meta of them; the earlier
-    one on ties. Samples that do not parse have meta None: they come last."""
+    one on ties. Samples that do not parse have meta None: they come last.
+
+    >>> keep_best(["a", "b", "c", "d"], [0.5, None, 2.0, 0.5], 3)
+    ['c', 'a', 'd']
+    """
     best_first = sorted(range(len(ballots)), key=lambda i: (metas[i] is None, -(metas[i] or 0.0), i))
     return [ballots[i] for i in best_first[:k_meta]]
 
@@ -58,6 +62,25 @@ PLAIN = ("sum", "plurality", "weighted")           # those that need no Meta RM
 # ----------------------------------------------------------------------------------------
 # Training
 
+def meta_loss(logit, right):
+    """Binary cross-entropy, summed over the batch: logit (B,), right (B,) 1.0 or 0.0 -> a number.
+
+    >>> meta_loss(torch.tensor([0.0, 0.0]), torch.tensor([1.0, 0.0]))
+    tensor(1.3863)
+    """
+    return F.binary_cross_entropy_with_logits(logit, right, reduction="sum")
+
+
+def bradley_terry(better, worse):
+    """The paper's Eq 4, the loss of scalar reward models: the mean of -log sigmoid(better - worse). better,
+    worse (B,): what the model gives to the better and to the worse response of each pair.
+
+    >>> bradley_terry(torch.tensor([2.0, 7.0]), torch.tensor([2.0, 7.0]))
+    tensor(0.6931)
+    """
+    return F.softplus(worse - better).mean()
+
+
 def from_policy(policy):
     """A Meta RM that starts from the weights of the policy that it is to guide, with a new scalar head."""
     model = RewardModel(policy.cfg).to(policy.wte.weight.device)
@@ -85,7 +108,7 @@ def train(run, unit, model, examples):
         right = torch.tensor([float(labels[i]) for i in batch], device=run.device)   # (B,)
         with run.autocast():
             logit = model(ids, length)                                               # (B,)
-        loss = F.binary_cross_entropy_with_logits(logit, right, reduction="sum") / len(batches[step])
+        loss = meta_loss(logit, right) / len(batches[step])
         loss.backward()
         agree = ((logit > 0) == (right > 0.5)).float().sum() / len(batches[step])
         run.log(unit, step=step, **opt.step(trapezoid(step, len(batches)), loss=loss, agree=agree))
@@ -120,7 +143,12 @@ def score(model, judgements, autocast=contextlib.nullcontext()):
 # How good is it?
 
 def auc(right, scores):
-    """Chance that a right judgement is scored above a wrong one, ties as half; None without both kinds."""
+    """Chance that a right judgement is scored above a wrong one, ties as half; None without both kinds.
+    right: booleans, scores: as many numbers -> a float.
+
+    >>> auc([True, False, False], [2.0, 1.0, 2.0])
+    0.75
+    """
     right, scores = np.asarray(right, bool), np.asarray(scores, float)
     good, bad = scores[right], np.sort(scores[~right])
     if len(good) == 0 or len(bad) == 0:
@@ -131,7 +159,11 @@ def auc(right, scores):
 
 def auc_within(groups):
     """Mean AUC inside items that have both kinds. groups: one (right, scores) pair an item. The pooled AUC
-    also rewards knowing which items are easy, which is of no use to a filter."""
+    also rewards knowing which items are easy, which is of no use to a filter. None if no item has both.
+
+    >>> auc_within([([True, False], [2.0, 1.0]), ([True, True], [1.0, 2.0])])
+    1.0
+    """
     inside = [auc(right, scores) for right, scores in groups]
     inside = [a for a in inside if a is not None]
     return float(np.mean(inside)) if inside else None

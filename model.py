@@ -40,6 +40,10 @@ def rotate(x, turn):
     (a, b) becomes (a cos - b sin, b cos + a sin), so that scores depend on distances alone. x (..., T, D) or
     (B, heads, D); turn: cos and sin, (T, D) or (B, 1, D), of the tokens' positions, and `swap` (D, D), which
     makes (-b, a) of (a, b): a product with a constant matrix is faster than to take the channels apart.
+
+    >>> swap = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
+    >>> rotate(torch.tensor([[3.0, 4.0]]), (torch.zeros(1, 2), torch.ones(1, 2), swap))     # a quarter turn
+    tensor([[-4.,  3.]])
     """
     cos, sin, swap = turn
     return (x.float() * cos + (x @ swap).float() * sin).to(x.dtype)
@@ -50,6 +54,10 @@ def attend(q, k, v):
 
     PyTorch's fused kernel, but on a CPU, where its backward pass is slow, two plain matrix products. 184
     queries at a time need only the keys up to the last of them: for a row of 368 that saves a quarter.
+
+    >>> alike, v = torch.zeros(1, 1, 2, 1), torch.tensor([3.0, 5.0]).view(1, 1, 2, 1)
+    >>> attend(alike, alike, v).flatten()          # keys that are all alike: the mean of the values so far
+    tensor([3., 4.])
     """
     (B, H, T, D), K = q.shape, k.size(1)
     if q.device.type != "cpu":
@@ -64,6 +72,24 @@ def attend(q, k, v):
         y = att.softmax(dim=-1).view(B, K, -1, end) @ v[:, :, :end]          # (B, K, H/K * 184, D)
         out.append(y.view(B, H, end - start, D))
     return torch.cat(out, dim=2)
+
+
+def attend_cached(q, keys, values, bias):
+    """One new token a row looks at what its row holds: attention with a cache.
+
+    q (B, H, D), keys and values (B, K, T, D); bias (B, K, 1, T) is added to the scores: -inf hides padding,
+    0 elsewhere -> (B, H, D).
+
+    >>> q, keys, values = torch.zeros(1, 1, 1), torch.zeros(1, 1, 3, 1), torch.tensor([3.0, 9.0, 5.0])
+    >>> bias = torch.tensor([[[[0.0, -math.inf, 0.0]]]])
+    >>> attend_cached(q, keys, values.view(1, 1, 3, 1), bias)
+    tensor([[[4.]]])
+    """
+    (B, H, D), K = q.shape, keys.size(1)
+    keys, values, bias = keys.flatten(0, 1), values.flatten(0, 1), bias.flatten(0, 1)        # (B * K, ...)
+    # The H/K query heads of a group form one small matrix product with their shared keys.
+    att = torch.baddbmm(bias, q.reshape(B * K, H // K, D), keys.mT, alpha=D ** -0.5)         # (B * K, H/K, T)
+    return (att.softmax(dim=-1) @ values).view(B, H, D)
 
 
 class KVCache:
@@ -84,13 +110,8 @@ class KVCache:
 
     def attend(self, layer, q, k, v):
         """One more token a row: keep its k and v (B, K, D), let its q (B, H, D) see its row -> (B, H, D)."""
-        (B, H, D), K, end = q.shape, k.size(1), self.end
-        self.kv[layer, 0, :, :, end], self.kv[layer, 1, :, :, end] = k, v
-        keys, values = self.kv[layer, ..., :end + 1, :].flatten(1, 2)        # (B * K, end + 1, D)
-        # The H/K query heads of a group form one small matrix product with their shared keys.
-        q, bias = q.reshape(B * K, H // K, D), self.bias[..., :end + 1].flatten(0, 1)
-        att = torch.baddbmm(bias, q, keys.mT, alpha=D ** -0.5)               # (B * K, H/K, end + 1)
-        return (att.softmax(dim=-1) @ values).view(B, H, D)
+        self.kv[layer, 0, :, :, self.end], self.kv[layer, 1, :, :, self.end] = k, v
+        return attend_cached(q, *self.kv[layer, ..., :self.end + 1, :], self.bias[..., :self.end + 1])
 
 
 class Attention(nn.Module):
@@ -245,6 +266,11 @@ def token_logits(model, ids, mask):
 
     ids (B, T); mask (B, T) bool, True on the tokens to be predicted -> logits (N, V), targets (N,) in row
     order, N = number of masked tokens but for the first column, which nothing precedes.
+
+    >>> ids, mask = torch.tensor([[3, 5, 7, 0]]), torch.tensor([[True, False, True, False]])
+    >>> logits, targets = token_logits(GPT(GPTConfig(20, 16, 1, 1, 1, 8)), ids, mask)
+    >>> logits.shape, targets
+    (torch.Size([1, 20]), tensor([7]))
     """
     before = F.pad(mask[:, 1:], (0, 1)).flatten().nonzero()[:, 0]            # (N,) the token before each
     x = model(ids, F.pad(before, (0, -len(before) % 128)))                   # few shapes: see pad_rows

@@ -39,8 +39,12 @@ from run import machine, read_json, write_json
 # Measures of one judgement
 
 def coin_flip(scores, gold):
-    """Chance of being right when ties are broken at random: 1/m if the best is among m maxima; a guess if
-    nothing parses."""
+    """Chance of being right when ties are broken at random: 1/m if the best is among m maxima; a guess among
+    all if nothing parses (scores None).
+
+    >>> coin_flip([9, 9, 1], [4, 7, 2]), coin_flip([9, 8], [4, 7]), coin_flip(None, [4, 7])
+    (0.5, 0.0, 0.5)
+    """
     if scores is None:
         return 1 / len(gold)
     best = gold.index(max(gold))

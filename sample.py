@@ -53,6 +53,9 @@ def draw(logits, u, temperature):
 
     logits (B, V); u (B,) uniform in [0, 1) -> ids (B,), their log-probabilities (B,) under the
     distribution that was sampled. temperature 0 is greedy (log-probabilities at T = 1).
+
+    >>> draw(torch.zeros(3, 4), torch.tensor([0.0, 0.25, 0.6]), 1.0)[0]
+    tensor([0, 1, 2])
     """
     if temperature == 0:
         ids = logits.argmax(dim=-1)

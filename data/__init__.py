@@ -56,11 +56,12 @@ def keep_freed_memory():
 
 
 def command(main):
-    """Run a program's main(argv). A UserError is its message on stderr and exit code 2."""
+    """Run a program's main(argv). A UserError is its message on stderr and exit code 2; so is a hole in a
+    student's copy."""
     keep_freed_memory()
     try:
         main(sys.argv[1:])
-    except UserError as error:
+    except (UserError, NotImplementedError) as error:
         print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:              # Ctrl-C

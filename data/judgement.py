@@ -30,19 +30,31 @@ from parallel import new_file
 # The rules
 
 def pick(scores):
-    """Index of the response that alone has the largest score; None on a tie, or if nothing parsed."""
+    """Index of the response that alone has the largest score; None on a tie, or if nothing parsed.
+
+    >>> pick([3, 9, 5]), pick([9, 9, 5]), pick(None)
+    (1, None, None)
+    """
     return scores.index(max(scores)) if scores and scores.count(max(scores)) == 1 else None
 
 
 def correct(scores, gold):
     """Eq 10. n >= 2: the best response's score is strictly the largest, a tie is wrong. n = 1: the score is
-    the gold reward. scores: n numbers, or None if the judgement does not parse; gold: n rewards."""
+    the gold reward. scores: n numbers, or None if the judgement does not parse; gold: n rewards.
+
+    >>> correct([3, 9], [4, 7]), correct([9, 9], [4, 7]), correct([7], [7]), correct(None, [7])
+    (True, False, True, False)
+    """
     return scores == gold if len(gold) == 1 else pick(scores) == pick(gold)
 
 
 def vote(ballots):
     """Eq 14: sum each response's scores over the samples. ballots: one list of n scores a sample, None if it
-    did not parse: None never votes. All None -> None."""
+    did not parse: None never votes. All None -> None.
+
+    >>> vote([[3, 9], None, [8, 7]])
+    [11, 16]
+    """
     votes = [b for b in ballots if b is not None]
     return [sum(column) for column in zip(*votes)] if votes else None
 
@@ -50,7 +62,12 @@ def vote(ballots):
 def plurality(ballots, weights=None):
     """Votes in place of sums: each sample has one vote, or its weight, for the response that it scores
     highest, in equal parts for several. A sum lets a sample that is far off outweigh two that are nearly
-    level; here it cannot. Scores only break ties: a millionth of their mean comes on top. No vote -> None."""
+    level; here it cannot. Scores only break ties: a millionth of their mean, times the voters' mean weight
+    (its size: a weight may be negative), comes on top. No vote -> None.
+
+    >>> [round(votes, 4) for votes in plurality([[9, 8], [9, 8], [1, 10], [5, 5], None])]
+    [2.5, 1.5]
+    """
     voters = [(b, w) for b, w in zip(ballots, weights or [1.0] * len(ballots)) if b is not None]
     if not voters:
         return None
@@ -163,6 +180,12 @@ def read_judgement(tok, ids, order):
     and scores None, never an exception and never a guess. A judgement that was cut off by the end of the
     context has the status "no end". What it says is not checked (weights that sum to 10, totals that add up):
     to get that right is what RL has to teach.
+
+    >>> from data.tokenizer import Tokenizer, train_bpe
+    >>> tok = Tokenizer(train_bpe([], 0))
+    >>> ids = tok.encode(judgement_parts({"polite": 10}, [(None, " polite: kindly, good 10", 10)], [10]))
+    >>> read_judgement(tok, ids, order=[0])[::3], read_judgement(tok, ids[:-1], order=[0])[::3]
+    (('ok', [10]), ('no end', None))
     """
     n = len(order)
     cut = [i for i, token in enumerate(ids) if token < len(MARKS)]           # where the marks are

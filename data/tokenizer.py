@@ -32,7 +32,13 @@ PATTERN = r" ?[^\W\d_]+|\d| ?[^\s\w]+|[\s\S]"
 
 
 def train_bpe(texts, vocab_size):
-    """-> {bytes: rank}: start from the 256 bytes, then merge the most frequent neighbours, over and over."""
+    """-> {bytes: rank}: start from the 256 bytes, whose ranks follow the marks; then merge the most frequent
+    neighbours within the chunks of PATTERN, over and over, until marks and tokens are vocab_size, or nothing
+    is left to merge. Of pairs that are equally frequent the one with the smaller bytes comes first.
+
+    >>> list(train_bpe(["a b ab ab"], len(MARKS) + 256 + 2))[-2:]
+    [b' a', b' ab']
+    """
     chunks = Counter(chunk.encode() for text in texts for chunk in re.findall(PATTERN, text))
     words = {chunk: [bytes([b]) for b in chunk] for chunk in chunks}   # chunk -> its parts so far
     ranks = {bytes([b]): len(MARKS) + b for b in range(256)}

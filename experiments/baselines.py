@@ -41,7 +41,6 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 import metarm
 import report
@@ -174,7 +173,7 @@ def train_differences(run, unit, model, better, worse, epochs):
         ids, length = pad_rows([better[i] for i in batch] + [worse[i] for i in batch], device=run.device)
         with run.autocast():
             above, below = model(ids, length).chunk(2)                           # (B,), (B,)
-        loss = F.softplus(below - above).mean()
+        loss = metarm.bradley_terry(above, below)
         loss.backward()
         agree = (above > below).float().mean()
         run.log(unit, step=step, **opt.step(trapezoid(step, steps), loss=loss, agree=agree))
