@@ -164,7 +164,13 @@ def too_easy(samples, item):
 
 
 def keep(samples, item):
-    """RFT's rules for a point's non-hinted samples: keep the right ones; none if all are right (too easy)."""
+    """RFT's rules for a point's non-hinted samples: keep the right ones; none if all are right (too easy).
+
+    >>> from types import SimpleNamespace as Simple
+    >>> item, good, bad = Simple(gold=[2, 8]), Simple(scores=[1, 9]), Simple(scores=[9, 1])
+    >>> keep([bad, good], item) == [good], keep([good, good], item), keep([bad, bad], item)
+    (True, [], [])
+    """
     return [] if too_easy(samples, item) else [j for j in samples if right(j, item)]
 
 
@@ -181,7 +187,11 @@ def keep_all(points, samples, hinted):
 
 
 def forget_hint(prompt):
-    """The same prompt without the hint: what the policy will see when it has to judge by itself."""
+    """The same prompt without the hint: what the policy will see when it has to judge by itself.
+
+    >>> forget_hint([2, 20, 3, 21, HINT, 8])
+    [2, 20, 3, 21, 8]
+    """
     return [token for token in prompt if token != HINT]
 
 
@@ -245,7 +255,11 @@ def advantages(rewards):
     """GRPO: (reward - mean of its group) / std of its group. rewards (P, G) -> (P, G): G samples of P points.
 
     A group that is all right or all wrong says nothing about which sample is better: its advantages are
-    0 (and not 0 / 0). Groups are rows, so they never mix.
+    0 (and not 0 / 0). Groups are rows, so they never mix. The std is that of the group itself (divided by G).
+
+    >>> advantages(torch.tensor([[1.0, -1.0, 1.0, -1.0], [1.0, 1.0, 1.0, 1.0]]))
+    tensor([[ 1., -1.,  1., -1.],
+            [ 0.,  0.,  0.,  0.]])
     """
     centred = rewards - rewards.mean(dim=1, keepdim=True)
     std = rewards.std(dim=1, keepdim=True, unbiased=False)
@@ -254,10 +268,14 @@ def advantages(rewards):
 
 def contrast(rewards, keep):
     """Which samples of a group to learn from: `keep` of them, half right and half wrong as far as there are
-    as many. If all are alike, one: it can only pull back to the reference. rewards: G numbers -> indices.
+    as many, the earlier ones first. If all are alike, the first: it can only pull back to the reference.
+    rewards: G numbers, above 0 if right -> indices, those of the right ones, then the others.
 
     To learn from a sample takes two to four times as long as to write it, so many are written, and a half
     with the largest contrast is learned from (PODS, arXiv 2504.13818). Entropy and KL are measured on it.
+
+    >>> contrast([1.0, 1.0, -1.0, 1.0, -1.0], keep=4), contrast([-1.0, -1.0, 1.0, -1.0], keep=4)
+    ([0, 1, 2, 4], [2, 0, 1, 3])
     """
     right, wrong = ([i for i, r in enumerate(rewards) if (r > 0) == good] for good in (True, False))
     if not right or not wrong:
@@ -268,7 +286,11 @@ def contrast(rewards, keep):
 
 def policy_loss(logp, logp_old, adv, clip):
     """PPO's clipped objective per token, as a loss, all (N,). On the first update of a rollout the ratio is 1
-    and this is REINFORCE; the clip acts only from the second update on."""
+    and this is REINFORCE; the clip acts only from the second update on.
+
+    >>> policy_loss(torch.tensor([0.5]).log(), torch.tensor([0.25]).log(), torch.tensor([1.0]), clip=0.2)
+    tensor([-1.2000])
+    """
     ratio = (logp - logp_old).exp()
     return -torch.min(ratio * adv, ratio.clamp(1 - clip, 1 + clip) * adv)
 
@@ -279,12 +301,20 @@ def kl_k2(logp, logp_ref):
     For samples of the policy its gradient is that of the reverse KL. k1 (the log ratio itself) has the
     right mean but a zero expected gradient, and k3's gradient is that of the forward KL. (The names are
     from J. Schulman's note "Approximating KL divergence".)
+
+    >>> kl_k2(torch.tensor([-1.0, -1.0]), torch.tensor([-3.0, -1.0]))
+    tensor([2., 0.])
     """
     return 0.5 * (logp - logp_ref) ** 2
 
 
 def kl_k3(logp, logp_ref):
-    """KL(policy || reference) per token as a measurement, (N,): unbiased, never negative, low variance."""
+    """KL(policy || reference) per token as a measurement, (N,): k3 = r - 1 - log r, r the reference's
+    probability over the policy's. Unbiased for samples of the policy, never negative, low variance.
+
+    >>> kl_k3(torch.tensor([-1.0, -1.0]), torch.tensor([-2.0, -1.0]))
+    tensor([0.3679, 0.0000])
+    """
     log_ratio = logp_ref - logp
     return log_ratio.exp() - log_ratio - 1
 
@@ -367,10 +397,7 @@ def update(run, policy, reference, opt, judgements, adv, scale):
 
 def meta_rm(run, tok, name, policy, samples, points, start=None):
     """The Meta RM of a policy, "rft" or "rl", from RFT's non-hinted samples and fresh ones of the policy.
-
-    start: a Meta RM to go on from. That of the RL policy goes on from that of the RFT policy: what they read
-    is much alike, and so it gets further.
-    """
+    start: a Meta RM to go on from, by default the policy itself."""
     cfg, unit = run.cfg, f"meta-{name}"
     model = metarm.from_policy(policy) if start is None else copy.deepcopy(start)
     if run.done(unit, model):
@@ -434,17 +461,27 @@ def make_tokenizer(run):
     return tok
 
 
+def train_policies(run, tok, points, annotate=annotate):
+    """Pre-training, RFT and RL -> {stage: policy}, RFT's non-hinted samples."""
+    base = pretrain(run, tok, annotate)
+    samples, hinted = rft_samples(run, tok, base, points)
+    tuned = rft(run, base, rft_examples(run.cfg, tok, keep_all(points, samples, hinted)))
+    return {"base": base, "rft": tuned, "rl": rl(run, tok, tuned, points, samples)}, samples
+
+
+def train_guides(run, tok, policies, samples, points):
+    """The Meta RMs of the policies -> {stage: Meta RM}. That of RL goes on from that of RFT: what they read
+    is much alike, and so it gets further."""
+    rft = meta_rm(run, tok, "rft", policies["rft"], samples, points)
+    return {"rft": rft, "rl": meta_rm(run, tok, "rl", policies["rl"], samples, points, start=rft)}
+
+
 def train_and_evaluate(run):
     """The method, from nothing to the table."""
     cfg, tok = run.cfg, make_tokenizer(run)
     points = make_items(cfg.seed, "train", cfg.points, noise=cfg.noise)
-    base = pretrain(run, tok)
-    samples, hinted = rft_samples(run, tok, base, points)
-    tuned = rft(run, base, rft_examples(cfg, tok, keep_all(points, samples, hinted)))
-    policy = rl(run, tok, tuned, points, samples)
-    guides = {"rft": meta_rm(run, tok, "rft", tuned, samples, points)}
-    guides["rl"] = meta_rm(run, tok, "rl", policy, samples, points, start=guides["rft"])
-    policies = {"base": base, "rft": tuned, "rl": policy}
+    policies, samples = train_policies(run, tok, points)
+    guides = train_guides(run, tok, policies, samples, points)
     judged = {name: judge_sets(run, tok, name, model, guides.get(name)) for name, model in policies.items()}
     if rank() == 0:
         results = report.results(run, judged)

@@ -30,7 +30,6 @@ import numpy as np
 import report
 import spct
 from data import command
-from data.annotators import annotate
 from data.judgement import correct
 from experiments import study
 from experiments.ablations import stage_groups
@@ -38,7 +37,6 @@ from experiments.baselines import grm, scalar_rm
 from experiments.bench import SIZES
 from experiments.study import accuracy, difference, judged, mean, number, overall, right
 from metarm import RULES
-from spct import keep_all, rft_examples
 
 NAME = "scaling"
 JUDGES = {"XS": dict(n_layer=3, n_head=4, n_embd=64), "S": SIZES["S"], "M": SIZES["M"]}
@@ -81,31 +79,16 @@ def vote_table(bases, curves):
 # ----------------------------------------------------------------------------------------
 # Sizes
 
-def trained(base, name, annotate=annotate, **changes):
-    """All up to RL with other settings, or other annotators -> run, {stage: policy}, RFT's samples."""
-    run = base.arm(name, **changes)
-    start = spct.pretrain(run, base.tok, annotate)
-    samples, hinted = spct.rft_samples(run, base.tok, start, base.points)
-    tuned = spct.rft(run, start, rft_examples(run.cfg, base.tok, keep_all(base.points, samples, hinted)))
-    policy = spct.rl(run, base.tok, tuned, base.points, samples)
-    return run, {"base": start, "rft": tuned, "rl": policy}, samples
-
-
-def guides(base, run, policies, samples):
-    """The Meta RMs of RFT's and RL's policy, trained as in the default run."""
-    rft = spct.meta_rm(run, base.tok, "rft", policies["rft"], samples, base.points)
-    rl = spct.meta_rm(run, base.tok, "rl", policies["rl"], samples, base.points, start=rft)
-    return {"rft": rft, "rl": rl}
-
-
 def judge_of_size(base, size):
     """-> answers (greedy, votes and guided votes of k = 2..64), greedy answers after RFT, the scalar RM's
     answers, parameters."""
     votes = up_to(base.most)
     shape = {} if base.quick or JUDGES[size] == SIZES["S"] else JUDGES[size]
     if shape:                                      # in a quick run there is but one size
-        run, policies, samples = trained(base, f"size-{size}", **shape)
-        policy, meta = policies["rl"], guides(base, run, policies, samples)["rl"]
+        run = base.arm(f"size-{size}", **shape)
+        policies, samples = spct.train_policies(run, base.tok, base.points)
+        policy = policies["rl"]
+        meta = spct.train_guides(run, base.tok, policies, samples, base.points)["rl"]
         tuned = judged(base, base.arm(f"size-{size} rft", **shape), policies["rft"], ["test"], [])
         scalar = scalar_rm(base, run, policies["base"])
     else:                                          # the base run's judge: grm(base, "rl") has its judgements
@@ -184,8 +167,8 @@ def after(base, field, value):
         run = base.arm(field, rl_steps=value)
         policy = spct.rl(run, base.tok, base.policy("rft"), base.points, base.samples)
     else:
-        run, policies, _ = trained(base, field, **{field: value})
-        policy = policies["rl"]
+        run = base.arm(field, **{field: value})
+        policy = spct.train_policies(run, base.tok, base.points)[0]["rl"]
     return run, judged(base, run, policy, ["test"])
 
 

@@ -43,7 +43,6 @@ from data.world import make_items
 from experiments import study
 from experiments.ablations import in_item_order, stage_groups
 from experiments.baselines import grm, scalar_rm
-from experiments.scaling import guides, trained
 from experiments.study import accuracy, difference, judged, mean, number, right, trajectories
 from metarm import RULES
 from report import FAITHFUL, faithfulness
@@ -203,8 +202,9 @@ def laboratory(base, kind):
     name, fewer, k = f"{kind} bias {DOSE}", dict(meta_items=base.cfg.meta_items // 3), max(base.votes)
     if base.quick:
         fewer["pretrain_tokens"] = 100_000
-    run, policies, samples = trained(base, name, biased(kind, DOSE), **fewer)
-    metas, found = guides(base, run, policies, samples), {}
+    run, found = base.arm(name, **fewer), {}
+    policies, samples = spct.train_policies(run, base.tok, base.points, biased(kind, DOSE))
+    metas = spct.train_guides(run, base.tok, policies, samples, base.points)
     for stage, policy in policies.items():
         arm = base.arm(f"{name} {stage}", **fewer)
         groups, *_ = trajectories(base, arm, policy, "test", k, meta=metas.get(stage))
