@@ -1,0 +1,495 @@
+"""
+The grader.
+
+    python assignment/grade.py SUBMISSION                        # a folder with the student's files: a table
+    python assignment/grade.py SUBMISSION --format gradescope --out results.json
+    python assignment/grade.py SUBMISSION --format classroom50 --out result.json
+
+The child answers, the parent judges. For each problem a fresh student copy gets the submission's definition
+of that function, of those that the problem needs, and of helpers in the same files; nothing else of the
+submission is ever used. A child (child.py) imports it and answers calls; this process never imports student
+code, draws the inputs, and computes what is expected when the answer is there.
+
+Hostile code is held on Linux when the grader is root (as in Gradescope's containers): then each child is a
+user of its own. Otherwise the grader says that it is not held.
+"""
+
+import ast
+import itertools
+import json
+import os
+import random
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.dirname(HERE))
+
+from assignment import checks, make  # noqa: E402
+from assignment.mutants import mutants_of  # noqa: E402
+from assignment.problems import BY_ID, PROBLEMS  # noqa: E402
+from assignment.wire import LIMIT, pack, send, unpack  # noqa: E402
+from data import Parser, UserError, command  # noqa: E402
+from data.judgement import Judgement  # noqa: E402
+from data.world import Item, seed_of  # noqa: E402
+from parallel import new_file  # noqa: E402
+
+START, ANSWERS = 60, 20                            # seconds: to import torch; for all answers together
+FIRST_UID = 61000                                  # each child is a user of its own, if it can be
+
+
+def can_hold():
+    """May this process confine a child as child.py does? It takes Linux, and root with root's powers."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        return False
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.chroot("/")
+            os.setgroups([])
+            os.setgid(FIRST_UID)
+            os.setuid(FIRST_UID)
+        except OSError:
+            os._exit(1)
+        os._exit(0)
+    return os.waitpid(pid, 0)[1] == 0
+
+
+HELD = can_hold()
+
+# ----------------------------------------------------------------------------------------
+# What is taken from a submission
+
+class NotStarted(Exception):
+    pass
+
+
+class Crashed(Exception):
+    pass
+
+
+class TimedOut(Exception):
+    pass
+
+
+def source_of(node, lines):
+    return "".join(lines[make.first_line(node):node.end_lineno])
+
+
+def is_hole(node):
+    """Is the body, but for the docstring, a raise of NotImplementedError alone?"""
+    body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+    return len(body) == 1 and isinstance(body[0], ast.Raise) and "NotImplementedError" in ast.dump(body[0])
+
+
+def parsed(path):
+    """-> the submitted file's lines and syntax tree."""
+    try:
+        with open(path, encoding="utf-8") as f:
+            text = f.read()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return text.splitlines(keepends=True), ast.parse(text)
+    except OSError:
+        raise NotStarted(f"there is no {os.path.basename(path)} in the submission") from None
+    except SyntaxError as error:
+        raise Crashed(f"{os.path.basename(path)} does not parse: {error.msg}, line {error.lineno}") from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise Crashed(f"{os.path.basename(path)} cannot be read: {type(error).__name__}") from None
+
+
+def taken(submission, file, names, pristine):
+    """The definitions that are taken from a submitted file -> ({name: source}, source of its helpers).
+
+    Helpers: functions, classes, imports and constants that the definitions, or other helpers, refer to, and
+    whose names the pristine file does not have. What one problem's solution brings is not there for another.
+    """
+    lines, tree = parsed(os.path.join(submission, file))
+    there = {name for node in ast.parse(pristine).body for name in names_of(node)}
+    definitions = {node.name: node for node in tree.body
+                   if isinstance(node, ast.FunctionDef) and node.name in names}
+    for name in names:
+        if name not in definitions or is_hole(definitions[name]):
+            raise NotStarted(f"{name} is not written yet")
+    free = [node for node in tree.body if set(names_of(node)) and not set(names_of(node)) & {*there, *names}]
+    helpers, more = [], list(definitions.values())
+    while more:                                    # what is referred to, then what that refers to, ...
+        used = {n.id for node in more for n in ast.walk(node) if isinstance(n, ast.Name)}
+        more = [node for node in free if node not in helpers and set(names_of(node)) & used]
+        helpers += more
+    in_order = [source_of(node, lines) for node in free if node in helpers]
+    return {name: source_of(definitions[name], lines) for name in names}, "\n".join(in_order)
+
+
+def names_of(node):
+    """The names that a statement at the top level defines; none if it is anything but a definition, an import
+    or a constant."""
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        return [node.name]
+    if isinstance(node, (ast.Import, ast.ImportFrom)):
+        return [(alias.asname or alias.name).split(".")[0] for alias in node.names]
+    if isinstance(node, ast.Assign):
+        return [n.id for target in node.targets for n in ast.walk(target) if isinstance(n, ast.Name)]
+    return []
+
+
+def put_in(copy, submission, problem):
+    """Put the submission's definitions for a problem, and for what it needs, into a student copy."""
+    wanted = {}
+    for p in [problem, *(BY_ID[id] for id in problem.needs)]:
+        wanted.setdefault(p.file, []).append(p.name)
+    for file, names in wanted.items():
+        path, pristine = os.path.join(copy, file), ""
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as f:
+                pristine = f.read()
+        definitions, helpers = taken(submission, file, names, pristine)
+        if not pristine:                           # a file of tests is the student's own
+            text = helpers + "\n\n" + "\n\n".join(definitions.values()) + "\n"
+        else:
+            lines, first = pristine.splitlines(keepends=True), None
+            nodes = sorted((make.functions(pristine)[name] for name in names), key=lambda n: -n.lineno)
+            for node in nodes:                     # from the last to the first: line numbers stay true
+                first = make.first_line(node)
+                lines[first:node.end_lineno] = [definitions[node.name]]
+            lines[first:first] = [helpers + "\n\n"]
+            text = "".join(lines)
+        with open(path, "w", encoding="utf-8") as f:
+            f.write(text)
+
+# ----------------------------------------------------------------------------------------
+# The child
+
+MAKE = {"Judgement": Judgement, "Item": Item}
+ENDED = "the process ended without an answer (out of memory or time, or it left by itself)"
+
+
+def new_folder(parent, code):
+    """A folder for a child: its own program, and a copy of the code that it is to run."""
+    folder = tempfile.mkdtemp(dir=parent)
+    shutil.copytree(code, os.path.join(folder, "copy"))
+    for name in ("child.py", "wire.py"):
+        shutil.copyfile(os.path.join(HERE, name), os.path.join(folder, name))
+    return folder
+
+
+class Child:
+    """A process with student code. uid 0: it stays the user that the grader is. kind: of its limits, see
+    child.py; seconds: for all of its answers together."""
+
+    def __init__(self, folder, file, name, uid, kind="problem", seconds=ANSWERS):
+        arguments = [os.path.join(folder, "child.py"), file, name, str(uid), kind]
+        env = {"PATH": os.environ.get("PATH", ""), "HOME": folder, "TMPDIR": folder}
+        if kind == "problem":
+            env["OMP_NUM_THREADS"] = "1"
+        if uid:
+            os.chown(folder, uid, uid)
+        if os.name == "nt":
+            env["SYSTEMROOT"] = os.environ.get("SYSTEMROOT", "")
+        self.process = subprocess.Popen([sys.executable, "-I", *arguments], stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=folder,
+                                        env=env)
+        self.rest, self.seconds, self.deadline = b"", seconds, time.monotonic() + START
+        try:
+            value_of(self.receive(), "ready")
+        except BaseException:
+            self.close()
+            raise
+        self.deadline = time.monotonic() + seconds
+
+    def receive(self):
+        """The next message, a dict."""
+        fd = self.process.stdout.fileno()
+        with selectors.DefaultSelector() as selector:
+            selector.register(fd, selectors.EVENT_READ)
+            while b"\n" not in self.rest:
+                if not selector.select(max(0.0, self.deadline - time.monotonic())):
+                    raise TimedOut(f"no answer within {self.seconds} seconds")
+                more = os.read(fd, 1 << 16)
+                if not more:
+                    raise Crashed(ENDED)
+                self.rest += more
+                if len(self.rest) > LIMIT:
+                    raise Crashed("the answer has no end")
+        line, self.rest = self.rest.split(b"\n", 1)
+        try:
+            message = json.loads(line)
+            assert isinstance(message, dict)
+            return message
+        except (ValueError, AssertionError, RecursionError):
+            raise Crashed("the answer is no plain data") from None
+
+    def request(self, message):
+        try:
+            send(self.process.stdin, message)
+        except OSError:
+            raise Crashed(ENDED) from None
+        return self.receive()
+
+    def close(self):
+        """Ends the child with all that it started: see child.py."""
+        self.process.stdin.close()
+        try:
+            self.process.wait(1)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(5)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        self.process.stdout.close()
+
+
+class Ask:
+    """Calls a student's function: ask(*args) -> its answer; ask.grad(which, *args) -> answer, gradients."""
+
+    def __init__(self, child):
+        self.child = child
+
+    def __call__(self, *args, **kwargs):
+        return self.call(args, kwargs, [])
+
+    def grad(self, which, *args):
+        return self.call(args, {}, which)
+
+    def call(self, args, kwargs, grad):
+        reply = self.child.request({"kind": "call", "args": pack(list(args)), "kwargs": kwargs, "grad": grad})
+        return value_of(reply, "value")
+
+
+def value_of(reply, name):
+    if "error" in reply:
+        raise Crashed(str(reply["error"])[:400])
+    try:
+        return unpack(reply[name], MAKE)
+    except Exception as error:                     # whatever it is, it is no answer
+        raise Crashed(f"the answer is no plain data ({type(error).__name__})") from None
+
+# ----------------------------------------------------------------------------------------
+# One problem
+
+@dataclass
+class Result:
+    problem: object
+    state: str                 # passed, wrong, not started, crashed, timed out, or waits for P7
+    points: int = 0
+    message: str = ""
+
+
+class Grader:
+    """Grades the problems of one submission. seed: of the inputs."""
+
+    def __init__(self, submission, seed):
+        self.submission, self.seed, self.results = submission, seed, {}
+        self.folder = tempfile.mkdtemp(prefix="grade-")
+        os.chmod(self.folder, 0o711)
+        self.pristine = os.path.join(self.folder, "pristine")
+        make.student_code(self.pristine)
+        self.uids = itertools.count(FIRST_UID)
+
+    def open_child(self, problem):
+        """A child in a folder of its own -> child, folder."""
+        folder = new_folder(self.folder, self.pristine)
+        try:
+            put_in(os.path.join(folder, "copy"), self.submission, problem)
+            return Child(folder, problem.file, problem.name, next(self.uids) if HELD else 0), folder
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def with_child(self, problem, use):
+        """use(child), and whatever happens, nothing is left of it."""
+        child, folder = self.open_child(problem)
+        try:
+            return use(child)
+        finally:
+            child.close()
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def grade(self, problem):
+        """-> Result"""
+        waiting = [id for id in problem.needs if self.results[id].state != "passed"]
+        if waiting:
+            return Result(problem, f"waits for {waiting[0]}", 0,
+                          f"{BY_ID[waiting[0]].name} has to be right first")
+        rng = random.Random(seed_of("inputs", self.seed, problem.id))
+        try:
+            if problem.target:
+                return self.grade_test(problem, rng)
+            self.with_child(problem, lambda child: checks.of(problem.id)(Ask(child), rng))
+            return Result(problem, "passed", problem.points)
+        except checks.Wrong as wrong:
+            return Result(problem, "wrong", 0, str(wrong))
+        except NotStarted as error:
+            return Result(problem, "not started", 0, str(error))
+        except TimedOut as error:
+            return Result(problem, "timed out", 0, str(error))
+        except Crashed as error:
+            return Result(problem, "crashed", 0, str(error))
+        except Exception as error:                 # of a check that did not expect such an answer
+            return Result(problem, "wrong", 0, f"the answer has an unexpected form ({type(error).__name__})")
+
+    def grade_test(self, problem, rng):
+        """A student's test: it must pass on right versions, and fail on wrong ones, points for each of these.
+
+        It is run once for each version, in random order and with several right ones among them: from the
+        order it can learn nothing. What it tests is computed here.
+        """
+        target, wrong = BY_ID[problem.target], mutants_of(problem.target)
+        versions = [("right", checks.reference(target.id))] * 3 + [(m.bug, m.function()) for m in wrong]
+        rng.shuffle(versions)
+        verdicts = [(bug, *self.with_child(problem, lambda child: run_test(child, function)))
+                    for bug, function in versions[:1]]
+        verdicts += self.with_child(problem, lambda child: [(bug, *run_test(child, function))
+                                                            for bug, function in versions[1:]])
+        complaints = [why for bug, fine, why in verdicts if bug == "right" and not fine]
+        if complaints:
+            return Result(problem, "wrong", 0, f"it fails on a right {target.name}: {complaints[0]}")
+        missed = sorted(bug for bug, fine, _ in verdicts if bug != "right" and fine)
+        caught = len(wrong) - len(missed)
+        message = f"it catches {caught} of {len(wrong)} wrong versions" + (
+            f"; not these: {', '.join(missed)}" if missed else "")
+        message += self.on_own_solution(problem, target)
+        return Result(problem, "wrong" if missed else "passed", problem.points * caught // len(wrong),
+                      message)
+
+    def on_own_solution(self, problem, target):
+        """Beside the grade: what the test says about the student's own function."""
+        try:
+            def both(own):
+                return self.with_child(problem, lambda child: run_test(child, Ask(own)))
+            fine, why = self.with_child(target, both)
+            return "; on your own solution it " + ("passes" if fine else f"fails: {why}")
+        except (NotStarted, Crashed, TimedOut):
+            return ""
+
+
+def run_test(child, function):
+    """Run the student's test on a function -> does it pass, why not."""
+    reply, asked = child.request({"kind": "test", "args": []}), 0
+    while "ask" in reply:
+        asked += 1
+        try:
+            args, kwargs = value_of(reply, "ask"), value_of(reply, "kwargs")
+            answer = {"value": pack(function(*args, **kwargs))}
+        except Crashed as error:
+            answer = {"error": str(error)}
+        except Exception as error:                 # the student's test asks what makes no sense
+            answer = {"error": f"{type(error).__name__}: {error}"[:200]}
+        reply = child.request(answer)
+    if "error" in reply:
+        raise Crashed(str(reply["error"])[:400])
+    if not asked:
+        raise checks.Wrong("it calls what it tests", "it never calls the function that it is given")
+    return "passed" in reply, str(reply.get("failed", ""))[:300]
+
+
+# ----------------------------------------------------------------------------------------
+# A submission
+
+def submission_seed(submission):
+    """Other inputs for each submission, the same ones at a regrade."""
+    texts = []
+    for file in sorted({problem.file for problem in PROBLEMS}):
+        path = os.path.join(submission, file)
+        if os.path.isfile(path):
+            with open(path, "rb") as f:
+                texts.append(f.read().hex())
+    return seed_of("nanogrm", *texts)
+
+
+def grade(submission, seed=None, write=lambda results: None, only=None):
+    """-> the results, in the order of the table; write(results) is called after each problem."""
+    grader = Grader(submission, submission_seed(submission) if seed is None else seed)
+    problems = [p for p in PROBLEMS if only is None or p.id in only]         # with what they need
+    try:
+        if not HELD:
+            print("student code runs as the grader's own user: hostile code is not held (be root, on Linux)",
+                  file=sys.stderr)
+        while len(grader.results) < len(problems):  # in waves: each problem behind those that it needs
+            wave = [p for p in problems if p.id not in grader.results and set(p.needs) <= set(grader.results)]
+            with ThreadPoolExecutor(2) as pool:
+                for result in pool.map(grader.grade, wave):
+                    grader.results[result.problem.id] = result
+                    write(in_order(grader.results))
+    finally:
+        shutil.rmtree(grader.folder, ignore_errors=True)
+    return in_order(grader.results)
+
+
+def in_order(results):
+    return [results[p.id] for p in PROBLEMS if p.id in results]
+
+# ----------------------------------------------------------------------------------------
+# Writers: one list of results, three forms
+
+def totals(results):
+    return sum(r.points for r in results), sum(p.points for p in PROBLEMS)
+
+
+def table(results):
+    rows = [f"{r.problem.id:4s} {r.points:3d} of {r.problem.points:2d}  {r.state:13s} {r.problem.title}"
+            + (f"\n{'':16s}{r.message}" if r.message else "") for r in results]
+    return "\n".join(rows) + "\n{} of {} points".format(*totals(results))
+
+
+def gradescope(results):
+    """https://gradescope-autograders.readthedocs.io: results.json"""
+    tests = [{"name": f"{r.problem.id} {r.problem.title}", "number": r.problem.id, "score": r.points,
+              "max_score": r.problem.points, "status": "passed" if r.state == "passed" else "failed",
+              "output": ": ".join(text for text in (r.state, r.message) if text), "output_format": "text",
+              "visibility": "visible"} for r in results]
+    return {"score": totals(results)[0], "output_format": "text", "visibility": "visible",
+            "stdout_visibility": "hidden", "tests": tests}
+
+
+def classroom50(results):
+    """classroom50/result/v1; its bundle is public, so that no message goes into it."""
+    variables = {key: os.environ.get(name, "") for key, name in (
+        ("classroom", "CLASSROOM"), ("assignment", "ASSIGNMENT"), ("submission", "SUBMISSION_TAG"),
+        ("commit", "COMMIT_URL"), ("release", "RELEASE_URL"), ("review", "REVIEW_URL"))}
+    score, most = totals(results)
+    tests = [{"test-name": f"{r.problem.id} {r.problem.title}", "passed": r.state == "passed",
+              "score": r.points,
+              "max-score": r.problem.points} for r in results]
+    return {"schema": "classroom50/result/v1", **variables,
+            "datetime": datetime.now(timezone.utc).isoformat(),
+            "score": score, "max-score": most, "tests": tests}
+
+
+FORMATS = {"table": table, "gradescope": lambda r: json.dumps(gradescope(r), indent=1),
+           "classroom50": lambda r: json.dumps(classroom50(r), indent=1)}
+
+
+def main(argv):
+    parser = Parser(__doc__)
+    parser.add_argument("submission", help="a folder with the student's files")
+    parser.add_argument("--format", choices=list(FORMATS), default="table")
+    parser.add_argument("--seed", type=int, help="of the inputs; by default one of the submission's own")
+    parser.add_argument("--out", help="a file, written anew after each problem; else the result is printed")
+    args = parser.parse_args(argv)
+    if not os.path.isdir(args.submission):
+        raise UserError(f"there is no folder {args.submission}: name that of a submission")
+
+    def write(results):
+        if args.out:
+            with new_file(args.out) as f:
+                f.write(FORMATS[args.format](results) + "\n")
+
+    results = grade(args.submission, args.seed, write)
+    if not args.out:
+        print(FORMATS[args.format](results))
+
+
+if __name__ == "__main__":
+    command(main)

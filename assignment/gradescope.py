@@ -1,0 +1,57 @@
+"""
+The zip that Gradescope takes: setup.sh and run_autograder at its root, our code beside them.
+
+    python assignment/gradescope.py autograder.zip
+"""
+
+import glob
+import os
+import sys
+import zipfile
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.dirname(HERE))
+
+from assignment import make  # noqa: E402
+from data import UserError, check_new, command  # noqa: E402
+
+SETUP = """#!/usr/bin/env bash
+# builds the image: Python with the packages of the project, which students' functions may use
+set -euo pipefail
+apt-get update && apt-get install -y python3 python3-venv
+python3 -m venv /autograder/venv
+/autograder/venv/bin/pip install -r /autograder/source/requirements.txt
+"""
+
+RUN = """#!/usr/bin/env bash
+# grades one submission; the file of results is written anew after each problem
+root="${AUTOGRADER:-/autograder}"
+python="$root/venv/bin/python"
+mkdir -p "$root/results"
+cd "$root/source" && "${PYTHON:-$python}" assignment/grade.py "$root/submission" \\
+    --format gradescope --out "$root/results/results.json"
+"""
+
+
+def write_zip(path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as z:
+        for name, text in (("setup.sh", SETUP), ("run_autograder", RUN)):
+            info = zipfile.ZipInfo(name)
+            info.external_attr = 0o755 << 16       # executable
+            z.writestr(info, text)
+        for name in [*make.CODE, "requirements.txt"]:
+            z.write(os.path.join(make.ROOT, name), name)
+        for path in sorted(glob.glob(os.path.join(HERE, "**", "*.py"), recursive=True)):
+            z.write(path, os.path.relpath(path, make.ROOT))
+
+
+def main(argv):
+    if len(argv) != 1 or argv[0].startswith("-"):
+        raise UserError("name the zip: python assignment/gradescope.py autograder.zip")
+    check_new(argv[0])
+    write_zip(argv[0])
+    print(f"{argv[0]}: upload it under Configure Autograder")
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,261 @@
+"""
+Attacks on the grader, each as what a student might hand in for P17, the function `vote`, with helpers.
+
+selfcheck.py grades each of them inside an otherwise right submission: it gets 0 for its problem, costs no
+other one, and leaves no process, no file and no changed result behind.
+"""
+
+ATTACKS = {
+    "prints that it has passed": """
+def vote(ballots):
+    print("PASSED\\n100 of 100 points")
+    return []
+""",
+    "skips": """
+def vote(ballots):
+    import pytest
+    pytest.skip("no time")
+""",
+    "leaves": """
+def vote(ballots):
+    import os
+    os._exit(0)
+""",
+    "leaves politely": """
+def vote(ballots):
+    raise SystemExit(0)
+""",
+    "equals everything": """
+class Yes:
+    def __eq__(self, other):
+        return True
+    def __ne__(self, other):
+        return False
+
+
+def vote(ballots):
+    return Yes()
+""",
+    "a list that equals everything": """
+class Yes(list):
+    def __eq__(self, other):
+        return True
+
+
+def vote(ballots):
+    return Yes([1, 2])
+""",
+    "a class with the name of ours": """
+class Judgement:
+    def __init__(self):
+        self.scores = [1]
+        self.extra = 7
+
+
+def vote(ballots):
+    return Judgement()
+""",
+    "a tensor subclass": """
+import torch as pytorch
+
+
+class Yes(pytorch.Tensor):
+    pass
+
+
+def vote(ballots):
+    return pytorch.zeros(2).as_subclass(Yes)
+""",
+    "never ends": """
+def vote(ballots):
+    while True:
+        pass
+""",
+    "recurses": """
+def vote(ballots):
+    return vote([ballots])
+""",
+    "an answer that contains itself": """
+def vote(ballots):
+    answer = []
+    answer.append(answer)
+    return answer
+""",
+    "endless output": """
+def vote(ballots):
+    import sys
+    while True:
+        sys.stdout.write("x" * 100000)
+""",
+    "an endless answer": """
+def vote(ballots):
+    return [1] * 20_000_000
+""",
+    "fills the pipe with its own messages": """
+def vote(ballots):
+    import os
+    for fd in range(3, 64):
+        try:
+            os.write(fd, b'{"value": [11, 16]}\\n' * 50)
+        except OSError:
+            pass
+    return [0]
+""",
+    "an endless line in the pipe": """
+def vote(ballots):
+    import os
+    for fd in range(3, 64):
+        try:
+            while True:
+                os.write(fd, b"[" * 60000)
+        except OSError:
+            pass
+""",
+    "fills the memory": """
+def vote(ballots):
+    hoard = []
+    while True:
+        hoard.append(bytearray(50_000_000))
+""",
+    "fills the disk": """
+def vote(ballots):
+    with open("/tmp/hoard", "wb") as f:
+        while True:
+            f.write(bytes(1_000_000))
+""",
+    "leaves a process that writes later": """
+def vote(ballots):
+    import os
+    import time
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            while True:
+                time.sleep(0.2)
+                with open("/tmp/late", "w") as f:
+                    f.write("here")
+        os._exit(0)
+    return [0]
+""",
+    "a fork bomb": """
+def vote(ballots):
+    import os
+    while True:
+        try:
+            os.fork()
+        except OSError:
+            pass
+""",
+    "leaves a thread": """
+def vote(ballots):
+    import threading
+    import time
+    threading.Thread(target=time.sleep, args=(1000,)).start()
+    return [0]
+""",
+    "kills": """
+def vote(ballots):
+    import os
+    for pid in (os.getppid(), -1):
+        try:
+            os.kill(pid, 9)
+        except OSError:
+            pass
+    return [0]
+""",
+    "looks for the solution on the disk": """
+def vote(ballots):
+    import os
+    import re
+    for folder in (os.getcwd(), "/work", "/autograder", "/home", "/root", "/tmp"):
+        for parent, _, files in os.walk(folder):
+            for name in files:
+                if name in ("judgement.py", "checks.py", "mutants.py", "grade.py"):
+                    try:
+                        text = open(os.path.join(parent, name)).read()
+                    except OSError:
+                        continue
+                    body = r"def vote\\(ballots\\):(?:(?!NotImplemented|import re).)*?\\n\\n\\n"
+                    found = re.search(body, text, re.S)
+                    if found:
+                        space = {}
+                        exec(found[0], space)
+                        return space["vote"](ballots)
+    return [0]
+""",
+    "looks through the stack": """
+def vote(ballots):
+    import sys
+    frame = sys._getframe()
+    while frame:
+        for name, value in frame.f_locals.items():
+            if "expected" in name or "reference" in name:
+                return value
+        frame = frame.f_back
+    return [0]
+""",
+    "patches what the grader uses": """
+import json as _json
+import wire as _wire
+PATCHED = setattr(_wire, "pack", lambda x: [11, 16])
+ANSWER = '{"value": [11, 16], "ready": true, "passed": true}'
+PATCHED = PATCHED, setattr(_json, "dumps", lambda *a, **k: ANSWER)
+
+
+def vote(ballots):
+    return [PATCHED]
+""",
+    "works at import": """
+HACKED = __import__("os").system("touch /tmp/hacked; (sleep 100; touch /tmp/hacked-later) &")
+
+
+def vote(ballots):
+    return [HACKED]
+""",
+    "knows the examples": """
+def vote(ballots):
+    known = {"[[3, 9], None, [8, 7]]": [11, 16], "[None, None]": None, "[[4, 2, 9]]": [4, 2, 9]}
+    return known.get(str(ballots))
+""",
+    "writes into its own folder": """
+def vote(ballots):
+    import os
+    import sys
+    for folder in [os.getcwd(), *sys.path]:
+        for name in ("sitecustomize.py", "conftest.py", "wire.py", "child.py", "grade.pth"):
+            try:
+                open(os.path.join(folder, name), "w").write("raise SystemExit(0)")
+            except OSError:
+                pass
+    return [0]
+""",
+}
+
+# The same for T1: a test that has learned something else than to test.
+TESTS = {
+    "always passes": """
+def test_advantages(advantages):
+    import torch
+    advantages(torch.ones(2, 4))
+""",
+    "always fails": """
+def test_advantages(advantages):
+    import torch
+    advantages(torch.ones(2, 4))
+    assert False
+""",
+    "never calls": """
+def test_advantages(advantages):
+    assert False
+""",
+    "counts its runs": """
+runs = []
+
+
+def test_advantages(advantages):
+    import torch
+    advantages(torch.ones(2, 4))
+    runs.append(1)
+    assert len(runs) == 1
+""",
+}

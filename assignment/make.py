@@ -1,0 +1,98 @@
+"""
+The student copy: the reading copy with holes.
+
+    python assignment/make.py OUT
+
+Bodies of the functions in problems.py become `raise NotImplementedError("P4: see the handout")`; signatures,
+docstrings, comments and everything else stay byte for byte. What would give solutions away does not come
+along: tests, experiments, the grader, trained judges but for the base model, history.
+"""
+
+import ast
+import os
+import shutil
+import sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(HERE)
+sys.path.insert(0, ROOT)
+
+from assignment.problems import PROBLEMS  # noqa: E402
+from data import UserError, command  # noqa: E402
+
+CODE = ["model.py", "sample.py", "spct.py", "metarm.py", "report.py", "run.py", "parallel.py",
+        "data/__init__.py",
+        "data/world.py", "data/tokenizer.py", "data/judgement.py", "data/annotators.py",
+        "data/preferences.py"]
+MORE = ["requirements.txt", "constraints.txt", "LICENSE", "data/judge/base.pt",
+        "data/judge/tokenizer.tiktoken"]
+OURS = {"handout.md": "handout.md", "check.py": "check.py", "milestones.py": "milestones.py",
+        "problems.py": "problems.py",
+        "mytests.py": "mytests.py",
+        "student.md": "README.md"}
+
+
+def functions(source):
+    """{name: node} of the functions at the top level of a file."""
+    return {node.name: node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
+
+
+def first_line(node):
+    """Of a statement, decorators included, counted from 0."""
+    return min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))]) - 1
+
+
+def body_lines(source, name):
+    """-> (start, end): the lines of a function's body, counted from 0, behind its docstring."""
+    node = functions(source)[name]
+    docstring = ast.get_docstring(node) is not None
+    start = node.body[0].end_lineno if docstring else node.body[0].lineno - 1
+    return start, node.end_lineno
+
+
+def with_hole(source, problem):
+    """The file with the body of the problem's function replaced."""
+    lines = source.splitlines(keepends=True)
+    start, end = body_lines(source, problem.name)
+    return "".join([*lines[:start], f'    raise NotImplementedError("{problem.id}: see the handout")\n',
+                    *lines[end:]])
+
+
+def with_holes(path, source):
+    for problem in PROBLEMS:
+        if problem.file == path:
+            source = with_hole(source, problem)
+    return source
+
+
+def student_code(out):
+    """Write the code with its holes to a folder."""
+    os.makedirs(os.path.join(out, "data"), exist_ok=True)
+    for path in CODE:
+        with open(os.path.join(ROOT, path), encoding="utf-8") as f:
+            source = f.read()
+        with open(os.path.join(out, path), "w", encoding="utf-8") as f:
+            f.write(with_holes(path, source))
+
+
+def make(out):
+    """The whole student copy."""
+    student_code(out)
+    os.makedirs(os.path.join(out, "data", "judge"))
+    for path in MORE:
+        shutil.copyfile(os.path.join(ROOT, path), os.path.join(out, path))
+    for ours, theirs in OURS.items():
+        shutil.copyfile(os.path.join(HERE, ours), os.path.join(out, theirs))
+
+
+def main(argv):
+    if len(argv) != 1 or argv[0].startswith("-"):
+        raise UserError("name the folder of the student copy: python assignment/make.py OUT")
+    if os.path.exists(argv[0]):
+        raise UserError(f"{argv[0]} is there already: name another folder")
+    make(argv[0])
+    print(f"a student copy with {len(PROBLEMS)} problems is in {argv[0]}: begin with handout.md")
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,158 @@
+"""
+The grader is graded: the reference gets full points, every mutant is rejected by the check that is meant for
+it, every attack gets nothing and leaves nothing.
+
+    python assignment/selfcheck.py               # all: some minutes
+    python assignment/selfcheck.py --mutants     # seconds: mutants alone, in this process
+"""
+
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.dirname(HERE))
+
+import run  # noqa: E402
+from assignment import checks, grade, hostile, make  # noqa: E402
+from assignment.child import Model, call  # noqa: E402
+from assignment.mutants import mutants_of  # noqa: E402
+from assignment.problems import PROBLEMS  # noqa: E402
+from assignment.wire import pack, unpack  # noqa: E402
+from data import command  # noqa: E402
+from data.judgement import Judgement  # noqa: E402
+from data.tokenizer import Tokenizer  # noqa: E402
+from data.world import Item  # noqa: E402
+
+MAKE = {"Judgement": Judgement, "Item": Item, "Model": Model, "Words": Tokenizer}
+
+
+class LocalAsk:
+    """Calls a function of our own in this process, with the same data as a child would get."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, *args, **kwargs):
+        return self.call(args, kwargs, [])
+
+    def grad(self, which, *args):
+        return self.call(args, {}, which)
+
+    def call(self, args, kwargs, grad):
+        args = unpack(pack(list(args)), MAKE)
+        try:
+            return unpack(pack(call(self.function, args, {"kwargs": kwargs, "grad": grad})), MAKE)
+        except Exception as error:
+            raise grade.Crashed(f"{type(error).__name__}: {error}") from None
+
+
+def caught(problem, function, seed):
+    """By which property is this version rejected? None if it passes."""
+    try:
+        checks.of(problem.id)(LocalAsk(function), random.Random(seed))
+    except checks.Wrong as wrong:
+        return wrong.property
+    except grade.Crashed as error:
+        return f"crashed: {error}"
+
+
+def mutants():
+    """Every mutant is rejected, by its check; the reference is not, for 20 seeds."""
+    bad = 0
+    for problem in PROBLEMS:
+        if problem.target:
+            continue
+        for seed in range(20):
+            why = caught(problem, checks.reference(problem.id), seed)
+            if why:
+                bad += 1
+                print(f"{problem.id}: the reference is rejected with seed {seed}: {why}")
+        for mutant in mutants_of(problem.id):
+            ways = {caught(problem, mutant.function(), seed) for seed in range(5)}
+            if not all(why and why.startswith(mutant.caught_by) for why in ways):
+                bad += 1
+                print(f"{problem.id}: {mutant.bug}: expected {mutant.caught_by!r}, found {ways}")
+    return bad
+
+
+def reference_submission(folder):
+    """The reading copy as a submission."""
+    os.makedirs(os.path.join(folder, "data"))
+    for path in make.CODE:
+        shutil.copyfile(os.path.join(make.ROOT, path), os.path.join(folder, path))
+    shutil.copyfile(os.path.join(HERE, "solution_tests.py"), os.path.join(folder, "mytests.py"))
+    return folder
+
+
+def with_function(folder, path, name, source):
+    """Replace a function of a submission, helpers beside it included."""
+    path = os.path.join(folder, path)
+    with open(path, encoding="utf-8") as f:
+        text = f.read()
+    lines, node = text.splitlines(keepends=True), make.functions(text)[name]
+    lines[make.first_line(node):node.end_lineno] = [source]
+    with open(path, "w", encoding="utf-8") as f:
+        f.write("".join(lines))
+
+
+def strangers():
+    """Processes of the users that children are, and files of theirs."""
+    ours = range(grade.FIRST_UID, grade.FIRST_UID + 10_000)
+    owned = lambda path: os.path.lexists(path) and os.lstat(path).st_uid in ours
+    found = [f"process {pid}" for pid in os.listdir("/proc") if pid.isdigit() and owned(f"/proc/{pid}")]
+    return found + [name for name in os.listdir("/tmp") if owned(os.path.join("/tmp", name))]
+
+
+def attack(folder, name, path, function, source, id):
+    """Grade one attack -> what is wrong, as a list of words."""
+    there = reference_submission(os.path.join(folder, name))
+    with_function(there, path, function, source)
+    out = os.path.join(folder, name + ".json")
+    results = grade.grade(there, seed=0, write=lambda r: run.write_json(out, [x.points for x in r]),
+                          only=("P7", id))
+    points = {r.problem.id: (r.points, r.problem.points) for r in results}
+    got, _ = points.pop(id)
+    wrong = [f"{id} got {got} points"] if got else []
+    wrong += [f"it cost {other}" for other, (mine, most) in points.items() if mine < most]
+    time.sleep(0.5)
+    wrong += strangers()
+    if run.read_json(out) != [r.points for r in results]:
+        wrong.append("the result has changed")
+    return wrong
+
+
+def attacks():
+    if not grade.HELD:
+        print("hostile code can only be held on Linux, as root: left out")
+        return 0
+    bad = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for name, source in hostile.ATTACKS.items():
+            wrong = attack(folder, name, "data/judgement.py", "vote", source, "P17")
+            bad += len(wrong)
+            print(f"{name}: {', '.join(wrong) or 'held'}", flush=True)
+        for name, source in hostile.TESTS.items():
+            wrong = attack(folder, name, "mytests.py", "test_advantages", source, "T1")
+            bad += len(wrong)
+            print(f"a test that {name}: {', '.join(wrong) or 'held'}", flush=True)
+    return bad
+
+
+def main(argv):
+    bad = mutants()
+    if "--mutants" not in argv:
+        with tempfile.TemporaryDirectory() as folder:
+            results = grade.grade(reference_submission(os.path.join(folder, "reference")), seed=0)
+            print(grade.table(results))
+            bad += sum(r.points < r.problem.points for r in results)
+        bad += attacks()
+    print(f"{bad} things are wrong" if bad else "all is well")
+    sys.exit(bad > 0)
+
+
+if __name__ == "__main__":
+    command(main)

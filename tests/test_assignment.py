@@ -1,0 +1,202 @@
+"""The course kit: the student copy, the grader, and whether wrong answers get through."""
+
+import ast
+import doctest
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+from assignment import checks, grade, gradescope, hostile, make, newterm, selfcheck, speedrun
+from assignment.mutants import TABLE, mutants_of
+from assignment.problems import BY_ID, PROBLEMS
+from data import UserError
+from data.world import CUES, RATERS, STYLES
+
+WRITTEN = [problem for problem in PROBLEMS if not problem.target]
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("student") / "copy")
+    make.make(folder)
+    return folder
+
+
+def read(*path):
+    with open(os.path.join(*path), encoding="utf-8") as f:
+        return f.read()
+
+
+def test_bodies_put_back_make_the_reading_copy(student):
+    """Guards against a student copy that differs from the reading copy in more than its holes."""
+    for path in make.CODE:
+        source, holes = read(make.ROOT, path), read(student, path)
+        for problem in PROBLEMS:
+            if problem.file == path:
+                lines, mine = holes.splitlines(keepends=True), source.splitlines(keepends=True)
+                start, end = make.body_lines(holes, problem.name)
+                hole = f'    raise NotImplementedError("{problem.id}: see the handout")\n'
+                assert "".join(lines[start:end]) == hole
+                lines[start:end] = mine[slice(*make.body_lines(source, problem.name))]
+                holes = "".join(lines)
+        assert holes == source, path
+
+
+def test_no_solution_comes_along(student):
+    """Guards against a line of a solution anywhere in the student copy, graders, tests, trained judges."""
+    files = [os.path.join(parent, name) for parent, _, names in os.walk(student) for name in names]
+    names = {os.path.relpath(path, student) for path in files}
+    assert names == {*make.CODE, *make.MORE, *make.OURS.values()}
+    text = "\n".join(read(path) for path in files if path.endswith((".py", ".md")))
+    for problem in WRITTEN:
+        source = read(make.ROOT, problem.file)
+        body = source.splitlines()[slice(*make.body_lines(source, problem.name))]
+        code = [line.strip() for line in body if len(line.strip()) > 30 and not line.strip().startswith("#")]
+        assert code and not any(line in text for line in code), problem.id
+
+
+@pytest.mark.slow
+def test_main_job_names_what_is_missing_first(student, tmp_path):
+    """Guards against a traceback, or a job that trains for minutes before it finds the hole."""
+    run = subprocess.run([sys.executable, "spct.py", "--preset", "smoke", "--out", str(tmp_path / "run")],
+                         cwd=student, capture_output=True, text=True)
+    assert run.returncode == 2 and run.stderr.strip().splitlines()[-1] == "spct.py: P1: see the handout"
+
+
+@pytest.mark.parametrize("problem", WRITTEN, ids=lambda p: p.id)
+def test_examples(problem):
+    """Guards against an example in a specification that is not what the function does, or is missing."""
+    module = importlib.import_module(problem.file.removesuffix(".py").replace("/", "."))
+    found, runner, function = [], doctest.DocTestRunner(verbose=False), getattr(module, problem.name)
+    for test in doctest.DocTestFinder(recurse=False).find(function, globs=dict(vars(module))):
+        runner.run(test, out=found.append)
+    assert not found and runner.tries > 0, "".join(found)
+
+
+def test_tables_agree():
+    """Guards against a problem without checks, without a section, or with fewer than five wrong versions."""
+    assert len(WRITTEN) >= 14 and set(TABLE) == {problem.id for problem in WRITTEN}
+    handout = read(make.HERE, "handout.md")
+    for problem in PROBLEMS:
+        row = f"| {problem.id} {problem.title} | `{problem.file}` | `{problem.name}` | {problem.points} |"
+        assert row in handout
+        assert f"**{problem.id} `{problem.name}`" in handout
+    for problem in WRITTEN:
+        assert len(TABLE[problem.id]) >= 5 and callable(checks.of(problem.id))
+        assert all(BY_ID[id].file for id in problem.needs)
+
+
+@pytest.mark.parametrize("problem", WRITTEN, ids=lambda p: p.id)
+def test_mutants_are_rejected(problem):
+    """Guards against checks that let a plausible wrong version pass, or reject a right one."""
+    assert all(selfcheck.caught(problem, checks.reference(problem.id), seed) is None for seed in range(3))
+    for mutant in mutants_of(problem.id):
+        why = selfcheck.caught(problem, mutant.function(), 0)
+        assert why and why.startswith(mutant.caught_by), (mutant.bug, why)
+
+
+@pytest.mark.slow
+def test_grades_through_processes(student, tmp_path):
+    """Guards against a grader that gives points for the untouched copy, that loses an answer at the border,
+    or whose problems cost each other: some bodies are wrong, one file does not parse."""
+    results = grade.grade(student, seed=0, only=("P7", "P17"))
+    assert [(r.state, r.points) for r in results] == [("not started", 0)] * 2
+    mine = selfcheck.reference_submission(str(tmp_path / "mine"))
+    with open(os.path.join(mine, "model.py"), "a") as f:
+        f.write("def (")
+    selfcheck.with_function(mine, "spct.py", "kl_k3", "def kl_k3(p, q):\n    return p - q\n")
+    selfcheck.with_function(mine, "data/judgement.py", "pick", "def pick(scores):\n    return 0\n")
+    written = []
+    results = grade.grade(mine, 0, written.append, only=("P2", "P7", "P8", "P15", "P16", "T1"))
+    states = {r.problem.id: r.state for r in results}
+    assert states == {"P2": "crashed", "P7": "wrong", "P8": "waits for P7", "P15": "passed", "P16": "wrong",
+                      "T1": "passed"}
+    assert len(written) == 6 and "does not parse" in results[0].message
+
+
+def test_result_files():
+    """Guards against fields that Gradescope or Classroom 50 do not know, and scores that do not add up."""
+    results = [grade.Result(BY_ID["P1"], "passed", 8), grade.Result(BY_ID["P2"], "wrong", 0, "it is not")]
+    report = json.loads(grade.FORMATS["gradescope"](results))
+    assert report["score"] == 8 == sum(test["score"] for test in report["tests"])
+    assert [test["status"] for test in report["tests"]] == ["passed", "failed"]
+    assert report["tests"][1]["output"] == "wrong: it is not" and report["tests"][1]["max_score"] == 4
+    report = json.loads(grade.FORMATS["classroom50"](results))
+    assert report["schema"] == "classroom50/result/v1" and report["score"] == 8
+    assert report["tests"][0] == {"test-name": "P1 byte pair encoding", "passed": True, "score": 8,
+                                  "max-score": 8}
+    assert "it is not" not in json.dumps(report)
+
+
+@pytest.mark.slow
+def test_gradescope_zip(tmp_path):
+    """Guards against a zip that lacks a file: unpacked into an empty tree, and run as Gradescope does."""
+    path = str(tmp_path / "autograder.zip")
+    gradescope.main([path])
+    with zipfile.ZipFile(path) as z:
+        z.extractall(tmp_path / "root" / "source")
+        assert all(z.getinfo(name).external_attr >> 16 & 0o111 for name in ("setup.sh", "run_autograder"))
+    shutil.move(tmp_path / "root" / "source" / "run_autograder", tmp_path / "root" / "run_autograder")
+    (tmp_path / "root" / "submission").mkdir()
+    env = {**os.environ, "AUTOGRADER": str(tmp_path / "root"), "PYTHON": sys.executable}
+    subprocess.run(["bash", str(tmp_path / "root" / "run_autograder")], env=env, check=True)
+    report = json.loads(read(tmp_path, "root", "results", "results.json"))
+    assert report["score"] == 0 and len(report["tests"]) == len(PROBLEMS)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not grade.HELD, reason="hostile code is held on Linux, as root")
+@pytest.mark.parametrize("name", ["leaves", "equals everything", "leaves a process that writes later",
+                                  "fills the pipe with its own messages"])
+def test_attacks(name, tmp_path):
+    """Guards against student code that decides its own grade, or outlives it."""
+    source = hostile.ATTACKS[name]
+    assert selfcheck.attack(str(tmp_path), "it", "data/judgement.py", "vote", source, "P17") == []
+
+
+def test_another_term():
+    """Guards against a world that is not changed, whose weights are no ten points, or that does not load."""
+    source = read(make.ROOT, "data", "world.py")
+    for term in ("2027", "2028"):
+        world = {}
+        exec(compile(newterm.new_world(source, term), "world.py", "exec"), world)
+        assert world["RATERS"] != RATERS and world["CUES"] != CUES and world["STYLES"] != STYLES
+        rows = [weights for cues in world["RATERS"].values() for weights in cues.values()]
+        assert all(sum(weights.values()) == 10 for weights in rows)
+        items = world["make_items"](0, "train", 50)
+        assert all(1 <= reward <= 10 for item in items for reward in item.gold)
+
+
+@pytest.mark.slow
+def test_speedrun(tmp_path):
+    """Guards against a speedrun in which the submission's method is not used, or whose items are known: with
+    hardly a training nothing passes, and the line says so."""
+    with open(os.path.join(make.ROOT, "spct.py"), encoding="utf-8") as f:
+        source = f.read()
+    for old, new in (("n_layer: int = 4 ", "n_layer: int = 1 "), ("6_500_000", "20_000"),
+                     ("points: int = 3000 ", "points: int = 8 "),
+                     ("rl_steps: int = 24 ", "rl_steps: int = 1 "),
+                     ("rl_points: int = 64 ", "rl_points: int = 8 ")):
+        assert old in source
+        source = source.replace(old, new)
+    (tmp_path / "spct.py").write_text(source)
+    minutes, right = speedrun.speedrun(str(tmp_path), seed=0, count=8)
+    assert minutes < 2 and len(right) == 8 and right.mean() < 0.85
+    report = speedrun.leaderboard(minutes, right)
+    assert report["score"] == 0 and report["leaderboard"][0]["value"] == "-"
+    assert "does not pass" in report["output"]
+
+
+def test_flags(tmp_path, capsys):
+    """Guards against tracebacks for what a teacher gets wrong."""
+    with pytest.raises(UserError, match="no folder"):
+        grade.main([str(tmp_path / "none")])
+    with pytest.raises(UserError, match="is there already"):
+        make.main([str(tmp_path)])
+    assert ast.parse(read(make.HERE, "mytests.py"))
