@@ -2,6 +2,7 @@
 From judgements to numbers: measures, intervals, the table and the figures of one run.
 
     python report.py runs/cpu-seed0                # the table again, and the figures
+    python report.py --html runs/cpu-seed0         # and report.html: the run, and judgements beside the truth
 
 Primary measure: strict accuracy, where the best response's score must be strictly the largest, so a tie
 or a judgement that does not parse is wrong. Beside it the coin flip: a tie is broken at random, and what
@@ -28,7 +29,7 @@ import os
 import numpy as np
 
 import metarm
-from data import UserError, command
+from data import Parser, UserError, command
 from data.judgement import correct, pick
 from data.world import DOMAINS, seed_of
 from metarm import PLAIN, RULES
@@ -54,22 +55,35 @@ def coin_flip(scores, gold):
 FAITHFUL = ("principles", "checks", "totals")
 
 
+def holds(check, truth):
+    """Is a check's verdict true? check: (name, evidence, good); truth of the response: see Item."""
+    name, _, good = check
+    return name in truth and good == truth[name][0]
+
+
+def adds_up(critique, weights, score):
+    """Is a sub-total the sum of the weights that were found good (at least 1), with each principle checked,
+    and does it stand as the score?"""
+    found = {name: good for name, _, good in critique["checks"]}
+    earned = max(1, sum(w for name, w in weights.items() if found.get(name)))
+    return set(found) == set(weights) and critique["total"] == earned == score
+
+
 def faithfulness(j, item):
     """Is a judgement right for the right reasons? -> (principles, checks, totals), three shares.
 
     principles: the share of the judgement's principles that the raters use, too. checks: of all
     (response, principle) cells, those that hold a check whose verdict is true; a mere impression is no check.
-    totals: sub-totals that are the sum of the weights that were found good (at least 1), and the final score.
+    totals: sub-totals that add up.
     """
     weights = dict(map(tuple, j.principles))
     fit = np.mean([name in item.weights for name in weights])
-    true, adds_up = [], []
+    true, totals = [], []
     for critique, truth, score in zip(j.critiques, item.truth, j.scores):
-        found = {name: good for name, _, good in critique["checks"]}
-        true += [name in found and name in truth and found[name] == truth[name][0] for name in weights]
-        earned = max(1, sum(w for name, w in weights.items() if found.get(name)))
-        adds_up.append(set(found) == set(weights) and critique["total"] == earned == score)
-    return fit, np.mean(true), np.mean(adds_up)
+        by_name = {check[0]: holds(check, truth) for check in critique["checks"]}
+        true += [by_name.get(name, False) for name in weights]
+        totals.append(adds_up(critique, weights, score))
+    return fit, np.mean(true), np.mean(totals)
 
 
 def mean_faithfulness(groups, items):
@@ -321,15 +335,22 @@ def figures(folder, r):
 
 
 def main(argv):
-    if len(argv) != 1 or argv[0].startswith("-"):
-        raise UserError("name a run folder: python report.py runs/cpu-seed0")
-    if not all(os.path.exists(os.path.join(argv[0], name)) for name in ("results.json", "metrics-rl.jsonl")):
-        raise UserError(f"no results in {argv[0]}: name a run folder whose run has finished")
-    r = read_json(os.path.join(argv[0], "results.json"))
+    parser = Parser(__doc__)
+    parser.add_argument("folder", help="a run folder, for instance runs/cpu-seed0")
+    parser.add_argument("--html", action="store_true", help="write report.html, too")
+    args = parser.parse_args(argv)
+    path = lambda name: os.path.join(args.folder, name)
+    if not all(os.path.exists(path(name)) for name in ("results.json", "metrics-rl.jsonl")):
+        raise UserError(f"no results in {args.folder}: name a run folder whose run has finished")
+    r = read_json(path("results.json"))
     if not {"config", "stages", "meta", "machine"} <= set(r):
-        raise UserError(f"{argv[0]} holds results of another program: name a run folder of this one")
+        raise UserError(f"{args.folder} holds results of another program: name a run folder of this one")
     print(table(r))
-    figures(argv[0], r)
+    figures(args.folder, r)
+    if args.html:
+        import page  # which needs this file
+        page.of_run(args.folder)
+        print(f"judgements beside the truth: {path('report.html')}")
 
 
 if __name__ == "__main__":

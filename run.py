@@ -42,7 +42,7 @@ UNITS = {"pretrain": ["base"], "rft": ["rft-samples", "rft"], "rl": ["rl"], "met
 FILES = {"pretrain": ["tokenizer.tiktoken", "base.pt"],
          "rft": ["judgements-rft.jsonl", "judgements-hinted.jsonl", "rft.pt"],
          "rl": ["rl.pt"], "metarm": ["meta-rft.pt", "meta-rl.pt"],
-         "eval": ["judgements-*-*.jsonl", "results.json", "per_item.npz", "*.png"]}
+         "eval": ["judgements-*-*.jsonl", "results.json", "per_item.npz", "*.png", "report.html"]}
 
 # ----------------------------------------------------------------------------------------
 # Flags

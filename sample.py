@@ -298,6 +298,7 @@ def parse_args(argv):
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="cpu, cuda or mps; auto: cuda if there is one")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--html", metavar="FILE", help="write a page with all samples of --query, too")
     args = parser.parse_args(argv)
     if args.k < 1 or not 0 <= args.temperature < math.inf:
         raise UserError("-k needs 1 or more, --temperature 0 or more")
@@ -310,11 +311,15 @@ def parse_args(argv):
         raise UserError("--out is where the judgements of --data go: give it with --data FILE")
     if any("\ud800" <= char <= "\udfff" for text in [args.query or "", *args.response] for char in text):
         raise UserError("--query and --response must be UTF-8")
+    if args.html and args.data:
+        raise UserError("--html is for --query: leave it out with --data")
     if args.query and not 1 <= len(args.response) <= 4:
         raise UserError(f"{len(args.response)} responses: give --response 1 to 4 times")
     if args.data:
         args.out = args.out or "judgements.jsonl"
-        check_new(args.out)
+    for path in (args.out, args.html):
+        if path:
+            check_new(path)
     return args
 
 
@@ -340,6 +345,9 @@ def main(argv):
         return
     item, [samples] = items[0], judge_all(items, "query")
     result = verdict(samples, args.vote, item.n)
+    if args.html:
+        import page  # not before it is asked for: it reads runs, too
+        page.of_query(args.html, item, args.stage, samples, tok)
     if args.json:
         keep = ("sample", "order", "status", "principles", "critiques", "scores", "logp", "meta")
         print(json.dumps({"query": item.query, "responses": item.responses, **result,

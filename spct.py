@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import metarm
+import page
 import report
 from data import UserError, command
 from data.annotators import annotate, corpus, corpus_texts, encode_document, general_text, pack
@@ -486,6 +487,7 @@ def train_and_evaluate(run):
     if rank() == 0:
         results = report.results(run, judged)
         report.figures(run.folder, results)
+        page.of_run(run.folder)
         print(report.table(results))
 
 
@@ -497,7 +499,8 @@ def main(argv):
     except KeyboardInterrupt:
         where = f" in {run.unit}; --resume repeats it" if run.unit else "; --resume goes on"
         raise KeyboardInterrupt("stopped" + where) from None
-    print(f'\nJudge with it: python sample.py --run {run.folder} --query "what is 230+481?" '
+    print(f"\nLook at it: {run.path('report.html')}")
+    print(f'Judge with it: python sample.py --run {run.folder} --query "what is 230+481?" '
           '--response "it is 711" --response "it is 611"')
     stop_processes()
 

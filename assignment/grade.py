@@ -34,14 +34,14 @@ from datetime import datetime, timezone
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 
-from assignment import checks, make  # noqa: E402
-from assignment.mutants import mutants_of  # noqa: E402
-from assignment.problems import BY_ID, PROBLEMS  # noqa: E402
-from assignment.wire import LIMIT, pack, send, unpack  # noqa: E402
-from data import Parser, UserError, command  # noqa: E402
-from data.judgement import Judgement  # noqa: E402
-from data.world import Item, seed_of  # noqa: E402
-from parallel import new_file  # noqa: E402
+from assignment import checks, make
+from assignment.mutants import mutants_of
+from assignment.problems import BY_ID, PROBLEMS
+from assignment.wire import LIMIT, pack, send, unpack
+from data import Parser, UserError, command
+from data.judgement import Judgement
+from data.world import Item, seed_of
+from parallel import new_file
 
 START, ANSWERS = 60, 20                            # seconds: to import torch; for all answers together
 FIRST_UID = 61000                                  # each child is a user of its own, if it can be

@@ -12,8 +12,8 @@ import zipfile
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 
-from assignment import make  # noqa: E402
-from data import UserError, check_new, command  # noqa: E402
+from assignment import make
+from data import UserError, check_new, command
 
 SETUP = """#!/usr/bin/env bash
 # builds the image: Python with the packages of the project, which students' functions may use

@@ -17,14 +17,14 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
 sys.path.insert(0, ROOT)
 
-from assignment.problems import PROBLEMS  # noqa: E402
-from data import UserError, command  # noqa: E402
+from assignment.problems import PROBLEMS
+from data import UserError, command
 
-CODE = ["model.py", "sample.py", "spct.py", "metarm.py", "report.py", "run.py", "parallel.py",
+CODE = ["model.py", "sample.py", "spct.py", "metarm.py", "report.py", "page.py", "run.py", "parallel.py",
         "data/__init__.py",
         "data/world.py", "data/tokenizer.py", "data/judgement.py", "data/annotators.py",
         "data/preferences.py"]
-MORE = ["requirements.txt", "constraints.txt", "LICENSE", "data/judge/base.pt",
+MORE = ["requirements.txt", "constraints.txt", "LICENSE", "page.html", "data/judge/base.pt",
         "data/judge/tokenizer.tiktoken"]
 OURS = {"handout.md": "handout.md", "check.py": "check.py", "milestones.py": "milestones.py",
         "problems.py": "problems.py",

@@ -18,9 +18,9 @@ import sys
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 
-from assignment import make  # noqa: E402
-from data import Parser, UserError, command  # noqa: E402
-from data.world import seed_of  # noqa: E402
+from assignment import make
+from data import Parser, UserError, command
+from data.world import seed_of
 
 SEEDS = (1, 2, 3)                                  # of the milestones
 WORDS = {                                          # what is there, then what may take its place

@@ -16,16 +16,16 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 
-import run  # noqa: E402
-from assignment import checks, grade, hostile, make  # noqa: E402
-from assignment.child import Model, call  # noqa: E402
-from assignment.mutants import mutants_of  # noqa: E402
-from assignment.problems import PROBLEMS  # noqa: E402
-from assignment.wire import pack, unpack  # noqa: E402
-from data import command  # noqa: E402
-from data.judgement import Judgement  # noqa: E402
-from data.tokenizer import Tokenizer  # noqa: E402
-from data.world import Item  # noqa: E402
+import run
+from assignment import checks, grade, hostile, make
+from assignment.child import Model, call
+from assignment.mutants import mutants_of
+from assignment.problems import PROBLEMS
+from assignment.wire import pack, unpack
+from data import command
+from data.judgement import Judgement
+from data.tokenizer import Tokenizer
+from data.world import Item
 
 MAKE = {"Judgement": Judgement, "Item": Item, "Model": Model, "Words": Tokenizer}
 

@@ -23,13 +23,13 @@ import numpy as np
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 
-from assignment import grade, make  # noqa: E402
-from assignment.grade import Ask, Child, Crashed, TimedOut  # noqa: E402
-from data import Parser, UserError, command  # noqa: E402
-from data.judgement import correct  # noqa: E402
-from data.world import Item, make_items  # noqa: E402
-from parallel import new_file  # noqa: E402
-from report import interval  # noqa: E402
+from assignment import grade, make
+from assignment.grade import Ask, Child, Crashed, TimedOut
+from data import Parser, UserError, command
+from data.judgement import correct
+from data.world import Item, make_items
+from parallel import new_file
+from report import interval
 
 METHOD = [path for path in make.CODE if not path.startswith("data/")]
 ITEMS, WANTED, HOURS = 1000, 0.85, 2               # accuracy with 8 votes; at most so long

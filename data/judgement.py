@@ -159,11 +159,13 @@ def write_judgements(path, judgements):
         f.writelines(json.dumps(vars(j)) + "\n" for j in judgements)
 
 
-def read_judgements(path):
-    """-> the same judgements, as one list per item (neighbours with the same item)."""
+def read_judgements(path, items=None):
+    """-> the same judgements, as one list per item (neighbours with the same item); of the first items alone,
+    if their number is given."""
     with open(path) as f:
-        judgements = [Judgement(**json.loads(line)) for line in f]
-    return [list(group) for _, group in itertools.groupby(judgements, key=lambda j: j.item)]
+        judgements = (Judgement(**json.loads(line)) for line in f)
+        groups = itertools.groupby(judgements, key=lambda j: j.item)
+        return [list(group) for _, group in itertools.islice(groups, items)]
 
 # ----------------------------------------------------------------------------------------
 # Reader

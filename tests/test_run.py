@@ -59,7 +59,7 @@ def test_writes_every_file(finished):
     names = set(os.listdir(folder))
     units = sum(UNITS.values(), [])
     assert {"config.json", "progress.json", "results.json", "per_item.npz", "tokenizer.tiktoken",
-            "votes.png", "rl.png", "base.pt", "rft.pt", "rl.pt", "meta-rft.pt", "meta-rl.pt",
+            "votes.png", "rl.png", "report.html", "base.pt", "rft.pt", "rl.pt", "meta-rft.pt", "meta-rl.pt",
             "judgements-rft.jsonl", "judgements-hinted.jsonl", "judgements-rl-votes.jsonl",
             *(f"metrics-{unit}.jsonl" for unit in units if not unit.startswith("eval"))} <= names
     assert not any(name.endswith(".tmp") for name in names)
