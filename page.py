@@ -19,7 +19,7 @@ from data.tokenizer import Tokenizer
 from data.world import make_items
 from metarm import RULES
 from parallel import new_file
-from report import adds_up, faithfulness, holds
+from report import adds_up, faithfulness, holds, read_lines
 from run import load_tensors, read_json
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -97,11 +97,10 @@ def run_data(folder):
                                for part in ("greedy", "votes")))) for name in r["stages"]}
     shown = [item_data(item, {name: (greedy[0], samples[:SHOWN]) for name in stages
                               for greedy, samples in [stages[name][i]]}, tok) for i, item in enumerate(items)]
-    with open(path("metrics-rl.jsonl")) as f:
-        curves = [json.loads(line) for line in f]
     size = sum(w.numel() for w in load_tensors(path("rl.pt"), "cpu")["weights"].values())
-    return {"title": os.path.basename(os.path.normpath(folder)), "results": r, "curves": curves,
-            "kinds": KINDS, "parameters": size, "items": choose(shown), "of": len(items)}
+    return {"title": os.path.basename(os.path.normpath(folder)), "results": r, "kinds": KINDS,
+            "curves": read_lines(path("metrics-rl.jsonl")), "parameters": size, "items": choose(shown),
+            "of": len(items)}
 
 # ----------------------------------------------------------------------------------------
 # The page

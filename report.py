@@ -23,6 +23,7 @@ How to read rl.png, the curves of RL:
 """
 
 import contextlib
+import glob
 import json
 import os
 
@@ -278,6 +279,12 @@ def table(r):
 # ----------------------------------------------------------------------------------------
 # Figures
 
+def read_lines(path):
+    """A metrics file -> a dict a step; a line that is being written is left out."""
+    with open(path) as f:
+        return [json.loads(line) for line in f if line.endswith("\n")]
+
+
 @contextlib.contextmanager
 def canvas(path, rows=1, columns=1, width=8, height=5):
     """One or more axes to draw on, saved at the end, with grids and legends."""
@@ -330,8 +337,22 @@ def draw_rl(path, steps):
 def figures(folder, r):
     """votes.png and rl.png in the run folder, from results.json and metrics-rl.jsonl."""
     draw_votes(os.path.join(folder, "votes.png"), r)
-    with open(os.path.join(folder, "metrics-rl.jsonl")) as f:
-        draw_rl(os.path.join(folder, "rl.png"), [json.loads(line) for line in f])
+    draw_rl(os.path.join(folder, "rl.png"), read_lines(os.path.join(folder, "metrics-rl.jsonl")))
+
+
+def show_unfinished(folder):
+    """What there is of a run that has not finished: the units that are done, the last line of each metrics
+    file, and rl.png as soon as RL has begun."""
+    path = os.path.join(folder, "progress.json")
+    done = read_json(path) if os.path.exists(path) else {}
+    units = ", ".join(f"{unit} {s:.0f} s" for unit, s in done.items())
+    print("not finished; done: " + (units or "nothing yet"))
+    for path in sorted(glob.glob(os.path.join(folder, "metrics-*.jsonl")), key=os.path.getmtime):
+        steps = read_lines(path)
+        last = json.dumps(steps[-1] if steps else {})
+        print(f"{os.path.basename(path)}, {len(steps)} lines, the last: {last}")
+        if path.endswith("metrics-rl.jsonl") and steps:
+            draw_rl(os.path.join(folder, "rl.png"), steps)
 
 
 def main(argv):
@@ -340,8 +361,11 @@ def main(argv):
     parser.add_argument("--html", action="store_true", help="write report.html, too")
     args = parser.parse_args(argv)
     path = lambda name: os.path.join(args.folder, name)
+    if not os.path.exists(path("results.json")) and os.path.exists(path("config.json")):
+        show_unfinished(args.folder)
+        return
     if not all(os.path.exists(path(name)) for name in ("results.json", "metrics-rl.jsonl")):
-        raise UserError(f"no results in {args.folder}: name a run folder whose run has finished")
+        raise UserError(f"no run in {args.folder}: name a run folder, for instance runs/cpu-seed0")
     r = read_json(path("results.json"))
     if not {"config", "stages", "meta", "machine"} <= set(r):
         raise UserError(f"{args.folder} holds results of another program: name a run folder of this one")

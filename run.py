@@ -44,6 +44,10 @@ FILES = {"pretrain": ["tokenizer.tiktoken", "base.pt"],
          "rl": ["rl.pt"], "metarm": ["meta-rft.pt", "meta-rl.pt"],
          "eval": ["judgements-*-*.jsonl", "results.json", "per_item.npz", "*.png", "report.html"]}
 
+# What a unit takes of a default run, in percent, for the bar of the whole run: an estimate, no more.
+SHARES = {"base": 45, "rft-samples": 3, "rft": 9, "rl": 13, "meta-rft": 4, "meta-rl": 5, "eval-base": 4,
+          "eval-rft": 7, "eval-rl": 10}
+
 # ----------------------------------------------------------------------------------------
 # Flags
 
@@ -255,6 +259,7 @@ class Run:
         self.cfg, self.folder, self.device = cfg, folder, cfg.device
         self.dtype = getattr(torch, cfg.dtype)                               # of all that trains
         self.unit, self.started, self.bar = None, None, None                 # of the unit in progress
+        self.whole = None                                                    # a bar of all units
         started = os.path.exists(self.path("progress.json"))
         self.seconds_of = read_json(self.path("progress.json")) if started else {}
 
@@ -268,6 +273,8 @@ class Run:
                 model.load_state_dict(load_tensors(self.path(unit + ".pt"), self.device)["weights"])
             return True
         self.unit, self.started = unit, time.time()
+        if self.whole is not None:
+            self.whole.set_description(f"whole run, now {unit}")
         if rank() == 0 and os.path.exists(self.path(f"metrics-{unit}.jsonl")):
             os.remove(self.path(f"metrics-{unit}.jsonl"))
         return False
@@ -297,6 +304,8 @@ class Run:
             cfg = model.cfg if hasattr(model, "cfg") else model.gpt.cfg
             with new_file(self.path(unit + ".pt"), "wb") as f:
                 torch.save({"config": dataclasses.asdict(cfg), "weights": model.state_dict()}, f)
+        if self.whole is not None:
+            self.whole.update(SHARES[unit])
         self.unit = None
         wait()                                     # now the others may read what the first process wrote
 
@@ -349,4 +358,7 @@ def open_run(cfg, repeat):
     write_json(run.path("config.json"), dataclasses.asdict(cfg))
     print("\n".join(f"{name:16s} {value}" for name, value in vars(cfg).items()))
     print(f"{'machine':16s} {machine()}")
+    before = sum(share for unit, share in SHARES.items() if unit in run.seconds_of)
+    run.whole = tqdm(total=sum(SHARES.values()), initial=before, position=0, disable=rank() > 0,
+                     bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed} so far, about {remaining} left")
     return run

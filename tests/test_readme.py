@@ -25,7 +25,8 @@ def test_commands_are_found():
     """Guards against a README whose commands no test sees any more."""
     programs = {" ".join(command[1:3] if command[1] == "-m" else command[1:2]) for command in COMMANDS}
     assert {"sample.py", "spct.py", "report.py", "-m data.preferences", "-m experiments.runs",
-            "-m experiments.bench", "-m experiments.all", "-m experiments.baselines", "-m pytest"} <= programs
+            "-m experiments.bench", "-m experiments.all", "-m experiments.baselines", "-m pytest",
+            "assignment/make.py", "assignment/grade.py"} <= programs
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
@@ -50,6 +51,8 @@ def test_command(command, tmp_path, monkeypatch, capsys):
         if flags[1] == "check":
             data.preferences.main(["export", flags[2], "--count", "3"])
         data.preferences.main(flags[1:])
+    elif program.startswith("assignment/"):
+        assert os.path.exists(os.path.join(ROOT, program))
     elif program == "-m" and flags[0].startswith("experiments."):
         module = importlib.import_module(flags[0])           # a study is run by study.main
         assert callable(getattr(module, "main", None) or module.run)

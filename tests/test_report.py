@@ -1,5 +1,6 @@
 """Measures, intervals and tables, against plain loops and hand counts."""
 
+import json
 import random
 
 import numpy as np
@@ -159,3 +160,16 @@ def test_table_in_words():
     minutes = next(line for line in text.splitlines() if line.startswith("minutes"))
     assert minutes.split()[-3:] == ["1.0", "1.5", "2.0"]
     assert "3 items of the val split" in text
+
+
+def test_unfinished_run(tmp_path, capsys):
+    """Guards against a report that needs the end of a run, or that trips over a line half written."""
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "progress.json").write_text('{"base": 12.3}')
+    shown = "reward kl entropy length silent_groups tie parse".split()
+    row = dict.fromkeys([*shown, *report.FAITHFUL], 0.5)
+    lines = "".join(json.dumps({"step": i, **row}) + "\n" for i in range(3))
+    (tmp_path / "metrics-rl.jsonl").write_text(lines + '{"step": 3, ')
+    report.main([str(tmp_path)])
+    out = capsys.readouterr().out
+    assert "base 12 s" in out and "3 lines" in out and '"step": 2' in out and (tmp_path / "rl.png").exists()

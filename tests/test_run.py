@@ -403,7 +403,7 @@ def test_report_of_a_run(finished, tmp_path):
     assert set(drop(done.stdout)) <= set(drop(first.stdout)) and "nan" not in done.stdout
     for name in ("results.json", "metrics-rl.jsonl"):
         (tmp_path / name).write_text("{}")
-    for argv, message in [([], "name a run folder"), ([folder + "/none"], "no results in"),
-                          ([folder, folder], "name a run folder"), ([str(tmp_path)], "another program")]:
+    for argv, message in [([], "folder"), ([folder + "/none"], "no run in"),
+                          ([folder, folder], "unknown"), ([str(tmp_path)], "another program")]:
         with pytest.raises(UserError, match=message):
             report.main(argv)
