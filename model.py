@@ -78,7 +78,7 @@ def attend_cached(q, keys, values, bias):
     """One new token a row looks at what its row holds: attention with a cache.
 
     q (B, H, D), keys and values (B, K, T, D); bias (B, K, 1, T) is added to the scores: -inf hides padding,
-    0 elsewhere -> (B, H, D).
+    0 elsewhere, and some column is never hidden -> (B, H, D).
 
     >>> q, keys, values = torch.zeros(1, 1, 1), torch.zeros(1, 1, 3, 1), torch.tensor([3.0, 9.0, 5.0])
     >>> bias = torch.tensor([[[[0.0, -math.inf, 0.0]]]])

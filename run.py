@@ -359,6 +359,6 @@ def open_run(cfg, repeat):
     print("\n".join(f"{name:16s} {value}" for name, value in vars(cfg).items()))
     print(f"{'machine':16s} {machine()}")
     before = sum(share for unit, share in SHARES.items() if unit in run.seconds_of)
-    run.whole = tqdm(total=sum(SHARES.values()), initial=before, position=0, disable=rank() > 0,
-                     bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed} so far, about {remaining} left")
+    run.whole = tqdm(total=sum(SHARES.values()), initial=before, delay=1e-3, disable=rank() > 0,
+                     bar_format="{desc}{percentage:3.0f}%|{bar}| {elapsed} so far, about {remaining} left")
     return run

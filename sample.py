@@ -52,7 +52,8 @@ def draw(logits, u, temperature):
     """One token a row by inverse CDF: the first token at which the cumulative probability exceeds u.
 
     logits (B, V); u (B,) uniform in [0, 1) -> ids (B,), their log-probabilities (B,) under the
-    distribution that was sampled. temperature 0 is greedy (log-probabilities at T = 1).
+    distribution that was sampled. temperature 0 is greedy (log-probabilities at T = 1). Rounding, which
+    leaves the last sum near 1, must not leave a u without a token, nor draw a token of probability 0.
 
     >>> draw(torch.zeros(3, 4), torch.tensor([0.0, 0.25, 0.6]), 1.0)[0]
     tensor([0, 1, 2])

@@ -188,7 +188,7 @@ def keep_all(points, samples, hinted):
 
 
 def forget_hint(prompt):
-    """The same prompt without the hint: what the policy will see when it has to judge by itself.
+    """The same prompt without the hint, as a list: what the policy will see when it has to judge by itself.
 
     >>> forget_hint([2, 20, 3, 21, HINT, 8])
     [2, 20, 3, 21, 8]
@@ -256,7 +256,8 @@ def advantages(rewards):
     """GRPO: (reward - mean of its group) / std of its group. rewards (P, G) -> (P, G): G samples of P points.
 
     A group that is all right or all wrong says nothing about which sample is better: its advantages are
-    0 (and not 0 / 0). Groups are rows, so they never mix. The std is that of the group itself (divided by G).
+    0 (and not 0 / 0). Groups are rows, so they never mix. The std is that of the group itself (divided by G);
+    no more than 1e-5 is ever added to it.
 
     >>> advantages(torch.tensor([[1.0, -1.0, 1.0, -1.0], [1.0, 1.0, 1.0, 1.0]]))
     tensor([[ 1., -1.,  1., -1.],
@@ -268,15 +269,18 @@ def advantages(rewards):
 
 
 def contrast(rewards, keep):
-    """Which samples of a group to learn from: `keep` of them, half right and half wrong as far as there are
-    as many, the earlier ones first. If all are alike, the first: it can only pull back to the reference.
+    """Which samples of a group to learn from: `keep` of them, half right and half wrong (keep // 2 right ones
+    if it is odd); if there are too few of one kind, more of the other; the earlier ones first. If all are
+    right, or all wrong, sample 0 alone: it can only pull back to the reference.
     rewards: G numbers, above 0 if right -> indices, those of the right ones, then the others.
 
-    To learn from a sample takes two to four times as long as to write it, so many are written, and a half
-    with the largest contrast is learned from (PODS, arXiv 2504.13818). Entropy and KL are measured on it.
+    To learn from a sample takes two to four times as long as to write it, so many are written, and some with
+    the largest contrast are learned from (PODS, arXiv 2504.13818). Entropy and KL are measured on these.
 
     >>> contrast([1.0, 1.0, -1.0, 1.0, -1.0], keep=4), contrast([-1.0, -1.0, 1.0, -1.0], keep=4)
     ([0, 1, 2, 4], [2, 0, 1, 3])
+    >>> contrast([-1.0, -1.0, -1.0], keep=2)
+    [0]
     """
     right, wrong = ([i for i, r in enumerate(rewards) if (r > 0) == good] for good in (True, False))
     if not right or not wrong:
@@ -481,9 +485,11 @@ def train_and_evaluate(run):
     """The method, from nothing to the table."""
     cfg, tok = run.cfg, make_tokenizer(run)
     points = make_items(cfg.seed, "train", cfg.points, noise=cfg.noise)
-    policies, samples = train_policies(run, tok, points)
-    guides = train_guides(run, tok, policies, samples, points)
-    judged = {name: judge_sets(run, tok, name, model, guides.get(name)) for name, model in policies.items()}
+    with run.whole:                                # the bar of all units
+        policies, samples = train_policies(run, tok, points)
+        guides = train_guides(run, tok, policies, samples, points)
+        judged = {name: judge_sets(run, tok, name, model, guides.get(name))
+                  for name, model in policies.items()}
     if rank() == 0:
         results = report.results(run, judged)
         report.figures(run.folder, results)

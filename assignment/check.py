@@ -43,6 +43,9 @@ def main(argv):
     for problem in [BY_ID[id] for id in argv] or PROBLEMS:
         try:
             result = check(problem)
+        except ModuleNotFoundError as error:
+            print(f"check.py: {error}: is the virtual environment active? See handout.md", file=sys.stderr)
+            sys.exit(2)
         except NotImplementedError as error:
             result = f"not started: {error}"
         missing = re.search("NotImplementedError: (.*)", result)             # it, or what it calls

@@ -1,8 +1,6 @@
 """
-The problems, in the order of the method: one table. A problem is one function of the reading copy whose
-docstring is its full specification; the last ones are tests that the student writes.
-
-To add one: a row here, checks in checks.py, five wrong versions in mutants.py, a section in handout.md.
+The problems, in the order of the method: one table. A problem is one function whose docstring is its full
+specification; the last ones are tests that the student writes.
 """
 
 from dataclasses import dataclass

@@ -62,8 +62,8 @@ def vote(ballots):
 def plurality(ballots, weights=None):
     """Votes in place of sums: each sample has one vote, or its weight, for the response that it scores
     highest, in equal parts for several. A sum lets a sample that is far off outweigh two that are nearly
-    level; here it cannot. Scores only break ties: a millionth of their mean, times the voters' mean weight
-    (its size: a weight may be negative), comes on top. No vote -> None.
+    level; here it cannot. Scores only break ties: on top comes a millionth of their mean over the voters,
+    times the mean of the absolute weights (a weight may be negative). No vote -> None.
 
     >>> [round(votes, 4) for votes in plurality([[9, 8], [9, 8], [1, 10], [5, 5], None])]
     [2.5, 1.5]
@@ -178,16 +178,30 @@ CHECK = re.compile(r"([a-z]+): (?:([^,:]*), )?(good|bad)(?= |$)")
 def read_judgement(tok, ids, order):
     """Strict grammar: ids of a completion -> (status, principles, critiques, scores), as in Judgement.
 
-    Structure is read from marks, numbers are read in full; whatever deviates gives a status other than "ok"
-    and scores None, never an exception and never a guess. A judgement that was cut off by the end of the
-    context has the status "no end". What it says is not checked (weights that sum to 10, totals that add up):
-    to get that right is what RL has to teach.
+    Structure is read from marks (ids below len(MARKS)), never from text that looks like one. What has to
+    stand between them: principles that match PRINCIPLE, ", " between them; <critique>, at once followed by
+    <r1>; for each slot its mark, a quote or nothing, <checks>, free text, in which CHECK finds the
+    checks, <total>, a SCORE; then <scores>, a SCORE a slot with a space between, and <end>, which comes last.
+    Texts are given without the spaces around them, a quote that is not there as "". Critiques and scores come
+    in the item's order: order[slot] is the response that stood in this slot.
+
+    Whatever deviates gives scores None and a status that says what is wrong, never an exception and never a
+    guess: "no end" if <end> is missing or not the last, else "bad principles", "no critique", "bad critique"
+    or "bad scores", whichever comes first. What was read before it comes along, as far as it was read in
+    full. What a judgement says is not checked (weights that sum to 10, totals that add up, names that come
+    twice): to get that right is what RL has to teach.
 
     >>> from data.tokenizer import Tokenizer, train_bpe
     >>> tok = Tokenizer(train_bpe([], 0))
     >>> ids = tok.encode(judgement_parts({"polite": 10}, [(None, " polite: kindly, good 10", 10)], [10]))
-    >>> read_judgement(tok, ids, order=[0])[::3], read_judgement(tok, ids[:-1], order=[0])[::3]
-    (('ok', [10]), ('no end', None))
+    >>> status, principles, critiques, scores = read_judgement(tok, ids, order=[0])
+    >>> status, principles, scores
+    ('ok', [['polite', 10]], [10])
+    >>> critiques == [{"quote": "", "text": "polite: kindly, good 10", "checks": [["polite", "kindly", True]],
+    ...                "total": 10}]
+    True
+    >>> read_judgement(tok, ids[:-1], order=[0]), read_judgement(tok, ids + ids[-1:], order=[0])[::3]
+    (('no end', None, None, None), ('bad scores', None))
     """
     n = len(order)
     cut = [i for i, token in enumerate(ids) if token < len(MARKS)]           # where the marks are

@@ -34,7 +34,7 @@ PATTERN = r" ?[^\W\d_]+|\d| ?[^\s\w]+|[\s\S]"
 def train_bpe(texts, vocab_size):
     """-> {bytes: rank}: start from the 256 bytes, whose ranks follow the marks; then merge the most frequent
     neighbours within the chunks of PATTERN, over and over, until marks and tokens are vocab_size, or nothing
-    is left to merge. Of pairs that are equally frequent the one with the smaller bytes comes first.
+    is left to merge. Of pairs that are equally frequent the smaller comes first, as Python compares tuples.
 
     >>> list(train_bpe(["a b ab ab"], len(MARKS) + 256 + 2))[-2:]
     [b' a', b' ab']

@@ -40,7 +40,10 @@ def P6(ask, rng):
                                                                               order)
     check(type(slots) is list and [s.get("total") for s in slots] == [s["total"] for s in mine[2]],
           "critiques are mapped back to the item's order", f"order {order}")
-    check(slots == mine[2], "critiques hold quote, text, checks and total", shown)
+    for field in ("quote", "text", "checks", "total"):
+        check([s.get(field) for s in slots] == [s[field] for s in mine[2]],
+              f"critiques hold quote, text, checks and total: '{field}' is as specified", shown)
+    check(slots == mine[2], "critiques hold quote, text, checks and total, and nothing else", shown)
     at = lambda mark: good.index(mark)
     change = lambda i, *new: good[:i] + list(new) + good[i + 1:]
     swapped = [{R1: R2, R2: R1}.get(part, part) if isinstance(part, int) else part for part in good]
