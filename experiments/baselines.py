@@ -68,6 +68,7 @@ from model import Optimizer, pad_rows, trapezoid
 from sample import judge
 
 NAME = "baselines"
+RATE = 3e-3                                        # peak learning rate of the scalar models: see above
 
 # ----------------------------------------------------------------------------------------
 # Other forms of judgement: a prompt and a grammar for sample.judge
@@ -164,7 +165,7 @@ def with_parts(base, change):
 
 def train_differences(run, unit, model, better, worse, epochs):
     """Bradley-Terry (Eq 4): -log sigmoid(S_better - S_worse). better, worse: rows of ids, pair by pair."""
-    opt, size = Optimizer(model, run.cfg.meta_lr, run.dtype), 32
+    opt, size = Optimizer(model, RATE, run.dtype), 32
     shuffle = lambda epoch: np.random.default_rng(seed_of(run.cfg.seed, unit, epoch)).permutation(len(better))
     order = np.concatenate([shuffle(epoch) for epoch in range(epochs)])
     steps = -(-len(order) // size)
