@@ -17,7 +17,7 @@ from data.judgement import Judgement, correct, judgement_parts, read_judgement
 from data.tokenizer import CRITIQUE, END, QUERY, SCORES
 from data.world import make_item, make_items
 from experiments import all as all_studies
-from experiments import scaling, study, truth, votes
+from experiments import scaling, study, trl_reward, truth, votes
 from experiments.baselines import (
     alone,
     drop_principles,
@@ -274,3 +274,12 @@ def test_calibration():
     sure = np.array([0.75] * 8 + [1.0] * 4)
     assert truth.expected_error(sure, np.array([1, 1, 1, 0] * 2 + [1] * 4)) == 0
     assert truth.expected_error(sure, np.zeros(12)) == pytest.approx((0.75 * 8 + 4) / 12)
+
+
+@pytest.mark.parametrize("rule", ["sum", "guided"])
+def test_reward_for_others(rule):
+    """Guards against a reward that is not one number a completion, or that fails on a strange one."""
+    answers = ["it is lima", "it is cairo", "\ufffd"]
+    rewards = trl_reward.reward_function(k=2, rule=rule)(["capital of peru?\n"] * 3, answers, extra=[0])
+    assert len(rewards) == 3 and all(r is None or 1 <= r <= 10 for r in rewards)
+    assert rewards[0] is not None
