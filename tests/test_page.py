@@ -195,6 +195,13 @@ def test_in_a_browser(report, tmp_path):
         subset = data["items"][-1]["subset"]
         browser.value(slide.format("subset", subset, "change"))
         assert text("place") == f"1 of {sum(item['subset'] == subset for item in data['items'])}"
+        browser.value(slide.format("subset", "", "change"))
+        browser.value(slide.format("stage", "base", "change"))
+        assert browser.value("document.querySelectorAll('.stage').length") == 1
+        for kind in range(len(page.KINDS)):        # of the stage that is chosen
+            browser.value(slide.format("kind", kind, "change"))
+            count = sum(kind in item["stages"]["base"]["kinds"] for item in data["items"])
+            assert text("place") == (f"1 of {count}" if count else "no such item")
         link = f"#{data['items'][1]['id']}/rl/2"   # a link names item and sample
         browser.value(f"location.hash = '{link}'; new Promise(done => setTimeout(() => done(1), 100))")
         assert text("query") == data["items"][1]["query"]
