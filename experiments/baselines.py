@@ -24,19 +24,18 @@ Compute is matched by what is learned from, the points, and not by time: RFT and
 on two cores, a scalar RM one. Points with one response teach the GRMs alone. All were tuned alike, on 600
 validation items of seeds 25 and 26, which no table uses (greedy):
 
-- scalar RM, mean of both seeds: at a rate of 1e-3 with 2, 4, 8 epochs .793, .790, .788; at 3e-3 .818, **.821**,
-  .805; at 1e-2 with 4 .723.
+- scalar RM, mean of both seeds: at a rate of 1e-3 with 2, 4, 8 epochs .793, .790, .788; at 3e-3 .818,
+  **.821**, .805; at 1e-2 with 4 .723.
 - pairwise RM, mean of both: at 1e-3 with 4, 8 epochs .776, .774; at 3e-3 with 2, 4, 8 .789, **.796**, .789;
   at 1e-2 with 4 .739.
 - CLoud, seed 25: at 1e-3 with 1, 2, 4 epochs .815, **.860**, .862 (mean of 8: .798, **.845**, .833); at 3e-3
   with 1, 2 .835, .860 (.823, .827); at 3e-4 with 2 .763.
-- LLM-as-a-Judge, seed 26, at RL rates of 5e-4, 1e-3, 2e-3: .885, .910, .905, with 8 weighted votes .850, .907,
-  **.915**.
+- LLM-as-a-Judge, seed 26, at RL rates of 5e-4, 1e-3, 2e-3: .885, .910, .905, with 8 weighted votes .850,
+  .907, **.915**.
 - GRM, whose recipe is the project's: .913 and .928, with 8 weighted votes .942 and .942.
 
-Guided votes keep k/2, as in the paper. A tie is wrong here (the
-paper draws lots): the scalar RM never ties, scores of 1 to 10 do; the column "ties 1/m" is without that
-difference. Order flips are those of pairs with a pick in both orders.
+Guided votes keep k/2, as in the paper. A tie is wrong here (the paper draws lots): the scalar RM never ties,
+scores of 1 to 10 do; the column "ties 1/m" is without that difference. Order flips are those of pairs with a pick in both orders.
 
 What to look at: verifiable subsets against the others, greedy against votes, and what a judgement costs.
 """
