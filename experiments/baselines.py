@@ -35,7 +35,8 @@ validation items of seeds 25 and 26, which no table uses (greedy):
 - GRM, whose recipe is the project's: .913 and .928, with 8 weighted votes .942 and .942.
 
 Guided votes keep k/2, as in the paper. A tie is wrong here (the paper draws lots): the scalar RM never ties,
-scores of 1 to 10 do; the column "ties 1/m" is without that difference. Order flips are those of pairs with a pick in both orders.
+scores of 1 to 10 do; the column "ties 1/m" is without that difference. Order flips are those of pairs with a
+pick in both orders.
 
 What to look at: verifiable subsets against the others, greedy against votes, and what a judgement costs.
 """
