@@ -35,7 +35,7 @@ def judgement_data(j, item, tok):
     """One judgement, with each check and total marked true or false (None: there is no truth)."""
     known, weights = item.truth is not None, dict(map(tuple, j.principles or []))
     found = {"sample": j.sample, "order": j.order, "scores": j.scores, "meta": j.meta, "status": j.status,
-             "sure": round(j.logp / len(j.ids), 4), "principles": j.principles, "critiques": []}
+             "logp": j.mean_logp, "confidence": j.confidence, "principles": j.principles, "critiques": []}
     if j.scores is None:
         return {**found, "text": tok.readable(j.ids)}
     found["right"] = correct(j.scores, item.gold) if item.gold else None
@@ -54,10 +54,11 @@ def votes_of(samples):
 
 
 def kinds_of(item, greedy, samples, votes):
-    """Which of KINDS a stage's judgements of an item are, as indices."""
+    """Which of KINDS a stage's judgements of an item are, as indices. For true reasons: in at least half of
+    the samples that are right, all checks are true and all totals add up."""
     won = correct(votes["weighted"][-1], item.gold)
     true = [faithfulness(j, item)[1:] == (1, 1) for j in samples if correct(j.scores, item.gold)]
-    reasons = won and sum(true) >= len(true) / 2
+    reasons = won and 2 * sum(true) >= len(true) > 0
     decides = "guided" in votes and pick(votes["guided"][-1]) != pick(votes["sum"][-1])
     first = correct(greedy.scores, item.gold)
     return [i for i, is_so in enumerate([won and reasons, won and not reasons, not won, won and not first,

@@ -334,6 +334,9 @@ class Run:
             if os.path.exists(self.path(name)):
                 shutil.copy2(self.path(name), self.path(f"old-{number}"))
         later = list(UNITS)[list(UNITS).index(stage):]
+        for unit in sum((UNITS[s] for s in later), []):
+            self.seconds_of.pop(unit, None)
+        write_json(self.path("progress.json"), self.seconds_of)
         patterns = [p for s in later for p in FILES[s] + [f"metrics-{unit}.jsonl" for unit in UNITS[s]]]
         found = [path for pattern in patterns for path in glob.glob(self.path(pattern))]
         # The last written first: if this is interrupted, what is left is the beginning of the run.

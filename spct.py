@@ -274,8 +274,8 @@ def contrast(rewards, keep):
     right, or all wrong, sample 0 alone: it can only pull back to the reference.
     rewards: G numbers, above 0 if right -> indices, those of the right ones, then the others.
 
-    To learn from a sample takes two to four times as long as to write it, so many are written, and some with
-    the largest contrast are learned from (PODS, arXiv 2504.13818). Entropy and KL are measured on these.
+    To learn from a sample takes longer than to write it (experiments/SPEED.md), so many are written, and some
+    with the largest contrast are learned from (PODS, arXiv 2504.13818). Entropy and KL are measured on these.
 
     >>> contrast([1.0, 1.0, -1.0, 1.0, -1.0], keep=4), contrast([-1.0, -1.0, 1.0, -1.0], keep=4)
     ([0, 1, 2, 4], [2, 0, 1, 3])
@@ -338,7 +338,8 @@ def rl(run, tok, reference, points, samples, judge=judge):
     if len(pool) < cfg.rl_points:
         raise UserError(f"only {len(pool)} points are left for RL: raise --points, or lower --rl_points")
     for step in run.steps("rl", policy, cfg.rl_steps):
-        # rollout: G samples of each of P points, on one prompt (the best response's place is uniform already)
+        # rollout: G samples of each of P points. All see the item's own order, in which the best response has
+        # no favourite place, so that they share a prompt, which is read once.
         batch = [pool[i % len(pool)] for i in range(step * cfg.rl_points, (step + 1) * cfg.rl_points)]
         groups = judge(policy, tok, batch, cfg.group, cfg.seed, f"rl-{step}", shuffle=False,
                        autocast=run.sampling())
@@ -460,6 +461,9 @@ def make_tokenizer(run):
         return Tokenizer.load(path)
     if run.cfg.pretrain_tokens == 0:
         _, tok, _ = load_judge(SHIPPED, "base", run.device)
+        if tok.vocab_size != run.cfg.vocab_size:
+            raise UserError(f"--pretrain_tokens 0: the base model that comes along has --vocab_size "
+                            f"{tok.vocab_size}; leave that flag out, and name another --out")
     else:
         tok = Tokenizer(train_bpe(corpus_texts(run.cfg.seed, 8000), run.cfg.vocab_size))
     tok.save(path)

@@ -35,7 +35,7 @@ sys.path.insert(0, os.path.dirname(HERE))
 from assignment import checks, make
 from assignment.mutants import mutants_of
 from assignment.problems import BY_ID, PROBLEMS
-from assignment.submission import Crashed, NotStarted, TimedOut, put_in
+from assignment.submission import Crashed, NotStarted, TimedOut, needs_of, put_in
 from assignment.wire import LIMIT, pack, send, unpack
 from data import Parser, UserError, command
 from data.judgement import Judgement
@@ -217,7 +217,7 @@ class Grader:
 
     def grade(self, problem):
         """-> Result"""
-        waiting = [id for id in problem.needs if self.results[id].state != "passed"]
+        waiting = [id for id in needs_of(problem) if self.results[id].state != "passed"]
         if waiting:
             return Result(problem, f"waits for {waiting[0]}", 0,
                           f"{BY_ID[waiting[0]].name} has to be right first")
@@ -241,8 +241,9 @@ class Grader:
     def grade_test(self, problem, rng):
         """A student's test: it must pass on right versions, and fail on wrong ones, points for each of these.
 
-        It is run once for each version, in random order and with several right ones among them: from the
-        order it can learn nothing. What it tests is computed here.
+        It is run once for each version, in random order and with several right ones among them. The first run
+        has a process of its own, so that a test which counts its runs gains nothing; the others share one,
+        since to start a process takes a second. What it tests is computed here.
         """
         target, wrong = BY_ID[problem.target], mutants_of(problem.target)
         versions = [("right", checks.reference(target.id))] * 3 + [(m.bug, m.function()) for m in wrong]
@@ -316,7 +317,8 @@ def grade(submission, seed=None, write=lambda results: None, only=None):
             print("student code runs as the grader's own user: hostile code is not held (be root, on Linux)",
                   file=sys.stderr)
         while len(grader.results) < len(problems):  # in waves: each problem behind those that it needs
-            wave = [p for p in problems if p.id not in grader.results and set(p.needs) <= set(grader.results)]
+            wave = [p for p in problems if p.id not in grader.results
+                    and set(needs_of(p)) <= set(grader.results)]
             with ThreadPoolExecutor(2) as pool:
                 for result in pool.map(grader.grade, wave):
                     grader.results[result.problem.id] = result

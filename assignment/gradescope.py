@@ -16,7 +16,8 @@ from assignment import make
 from data import UserError, check_new, command
 
 SETUP = """#!/usr/bin/env bash
-# builds the image: Python with the packages of the project, which students' functions may use
+# builds the image: Python with the packages of the project, which students' functions may use (torch's CPU
+# build is enough, and far smaller: install it in a line before)
 set -euo pipefail
 apt-get update && apt-get install -y python3 python3-venv
 python3 -m venv /autograder/venv
@@ -39,10 +40,10 @@ def write_zip(path):
             info = zipfile.ZipInfo(name)
             info.external_attr = 0o755 << 16       # executable
             z.writestr(info, text)
-        for name in [*make.CODE, "requirements.txt"]:
+        for name in [*make.CODE, "page.html", "requirements.txt"]:
             z.write(os.path.join(make.ROOT, name), name)
-        for path in sorted(glob.glob(os.path.join(HERE, "**", "*.py"), recursive=True)):
-            z.write(path, os.path.relpath(path, make.ROOT))
+        for source in sorted(glob.glob(os.path.join(HERE, "**", "*.py"), recursive=True)):
+            z.write(source, os.path.relpath(source, make.ROOT))
 
 
 def main(argv):

@@ -5,7 +5,8 @@ Another term: the same method in another world, so that last year's figures, rep
 
 Drawn anew from the term: which cue asks for which style, the cues' and the styles' words, how much style
 counts beside content. Then the copy trains its own judge, which comes along with the assignment, and
-OUT/expected.md holds what students should see, over three seeds. A copy that was cut off goes on.
+OUT/expected.md holds what students should see, over three seeds. A copy that was cut off goes on. (Examples
+in docstrings keep the words of the reading copy.)
 """
 
 import os
@@ -27,7 +28,7 @@ WORDS = {                                          # what is there, then what ma
     "for my boss: ": ["for my teacher: ", "for the mayor: ", "for a judge: "],
     "in a hurry: ": ["be quick: ", "before the bus: ", "at the last minute: "],
     "for a child: ": ["for my son: ", "at a party: ", "for a clown: "],
-    "kindly": ["gladly", "humbly"], "dear friend": ["my lady", "good sir"],
+    "kindly": ["gladly", "humbly"], "dear friend": ["my lady", "noble one"],
     "yay yay": ["hop hop", "wow wow"], "whee": ["hooray", "yippee"], "tada": ["hihi", "ole"],
     "um": ["er", "uh"], "hmm": ["ah", "oh"]}
 
@@ -52,7 +53,7 @@ def new_world(source, term):
 
 def copy(out, term):
     """The project, its world changed."""
-    for path in [*make.CODE, "requirements.txt", "constraints.txt", "LICENSE"]:
+    for path in [*make.CODE, *make.MORE]:
         os.makedirs(os.path.dirname(os.path.join(out, path)), exist_ok=True)
         shutil.copyfile(os.path.join(make.ROOT, path), os.path.join(out, path))
     for folder in ("assignment", "experiments"):

@@ -79,15 +79,21 @@ def names_of(node):
         return [node.name]
     if isinstance(node, (ast.Import, ast.ImportFrom)):
         return [(alias.asname or alias.name).split(".")[0] for alias in node.names]
-    if isinstance(node, ast.Assign):
-        return [n.id for target in node.targets for n in ast.walk(target) if isinstance(n, ast.Name)]
+    if isinstance(node, (ast.Assign, ast.AnnAssign)):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        return [n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)]
     return []
+
+
+def needs_of(problem):
+    """What has to be right before it, as far as it is a problem of this course."""
+    return [id for id in problem.needs if id in BY_ID]
 
 
 def put_in(copy, submission, problem):
     """Put the submission's definitions for a problem, and for what it needs, into a student copy."""
     wanted = {}
-    for p in [problem, *(BY_ID[id] for id in problem.needs)]:
+    for p in [problem, *(BY_ID[id] for id in needs_of(problem))]:
         wanted.setdefault(p.file, []).append(p.name)
     for file, names in wanted.items():
         path, pristine = os.path.join(copy, file), ""

@@ -56,8 +56,8 @@ def keep_freed_memory():
 
 
 def command(main):
-    """Run a program's main(argv). A UserError is its message on stderr and exit code 2; so is a hole in a
-    student's copy."""
+    """Run a program's main(argv). A UserError is its message on stderr and exit code 2; so is a function that
+    a student has not written yet (NotImplementedError, see assignment/)."""
     keep_freed_memory()
     try:
         main(sys.argv[1:])

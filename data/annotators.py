@@ -40,7 +40,8 @@ from data.world import (
 
 GENERAL = 0.55                                     # share of documents that are general text
 GENERAL_KINDS = {"quoting": 0.15, "adding": 0.15, "checking": 0.4, "weighing": 0.3}  # of general text
-# Its domains: harm is learned at once; to compare takes more practice, of what is far apart or rare the most.
+# Its domains, one drawn at random: harm is learned at once, and comes once; to compare takes more practice,
+# most of all what is far apart (reverse) or rare (a fact).
 PRACTICE = [*DOMAINS, "sums", "sort", "reverse", "facts", "lists", "reverse", "facts"]
 HINTED = 0.15                                      # share of annotations that carry a hint
 SKILLS = {"sloppy": 0.66, "average": 0.26, "expert": 0.08}
@@ -182,7 +183,7 @@ def document(seed, index, annotate=annotate):
     rng = random.Random(seed_of(seed, "document", index))
     if rng.random() < GENERAL:
         return general_text(rng)
-    item = make_item(seed, "train", seed_of("annotated", index))             # far from the training points
+    item = make_item(seed, "train", seed_of("annotated", index))   # a huge number, no training point's
     hint = item.best if item.n > 1 and rng.random() < HINTED else None
     skills = SKILLS if hint is None else {"average": 0.5, "expert": 0.5}
     skill = rng.choices(list(skills), skills.values())[0]

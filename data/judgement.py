@@ -147,10 +147,15 @@ class Judgement:
         return list(self.prompt) + self.ids
 
     @property
+    def mean_logp(self):
+        """Of a token, in nats."""
+        return self.logp / len(self.ids)
+
+    @property
     def confidence(self):
         """The policy's own, a weight for `plurality` that costs nothing: the mean probability of a token
         (geometric), to the power of 20 (5 to 40 did much the same on validation items)."""
-        return math.exp(20 * self.logp / len(self.ids))
+        return math.exp(20 * self.mean_logp)
 
 
 def write_judgements(path, judgements):

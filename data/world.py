@@ -126,7 +126,8 @@ OOD_LETTERS, OOD_COUNT = 7, 4                      # longer lists to sort, more 
 
 @dataclass
 class Item:
-    """A query with n = 1..4 responses. Items of a file have no truth, of a command line not even gold."""
+    """A query with n = 1..4 responses. Those from a file have no truth, those from the command line no gold
+    rewards either."""
     id: str
     subset: str                                    # the domain
     query: str

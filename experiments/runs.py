@@ -128,7 +128,7 @@ What stands out:
   judgements and for single samples. A greedy judgement is right in .86 already, so that few votes are worth
   little over it (4: +.026, 8: +.050, 32: +.060), but much over a single sample (8: +.167).
 - **Votes should be counted, not summed**: a plurality of 8 is ahead of the sum by .035, of 32 by .015.
-- **Whom to trust matters before RL, hardly after it**: weights by the policy's own confidence, which is
+- **Which sample to trust matters before RL, not after**: weights by the policy's own confidence, which is
   free, make a plurality of 8 better by .081 after RFT, by .007 after RL. The Meta RM's filter is worth .067
   to a sum of 32 after RFT; after RL nothing, since samples share what is left of mistakes.
 - **Reasons become true although no reward looks at them**: checks .23, .51, .90. Published RL with outcome
@@ -136,7 +136,7 @@ What stands out:
   score is the sum of verdicts, so that what is false costs rewards.
 - **Sums are the hardest** (greedy .64, with 32 votes .76), then lists, where greedy judgements often tie
   (.69, .83): votes bring most where there is most to win.
-- **Out of distribution** judges are behind by .16 when greedy, by .11 with 8 votes.
+- **Out of distribution**, judges are behind by .16 when greedy, by .11 with 8 votes.
 - **A seed decides more than an interval says**: greedy after RL from .812 to .905, for the same code.
 """
 

@@ -9,7 +9,6 @@ responses, whatever they deserve. Then GRPO, with the judge that comes along as 
 and one response, k times, and the reward is the mean of the scores. Does the reward rise?
 """
 
-import json
 import os
 import string
 
@@ -20,6 +19,7 @@ from data import Parser, UserError, command
 from data.judgement import vote
 from data.world import Item, make_items
 from metarm import score
+from run import write_json
 from sample import SHIPPED, judge, load_judge, voters_of
 
 STEPS, SPEAK, LENGTH = 60, 300, 48                 # of GRPO, of training before it; characters of a response
@@ -96,6 +96,12 @@ def train(out, reward, steps=STEPS, seed=0):
     return [line["reward"] for line in trainer.state.log_history if "reward" in line]
 
 
+def compare(rewards):
+    """-> the mean of the first ten steps, of the last ten, the standard error of their difference."""
+    first, last = np.array(rewards[:10], float), np.array(rewards[-10:], float)
+    return first.mean(), last.mean(), np.sqrt((first.var(ddof=1) + last.var(ddof=1)) / 10)
+
+
 def main(argv):
     parser = Parser(__doc__)
     parser.add_argument("--out", default="runs/trl")
@@ -108,13 +114,11 @@ def main(argv):
     except ImportError:
         raise UserError("this needs TRL: pip install trl==1.16.0") from None
     os.makedirs(args.out, exist_ok=True)
-    rewards = np.array(train(args.out, reward_function(k=args.k, rule=args.vote), args.steps))
-    first, last = rewards[:10], rewards[-10:]
-    error = np.sqrt((first.var(ddof=1) + last.var(ddof=1)) / 10)
-    with open(os.path.join(args.out, "rewards.json"), "w") as f:
-        json.dump(rewards.tolist(), f)
-    print(f"reward of the first ten steps {first.mean():.2f}, of the last ten {last.mean():.2f}, "
-          f"standard error of the difference {error:.2f}")
+    rewards = train(args.out, reward_function(k=args.k, rule=args.vote), args.steps)
+    write_json(os.path.join(args.out, "rewards.json"), rewards)
+    first, last, error = compare(rewards)
+    print(f"reward of the first ten steps {first:.2f}, of the last ten {last:.2f}, standard error of the "
+          f"difference {error:.2f}")
 
 
 if __name__ == "__main__":

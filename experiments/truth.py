@@ -305,7 +305,7 @@ def run(bases):
 
 
 FINDINGS = """
-What was seen in our three runs:
+What was seen in three runs of version 0.1.0, whose judge was weaker; not yet made anew:
 
 - **Reasons improve although no reward looks at them**: true checks .23, .47, .76 after base, RFT, RL;
   principles and totals likewise. Still, after RL two of three right verdicts of the average item rest on a

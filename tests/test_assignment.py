@@ -160,8 +160,12 @@ def test_attacks(name, tmp_path):
     assert selfcheck.attack(str(tmp_path), "it", "data/judgement.py", "vote", source, "P17") == []
 
 
-def test_another_term():
-    """Guards against a world that is not changed, whose weights are no ten points, or that does not load."""
+def test_another_term(tmp_path):
+    """Guards against a world that is not changed, whose weights are no ten points, or that does not load; and
+    a copy that lacks a file."""
+    newterm.copy(str(tmp_path / "term"), "2027")
+    assert read(tmp_path, "term", "data", "world.py") != read(make.ROOT, "data", "world.py")
+    subprocess.run([sys.executable, "assignment/make.py", "student"], cwd=tmp_path / "term", check=True)
     source = read(make.ROOT, "data", "world.py")
     for term in ("2027", "2028"):
         world = {}
