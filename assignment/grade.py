@@ -361,8 +361,7 @@ def classroom50(results):
         ("commit", "COMMIT_URL"), ("release", "RELEASE_URL"), ("review", "REVIEW_URL"))}
     score, most = totals(results)
     tests = [{"test-name": f"{r.problem.id} {r.problem.title}", "passed": r.state == "passed",
-              "score": r.points,
-              "max-score": r.problem.points} for r in results]
+              "score": r.points, "max-score": r.problem.points} for r in results]
     return {"schema": "classroom50/result/v1", **variables,
             "datetime": datetime.now(timezone.utc).isoformat(),
             "score": score, "max-score": most, "tests": tests}

@@ -36,8 +36,7 @@ def P6(ask, rng):
           "principles are [name, weight] pairs", shown)
     check(scores == [totals[order.index(i)] for i in range(n)], "scores are mapped back to the item's order",
           f"{shown} with order {order}")
-    mine = reference("P6")(words, words.encode(good),
-                                                                              order)
+    mine = reference("P6")(words, words.encode(good), order)
     check(type(slots) is list and [s.get("total") for s in slots] == [s["total"] for s in mine[2]],
           "critiques are mapped back to the item's order", f"order {order}")
     for field in ("quote", "text", "checks", "total"):
@@ -113,16 +112,16 @@ def P7(ask, rng):
 def P8(ask, rng):
     for scores, gold, expected, property in (
             ([3, 9], [4, 7], True, "the best response has the largest score"),
-                                             ([9, 3], [4, 7], False,
-                                              "the best response has the largest score"),
-            ([9, 9], [4, 7], False, "a tie is wrong"), ([9, 9], [7, 4], False, "a tie is wrong"),
-            ([2, 8, 8], [2, 8, 9], False, "a tie is wrong"), ([1, 1, 5], [1, 2, 7], True,
-                                                              "a tie below the largest does not matter"),
+            ([9, 3], [4, 7], False, "the best response has the largest score"),
+            ([9, 9], [4, 7], False, "a tie is wrong"),
+            ([9, 9], [7, 4], False, "a tie is wrong"),
+            ([2, 8, 8], [2, 8, 9], False, "a tie is wrong"),
+            ([1, 1, 5], [1, 2, 7], True, "a tie below the largest does not matter"),
             ([1, 10], [6, 7], True, "scores need not be the gold rewards"),
             ([7], [7], True, "a single response: the score is the gold reward"),
             ([6], [7], False, "a single response: the score is the gold reward"),
             (None, [4, 7], False, "what did not parse is wrong"),
-                                             (None, [7], False, "what did not parse is wrong")):
+            (None, [7], False, "what did not parse is wrong")):
         answer = ask(scores, gold)
         check(type(answer) is bool, "it returns True or False", f"correct({scores}, {gold})")
         check(answer == expected, property, f"correct({scores}, {gold})")
@@ -130,8 +129,8 @@ def P8(ask, rng):
         n = rng.randint(1, 4)
         scores, gold = [rng.randint(1, 4) for _ in range(n)], rng.sample(range(1, 11), n)
         best = gold.index(max(gold))
-        expected = scores == gold if n == 1 else all(s < scores[best] for i,
-                                                     s in enumerate(scores) if i != best)
+        below = [s < scores[best] for i, s in enumerate(scores) if i != best]
+        expected = scores == gold if n == 1 else all(below)
         check(ask(scores, gold) == expected, "random scores", f"correct({scores}, {gold})")
 
 
@@ -152,8 +151,7 @@ def P17(ask, rng):
 
 def P18(ask, rng):
     first = lambda property, expected, *args: check(
-        numbers(answer := ask(*args)) and np.allclose(answer, expected, atol=1e-3), property,
-                                                    f"plurality{args}")
+        numbers(answer := ask(*args)) and np.allclose(answer, expected, atol=1e-3), property, f"plurality{args}")
     check(ask([None]) is None, "without any vote there is None", "plurality([None])")
     first("a sample has one vote, for its largest score", [1.0, 2.0], [[9, 8], [2, 3], [1, 4]])
     first("how far ahead does not matter", [2.0, 1.0], [[9, 8], [9, 8], [1, 10]])

@@ -16,8 +16,8 @@ def judgements(item, rng, rights):
         if not good:
             s[item.best - 1] = 6
         return s
-    return [Judgement(item.id, i, list(range(item.n)), i, [], [], 0.0, scores=scores(good)) for i,
-            good in enumerate(rights)]
+    return [Judgement(item.id, i, list(range(item.n)), i, [], [], 0.0, scores=scores(good))
+            for i, good in enumerate(rights)]
 
 
 def P9(ask, rng):
