@@ -151,7 +151,8 @@ def P17(ask, rng):
 
 def P18(ask, rng):
     first = lambda property, expected, *args: check(
-        numbers(answer := ask(*args)) and np.allclose(answer, expected, atol=1e-3), property, f"plurality{args}")
+        numbers(answer := ask(*args)) and np.allclose(answer, expected, atol=1e-3),
+        property, f"plurality{args}")
     check(ask([None]) is None, "without any vote there is None", "plurality([None])")
     first("a sample has one vote, for its largest score", [1.0, 2.0], [[9, 8], [2, 3], [1, 4]])
     first("how far ahead does not matter", [2.0, 1.0], [[9, 8], [9, 8], [1, 10]])
