@@ -87,7 +87,8 @@ class Child:
 
     def __init__(self, folder, file, name, uid, kind="problem", seconds=ANSWERS):
         arguments = [os.path.join(folder, "child.py"), file, name, str(uid), kind]
-        env = {"PATH": os.environ.get("PATH", ""), "HOME": folder, "TMPDIR": folder}
+        env = {"PATH": os.environ.get("PATH", ""), "HOME": folder, "TMPDIR": folder,
+               "CUDA_VISIBLE_DEVICES": ""}         # on a CPU: CUDA takes more addresses than a child may have
         if kind == "problem":
             env["OMP_NUM_THREADS"] = "1"
         if uid:
