@@ -3,6 +3,7 @@ All studies, one after the other, and experiments/RESULTS.md from what they foun
 reference runs, which lie beside it.
 
     python -m experiments.all           # twelve hours on two cores; what is done already is not repeated
+    python -m experiments.all baselines  # one study; the chapters of the others stay as they are
     python -m experiments.all --seeds 1  # one seed's share of the work: RESULTS.md stays as it is
     python -m experiments.all --quick  # minutes: the numbers mean nothing, RESULTS.md stays as it is
 """
@@ -16,8 +17,8 @@ from experiments import ablations, baselines, runs, scaling, study, truth, votes
 from parallel import new_file
 from run import read_json
 
-STUDIES = [baselines, votes, ablations, scaling, truth]
-HERE = os.path.dirname(os.path.abspath(__file__))
+STUDIES = {module.NAME: module for module in (baselines, votes, ablations, scaling, truth)}
+REFERENCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "reference")
 
 
 def chapter(module, results):
@@ -37,29 +38,32 @@ def default_runs():
     title, rest = runs.__doc__.strip().split("\n\n", 1)
     return "\n\n".join(["## " + title, rest, runs.FINDINGS.strip(),
                         "![accuracy against the number of votes](reference/cpu-seed1/votes.png)",
-                        runs.tables(sorted(glob.glob(os.path.join(HERE, "reference", "cpu-seed*"))))])
+                        runs.tables(sorted(glob.glob(os.path.join(REFERENCE, "cpu-seed*"))))])
 
 
-def write_results():
-    """RESULTS.md, and the figures and numbers beside it, from the folders of the runs and the studies."""
+def write_results(names):
+    """RESULTS.md from what lies in reference/, where the results of the studies `names` go first."""
+    for name in names:
+        shutil.copy(f"runs/{name}/{name}.png", REFERENCE)
+        shutil.copy(f"runs/{name}/results.json", os.path.join(REFERENCE, f"{name}.json"))
     parts = ["# Results",
              "Written by `python -m experiments.all`: the default runs, then for each study its question, "
              "what was seen, its figure, its tables. \"Noise\": the 95% interval of a difference contains 0.",
              default_runs()]
-    for module in STUDIES:
-        results, reference = f"runs/{module.NAME}/results.json", os.path.join(HERE, "reference")
-        parts.append(chapter(module, read_json(results)))
-        shutil.copy(f"runs/{module.NAME}/{module.NAME}.png", reference)
-        shutil.copy(results, os.path.join(reference, f"{module.NAME}.json"))
-    with new_file(os.path.join(HERE, "RESULTS.md")) as f:
+    for name, module in STUDIES.items():
+        kept = os.path.join(REFERENCE, f"{name}.json")
+        parts += [chapter(module, read_json(kept))] if os.path.exists(kept) else []
+    with new_file(os.path.join(os.path.dirname(REFERENCE), "RESULTS.md")) as f:
         f.write("\n\n".join(parts) + "\n")
 
 
 def main(argv):
-    for module in STUDIES:
-        study.main(module, argv)
-    if not argv:
-        write_results()
+    names = [name for name in STUDIES if name in argv] or list(STUDIES)
+    flags = [text for text in argv if text not in STUDIES]
+    for name in names:
+        study.main(STUDIES[name], flags)
+    if not flags:
+        write_results(names)
 
 
 if __name__ == "__main__":

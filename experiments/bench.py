@@ -13,7 +13,8 @@ slow loop without a cache): compare the ratios, the rates differ from machine to
 - Sampling needs no trained judge. Prompts are those of the toy world, and each sample is made to end where a
   simulated expert's judgement of such an item ends: real prompts, real lengths, the same for all contenders.
 - Hugging Face's generate joins in if `transformers` is installed (pip install transformers), on a Llama
-  with as many layers, channels, heads and parameters, in float32 as our sampler.
+  with as many layers, channels, heads and parameters, in float32 as our sampler. TRL joins in if it is
+  installed (pip install trl==1.16.0), with one GRPO step of that Llama.
 """
 
 import contextlib
@@ -162,18 +163,24 @@ def no_cache(model, prompts, lengths):
         length = length + going.long()
 
 
-def hugging_face(cfg):
-    """-> function(prompts, lengths) that samples with transformers, or None if it is not installed."""
-    try:
-        from transformers import LlamaConfig, LlamaForCausalLM, StoppingCriteria, StoppingCriteriaList
-    except ImportError:
-        return None
+def llama(cfg):
+    """The Llama that is like our model."""
+    from transformers import LlamaConfig, LlamaForCausalLM
     # a gated MLP has three matrices: as many parameters as our two, 8 C^2
-    llama = LlamaForCausalLM(LlamaConfig(
+    return LlamaForCausalLM(LlamaConfig(
         vocab_size=cfg.vocab_size, hidden_size=cfg.n_embd, intermediate_size=round(8 * cfg.n_embd / 3),
         num_hidden_layers=cfg.n_layer, num_attention_heads=cfg.n_head, num_key_value_heads=cfg.n_kv_head,
         max_position_embeddings=2 * cfg.block_size, tie_word_embeddings=True, pad_token_id=PAD,
-        bos_token_id=None, eos_token_id=None)).eval()
+        bos_token_id=None, eos_token_id=None))
+
+
+def hugging_face(cfg):
+    """-> function(prompts, lengths) that samples with transformers, or None if it is not installed."""
+    try:
+        from transformers import StoppingCriteria, StoppingCriteriaList
+    except ImportError:
+        return None
+    model = llama(cfg).eval()
 
     class Cue(StoppingCriteria):
         def __init__(self, prompt, lengths):
@@ -189,10 +196,41 @@ def hugging_face(cfg):
             chunk = order[start:start + batch]
             T = max(len(prompts[i]) for i in chunk)                          # padded on the left
             ids = torch.tensor([[PAD] * (T - len(prompts[i])) + list(prompts[i]) for i in chunk])
-            llama.generate(input_ids=ids, attention_mask=(ids != PAD).long(), do_sample=True, top_k=0,
+            model.generate(input_ids=ids, attention_mask=(ids != PAD).long(), do_sample=True, top_k=0,
                            top_p=1.0, max_new_tokens=max(lengths[i] for i in chunk),
                            stopping_criteria=StoppingCriteriaList([Cue(T, [lengths[i] for i in chunk])]))
     return run
+
+
+def trl_step(cfg, prompts, group, length, steps):
+    """Seconds of a GRPO step of TRL, `group` samples of `length` tokens of each prompt, without a reference
+    model: median of some steps, without the first. None if it is not installed."""
+    try:
+        from datasets import Dataset
+        from tokenizers import Tokenizer, models, pre_tokenizers
+        from transformers import PreTrainedTokenizerFast, TrainerCallback
+        from trl import GRPOConfig, GRPOTrainer
+    except ImportError:
+        return None
+    # each of our tokens is a word, so that it reads the very same prompts
+    words = Tokenizer(models.WordLevel({f"t{i}": i for i in range(cfg.vocab_size)}, unk_token=f"t{PAD}"))
+    words.pre_tokenizer, ends = pre_tokenizers.WhitespaceSplit(), []
+    fast = PreTrainedTokenizerFast(tokenizer_object=words, pad_token=f"t{PAD}", eos_token=f"t{END}",
+                                   padding_side="left")
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            ends.append(time.perf_counter())
+
+    rows = Dataset.from_dict({"prompt": [" ".join(f"t{i}" for i in p) for p in prompts] * (steps + 1)})
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        config = GRPOConfig(folder, use_cpu=True, bf16=False, max_steps=steps + 1, num_generations=group,
+                            per_device_train_batch_size=len(prompts) * group, max_completion_length=length,
+                            generation_kwargs={"min_new_tokens": length}, beta=0.0, save_strategy="no",
+                            activation_checkpointing=False, report_to="none", disable_tqdm=True)
+        reward = lambda completions, **rest: [float(i % 2) for i in range(len(completions))]
+        GRPOTrainer(llama(cfg), reward, config, rows, processing_class=fast, callbacks=[Clock()]).train()
+    return statistics.median(np.diff(ends))
 
 # ----------------------------------------------------------------------------------------
 # What is measured
@@ -311,8 +349,9 @@ def bench_training(tok, rates, quick):
     return result
 
 
-def bench_rl_step(tok, quick):
-    """One step of spct.rl in the default setting: seconds in sampling, in model passes, in all the rest."""
+def bench_rl_step(tok, lengths, steps, **changes):
+    """One step of spct.rl, in the default setting but for changes: seconds in sampling, in model passes, in
+    all the rest. lengths: those of the samples."""
     clock = {"sampling": 0.0, "passes": 0.0}
 
     def timed(function, part):
@@ -324,11 +363,10 @@ def bench_rl_step(tok, quick):
         return wrapped
 
     with tempfile.TemporaryDirectory() as folder:
-        cfg = spct.Config(device="cpu", dtype=pick_dtype("cpu"), out=folder, rl_steps=1 if quick else 4,
-                          **(dict(rl_points=4) if quick else {}))
+        usual = dict(device="cpu", dtype=pick_dtype("cpu"), out=folder, rl_steps=steps)
+        cfg = spct.Config(**{**usual, **changes})
         points = make_items(0, "train", 80)
         never_right = [[Judgement(p.id, 0, [], 0, (), [], 0.0)] for p in points]
-        _, lengths = make_work(tok, 64)
         policy = GPT(config(vocab_size=tok.vocab_size))
         patches = [(sample, "generate", "sampling"), (spct, "token_logits", "passes"),
                    (spct, "token_logp", "passes"), (torch.Tensor, "backward", "passes")]
@@ -346,10 +384,26 @@ def bench_rl_step(tok, quick):
             total = (time.perf_counter() - start) / cfg.rl_steps
     parts = {name: s / cfg.rl_steps for name, s in clock.items()}
     parts["other"] = total - sum(parts.values())
-    show(f"one RL step, {cfg.rl_points} points x {cfg.group}")
+    show(f"one RL step, {cfg.rl_points} points x {cfg.group}, {np.mean(lengths):.0f} tokens a sample, "
+         f"{cfg.rl_keep} of {cfg.group} learned from, {cfg.dtype}")
     for name, s in parts.items():
         show(f"  {name}", s, "s", s / total, "of the step")
     return parts
+
+
+def bench_trl(tok, quick):
+    """A step of TRL's GRPO beside ours: as many samples of one length, all learned from, in float32."""
+    points, group, length, steps = (4, 4, 32, 1) if quick else (32, 8, 112, 3)
+    prompts = [tuple(tok.encode(render_prompt(item.query, item.responses)))
+               for item in make_items(0, "train", points)]
+    theirs = trl_step(config(vocab_size=tok.vocab_size), prompts, group, length, steps)
+    if theirs is None:
+        show("  TRL is not installed")
+        return None
+    mine = bench_rl_step(tok, [length], steps, rl_points=points, group=group, rl_keep=group, dtype="float32")
+    ratio = theirs / sum(mine.values())
+    show("  TRL, without a reference model (ours has one)", theirs, "s", ratio, "times as long as ours")
+    return ratio
 
 
 def main(argv):
@@ -378,11 +432,13 @@ def main(argv):
     sampling["votes_ratio"] = bench_votes(model, tok, k, rounds)
     sampling.update(bench_others(model, *work, batch, best, quick))
     training = bench_training(tok, rates, quick)
-    rl_step = bench_rl_step(tok, quick)
+    small = {"rl_points": 4} if quick else {}
+    rl_step = bench_rl_step(tok, make_work(tok, 64)[1], 1 if quick else 4, **small)
+    trl_ratio = bench_trl(tok, quick)
     if args.json:
         limits = {name: rates[name] for name in ("fp32_gflops", "bf16_gflops")}
         write_json(args.json, {"machine": machine(), "limit": limits, "sampling": sampling,
-                               "training": training, "rl_step": rl_step})
+                               "training": training, "rl_step": rl_step, "trl_ratio": trl_ratio})
 
 
 if __name__ == "__main__":

@@ -80,12 +80,14 @@ def test_part_of_the_seeds_leaves_the_results_alone(monkeypatch):
     """Guards against a RESULTS.md that speaks of three seeds and shows one."""
     written = []
     monkeypatch.setattr(all_studies.study, "main", lambda module, argv: None)
-    monkeypatch.setattr(all_studies, "write_results", lambda: written.append(True))
+    monkeypatch.setattr(all_studies, "write_results", written.extend)
     all_studies.main(["--seeds", "1"])
     all_studies.main(["--quick"])
     assert not written
+    all_studies.main(["truth"])
+    assert written == ["truth"]
     all_studies.main([])
-    assert written
+    assert written == ["truth", *all_studies.STUDIES]
 
 
 def test_equal_compute():
