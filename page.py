@@ -14,6 +14,7 @@ import json
 import os
 import re
 
+from data import UserError
 from data.judgement import correct, pick, read_judgements
 from data.tokenizer import Tokenizer
 from data.world import make_items
@@ -26,7 +27,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 SHOWN, EACH = 8, 10                                # judgements of an item, items of a kind
 KINDS = ["the vote is right, for true reasons", "the vote is right, for a wrong reason", "the vote is wrong",
          "the vote is right, greedy is not", "greedy is right, the vote is not",
-         "the Meta RM's filter decides"]
+         "guided and sum differ"]
 
 # ----------------------------------------------------------------------------------------
 # Data of the page
@@ -59,10 +60,10 @@ def kinds_of(item, greedy, samples, votes):
     won = correct(votes["weighted"][-1], item.gold)
     true = [faithfulness(j, item)[1:] == (1, 1) for j in samples if correct(j.scores, item.gold)]
     reasons = won and 2 * sum(true) >= len(true) > 0
-    decides = "guided" in votes and pick(votes["guided"][-1]) != pick(votes["sum"][-1])
+    differ = "guided" in votes and pick(votes["guided"][-1]) != pick(votes["sum"][-1])
     first = correct(greedy.scores, item.gold)
     return [i for i, is_so in enumerate([won and reasons, won and not reasons, not won, won and not first,
-                                         first and not won, decides]) if is_so]
+                                         first and not won, differ]) if is_so]
 
 
 def item_data(item, stages, tok):
@@ -80,7 +81,7 @@ def item_data(item, stages, tok):
 
 
 def choose(items):
-    """The first items of each kind after RL, in their order, each once: a stated rule, nobody picks."""
+    """Of each kind after RL the first items that no earlier kind has: a stated rule, nobody picks."""
     chosen = set()
     for kind in range(len(KINDS)):
         there = [i for i, item in enumerate(items)
@@ -114,16 +115,21 @@ def write(path, data):
         re.search(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)[1].encode()).digest()).decode()
     policy = (f"default-src 'none'; script-src 'sha256-{digest('script')}'; "
               f"style-src 'sha256-{digest('style')}'; base-uri 'none'; form-action 'none'")
+    data = json.loads(json.dumps(data), parse_constant=lambda nan: None)     # JSON knows no NaN
     embedded = json.dumps(data).replace("<", "\\u003c")       # ASCII, and nothing in it ends a script
     with new_file(path) as f:
         f.write(text.replace("POLICY", policy, 1).replace("DATA", embedded, 1))
 
 
 def of_run(folder):
-    write(os.path.join(folder, "report.html"), run_data(folder))
+    try:
+        data = run_data(folder)
+    except FileNotFoundError as error:
+        raise UserError(f"there is no {error.filename}, which report.html needs: run it anew") from None
+    write(os.path.join(folder, "report.html"), data)
 
 
-def of_query(path, item, stage, samples, tok):
-    """The viewer alone, for the judgements of one query."""
+def of_query(path, item, stage, samples, tok, rule):
+    """The viewer alone, for the judgements of one query; rule: how they voted."""
     shown = item_data(item, {stage: (None, samples)}, tok)
-    write(path, {"title": item.query, "kinds": KINDS, "items": [shown], "of": 1})
+    write(path, {"title": item.query, "kinds": KINDS, "items": [shown], "of": 1, "vote": rule})

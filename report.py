@@ -363,17 +363,20 @@ def main(argv):
     path = lambda name: os.path.join(args.folder, name)
     if not os.path.exists(path("results.json")) and os.path.exists(path("config.json")):
         show_unfinished(args.folder)
+        if args.html:
+            print("report.html: not before it has finished")
         return
     if not all(os.path.exists(path(name)) for name in ("results.json", "metrics-rl.jsonl")):
         raise UserError(f"no run in {args.folder}: name a run folder, for instance runs/cpu-seed0")
     r = read_json(path("results.json"))
     if not {"config", "stages", "meta", "machine"} <= set(r):
         raise UserError(f"{args.folder} holds results of another program: name a run folder of this one")
-    print(table(r))
-    figures(args.folder, r)
     if args.html:
         import page  # which needs this file
         page.of_run(args.folder)
+    print(table(r))
+    figures(args.folder, r)
+    if args.html:
         print(f"judgements beside the truth: {path('report.html')}")
 
 

@@ -350,13 +350,15 @@ def main(argv):
     result = verdict(samples, args.vote, item.n)
     if args.html:
         import page  # not before it is asked for: it reads runs, too
-        page.of_query(args.html, item, args.stage, samples, tok)
+        page.of_query(args.html, item, args.stage, samples, tok, args.vote)
     if args.json:
         keep = ("sample", "order", "status", "principles", "critiques", "scores", "logp", "meta")
         print(json.dumps({"query": item.query, "responses": item.responses, **result,
                           "judgements": [{key: getattr(j, key) for key in keep} for j in samples]}))
-    else:
-        show(item, samples, args.vote, result)
+        return
+    show(item, samples, args.vote, result)
+    if args.html:
+        print(f"all samples {args.html}")
 
 
 if __name__ == "__main__":

@@ -214,9 +214,11 @@ def trl_step(cfg, prompts, group, length, steps):
         return None
     # each of our tokens is a word, so that it reads the very same prompts
     words = Tokenizer(models.WordLevel({f"t{i}": i for i in range(cfg.vocab_size)}, unk_token=f"t{PAD}"))
-    words.pre_tokenizer, ends = pre_tokenizers.WhitespaceSplit(), []
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast = PreTrainedTokenizerFast(tokenizer_object=words, pad_token=f"t{PAD}", eos_token=f"t{END}",
                                    padding_side="left")
+
+    ends = []                                      # times
 
     class Clock(TrainerCallback):
         def on_step_end(self, *args, **kwargs):
@@ -392,10 +394,10 @@ def bench_rl_step(tok, lengths, steps, **changes):
 
 
 def bench_trl(tok, quick):
-    """A step of TRL's GRPO beside ours: as many samples of one length, all learned from, in float32."""
+    """A step of TRL's GRPO beside ours: as many samples of one length, all learned from, in float32. Theirs
+    without the first one, ours a mean of all, with what begins and ends the training."""
     points, group, length, steps = (4, 4, 32, 1) if quick else (32, 8, 112, 3)
-    prompts = [tuple(tok.encode(render_prompt(item.query, item.responses)))
-               for item in make_items(0, "train", points)]
+    prompts, _ = make_work(tok, points)
     theirs = trl_step(config(vocab_size=tok.vocab_size), prompts, group, length, steps)
     if theirs is None:
         show("  TRL is not installed")

@@ -1,7 +1,7 @@
 """
 Our judge as the reward of somebody else's RL: TRL's GRPOTrainer.
 
-    pip install trl==1.16.0                        # nothing else here needs it
+    pip install trl==1.16.0 transformers==5.24.0   # the benchmark and a test know of them, too
     python -m experiments.trl_reward               # some minutes on a CPU
 
 A tiny Llama first learns to answer queries of the world, badly as well as well: its training texts are all
@@ -20,7 +20,7 @@ from data.judgement import vote
 from data.world import Item, make_items
 from metarm import score
 from run import write_json
-from sample import SHIPPED, judge, load_judge, voters_of
+from sample import SHIPPED, check_length, judge, load_judge, voters_of
 
 STEPS, SPEAK, LENGTH = 60, 300, 48                 # of GRPO, of training before it; characters of a response
 
@@ -30,13 +30,15 @@ STEPS, SPEAK, LENGTH = 60, 300, 48                 # of GRPO, of training before
 def reward_function(folder=SHIPPED, k=8, rule="sum", seed=0):
     """-> a reward function as TRL wants it: reward(prompts, completions) -> for each completion the mean of
     the scores of k judgements, or None if none of them parses (TRL leaves these out). rule: "sum", or
-    "guided": only the half that the Meta RM likes best."""
+    "guided": only the half that the Meta RM likes best. What is too long for the judge is a UserError."""
     policy, tok, meta = load_judge(folder, "rl", "cpu", rule == "guided")
     calls = iter(range(2 ** 31))
 
     def reward(prompts, completions, **columns):
         items = [Item(f"trl-{i}", "file", prompt.strip(), [completion.strip()])
                  for i, (prompt, completion) in enumerate(zip(prompts, completions))]
+        for item in items:
+            check_length(tok, item, policy.cfg.block_size)
         groups = judge(policy, tok, items, k, seed, f"trl {next(calls)}")
         if meta is not None:
             score(meta, sum(groups, []))
@@ -61,7 +63,7 @@ def characters():
 
 
 def speaker(tok, seed=0, steps=SPEAK):
-    """A Llama of 0.4M parameters, trained on queries and any of their responses."""
+    """A Llama of 0.5M parameters, trained on queries and any of their responses."""
     from transformers import LlamaConfig, LlamaForCausalLM
     torch.manual_seed(seed)
     model = LlamaForCausalLM(LlamaConfig(
@@ -89,7 +91,8 @@ def train(out, reward, steps=STEPS, seed=0):
     queries = [item.query + "\n" for item in make_items(seed, "train", 2000, start=2000)]
     config = GRPOConfig(out, use_cpu=True, bf16=False, max_steps=steps, per_device_train_batch_size=64,
                         num_generations=8, max_completion_length=LENGTH, learning_rate=3e-4, beta=0.0,
-                        seed=seed, logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True)
+                        activation_checkpointing=False, seed=seed, logging_steps=1, save_strategy="no",
+                        report_to="none", disable_tqdm=True)
     trainer = GRPOTrainer(speaker(tok, seed), reward, config, Dataset.from_dict({"prompt": queries}),
                           processing_class=tok)
     trainer.train()
@@ -112,7 +115,9 @@ def main(argv):
     try:
         import trl  # noqa: F401
     except ImportError:
-        raise UserError("this needs TRL: pip install trl==1.16.0") from None
+        raise UserError("this needs TRL: pip install trl==1.16.0 transformers==5.24.0") from None
+    if args.steps < 20 or args.k < 1:
+        raise UserError("--steps: expected 20 or more, ten for the start and ten for the end; -k: 1 or more")
     os.makedirs(args.out, exist_ok=True)
     rewards = train(args.out, reward_function(k=args.k, rule=args.vote), args.steps)
     write_json(os.path.join(args.out, "rewards.json"), rewards)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -46,4 +47,5 @@ def test_quick_benchmark(tmp_path):
                                   "votes_ratio"}
     assert set(r["limit"]) == {"fp32_gflops", "bf16_gflops"} and set(r["training"]) == set(SIZES)
     assert r["sampling"]["nocache_ratio"] > 5 and r["sampling"]["votes_ratio"] > 1.5
+    assert (r["trl_ratio"] is None) == (find_spec("trl") is None)
     assert r["sampling"]["limit_share"] > 0.01 and all(s > 0 for s in r["rl_step"].values())

@@ -1,7 +1,7 @@
 """Other people's tools, the real ones, on our files and with our judge. Nothing else needs them, and they do
 not agree on a version of transformers, so that each has an environment of its own:
 
-    pip install -r requirements.txt trl==1.16.0
+    pip install -r requirements.txt trl==1.16.0 transformers==5.24.0
     pip install -r requirements.txt transformers==4.51.0 datasets pandas accelerate sentencepiece protobuf
     pip install --no-deps rewardbench==0.1.4 fschat==0.2.36 trl==0.11.4
 """

@@ -3,12 +3,14 @@
 import json
 import os
 import re
+import select
 import shutil
 import subprocess
 import time
 
 import pytest
 
+import metarm
 import page
 import sample
 from data.world import make_items
@@ -28,9 +30,11 @@ def data_of(count=4):
     base, tok, _ = load_judge(SHIPPED, "base", "cpu")
     rl, _, _ = load_judge(SHIPPED, "rl", "cpu")
     items = make_items(0, "test", count, least=2)
+    meta = load_judge(SHIPPED, "rl", "cpu", guided=True)[2]
     draw = lambda model, k, T: judge(model, tok, items, k, 0, "page", T, shuffle=T > 0)
     of_item = {name: [(greedy[0], votes) for greedy, votes in zip(draw(model, 1, 0.0), draw(model, 8, 1.0))]
                for name, model in (("base", base), ("rl", rl))}
+    metarm.score(meta, sum((votes for _, votes in of_item["rl"]), []))
     found = [page.item_data(item, {name: of_item[name][i] for name in of_item}, tok)
              for i, item in enumerate(items)]
     for item, text in zip(found, HOSTILE):
@@ -110,22 +114,24 @@ def test_one_query(tmp_path, capsys):
 class Browser:
     """Headless Chromium, asked over its debugging pipe: JSON messages that end with a zero byte."""
 
-    def __init__(self, folder, address):
-        (mine, theirs), (answers, out) = os.pipe(), os.pipe()
+    def __init__(self, folder):
+        (it_reads, we_write), (we_read, it_writes) = os.pipe(), os.pipe()
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
                  "--no-first-run", "--disable-component-update", "--disable-sync", "--remote-debugging-pipe",
                  f"--user-data-dir={folder}"]
 
         def prepare():                             # where Chromium looks for the two pipes
-            for fd, place in ((os.dup(mine), 3), (os.dup(out), 4)):
+            for fd, place in ((os.dup(it_reads), 3), (os.dup(it_writes), 4)):
                 os.dup2(fd, place, inheritable=True)
 
         null = subprocess.DEVNULL
         self.process = subprocess.Popen([CHROMIUM, *flags, "about:blank"], close_fds=False, stdout=null,
                                         stderr=null, preexec_fn=prepare)
-        os.close(mine)
-        os.close(out)
-        self.to, self.answers, self.rest, self.number, self.session = theirs, answers, b"", 0, None
+        os.close(it_reads)
+        os.close(it_writes)
+        self.to, self.answers, self.rest, self.number, self.session = we_write, we_read, b"", 0, None
+
+    def open(self, address):
         target = self.call("Target.createTarget", url=address)["targetId"]
         self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         while self.value("location.href + document.readyState") != address + "complete":
@@ -138,7 +144,10 @@ class Browser:
         os.write(self.to, json.dumps(message).encode() + b"\0")
         while True:
             while b"\0" not in self.rest:
-                self.rest += os.read(self.answers, 1 << 16)
+                ready, _, _ = select.select([self.answers], [], [], 60)
+                more = os.read(self.answers, 1 << 16) if ready else b""
+                assert more, "Chromium has ended, or does not answer"
+                self.rest += more
             line, self.rest = self.rest.split(b"\0", 1)
             answer = json.loads(line)
             if answer.get("id") == self.number:
@@ -164,8 +173,9 @@ class Browser:
 def test_in_a_browser(report, tmp_path):
     """Guards against a page whose controls do nothing, whose text runs, or that its own policy stops."""
     path, data = report
-    browser = Browser(str(tmp_path / "profile"), "file://" + path)
+    browser = Browser(str(tmp_path / "profile"))
     try:
+        browser.open("file://" + path)
         text = lambda id: browser.value(f"document.getElementById('{id}').textContent")
         assert text("title") == "a <b>run</b>" and text("query") == data["items"][0]["query"]
         assert browser.value("document.querySelectorAll('#figure circle').length") > 10
@@ -184,14 +194,28 @@ def test_in_a_browser(report, tmp_path):
                                       ".slice(1).map(row => row.children[1].textContent)")
         slide = "e = document.getElementById('{}'); e.value = '{}'; e.dispatchEvent(new Event('{}'))"
         stage = data["items"][0]["stages"]["rl"]
-        for rule, digits in (("weighted", 2), ("sum", 0)):
+        for rule, digits in (("weighted", 2), ("plurality", 2), ("guided", 0), ("sum", 0)):
             browser.value(slide.format("vote", rule, "input"))
             for k in (1, 3, 8):                    # the slider adds votes
                 browser.value(slide.format("k", k, "input"))
                 expected = stage["votes"][rule][k - 1]
                 assert expected is None or votes() == [f"{v:.{digits}f}" for v in expected]
         browser.press("-")
+        browser.press("-")
+        browser.press("+")
         assert text("count") == "7"
+        ids = "[...document.querySelectorAll('#stages details[open]')].map(d => d.id)"
+        opened = lambda: browser.value(ids)
+        browser.value("document.querySelector('.stage.rl details:nth-of-type(3) summary').click()")
+        [before] = opened()
+        browser.press("-")                         # what the reader opened stays open
+        assert opened() == [before] and text("count") == "6"
+        browser.value("document.getElementById('next').click()")
+        assert text("place") == "2 of 4" and opened() == []
+        browser.value("document.getElementById('before').click()")
+        assert text("place") == "1 of 4"
+        browser.value("document.querySelector('#figure circle').focus()")
+        assert "one sample" in text("hint")
         subset = data["items"][-1]["subset"]
         browser.value(slide.format("subset", subset, "change"))
         assert text("place") == f"1 of {sum(item['subset'] == subset for item in data['items'])}"
@@ -205,7 +229,6 @@ def test_in_a_browser(report, tmp_path):
         link = f"#{data['items'][1]['id']}/rl/2"   # a link names item and sample
         browser.value(f"location.hash = '{link}'; new Promise(done => setTimeout(() => done(1), 100))")
         assert text("query") == data["items"][1]["query"]
-        opened = "[...document.querySelectorAll('details[open] summary')].pop().textContent"
-        assert browser.value(opened).startswith("sample 3")
+        assert opened() == [link[1:]]
     finally:
         browser.close()
