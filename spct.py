@@ -259,7 +259,7 @@ def advantages(rewards):
     0 (and not 0 / 0). Groups are rows, so they never mix. The std is that of the group itself (divided by G);
     no more than 1e-5 is ever added to it.
 
-    >>> advantages(torch.tensor([[1.0, -1.0, 1.0, -1.0], [1.0, 1.0, 1.0, 1.0]]))
+    >>> advantages(torch.tensor([[1.0, -1.0, 1.0, -1.0], [1.0, 1.0, 1.0, 1.0]])).round(decimals=3)
     tensor([[ 1., -1.,  1., -1.],
             [ 0.,  0.,  0.,  0.]])
     """

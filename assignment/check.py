@@ -17,12 +17,11 @@ from problems import BY_ID, PROBLEMS
 
 def check(problem):
     """-> 'passed', or what is wrong in one line."""
-    module = importlib.import_module(problem.file.removesuffix(".py").replace("/", "."))
+    module = importlib.import_module(problem.module)
     function, found = getattr(module, problem.name), []
     if problem.target:                             # a test of your own: on your own function
         target = BY_ID[problem.target]
-        tested = getattr(importlib.import_module(target.file.removesuffix(".py").replace("/", ".")),
-                         target.name)
+        tested = getattr(importlib.import_module(target.module), target.name)
         try:
             function(tested)
         except Exception as error:

@@ -14,6 +14,7 @@ Hostile code is held on Linux when the grader is root (as in Gradescope's contai
 user of its own. Otherwise the grader says that it is not held.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -21,6 +22,7 @@ import random
 import selectors
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -35,7 +37,7 @@ sys.path.insert(0, os.path.dirname(HERE))
 from assignment import checks, make
 from assignment.mutants import mutants_of
 from assignment.problems import BY_ID, PROBLEMS
-from assignment.submission import Crashed, NotStarted, TimedOut, needs_of, put_in
+from assignment.submission import Crashed, NotStarted, TimedOut, needs_of, own_file, put_in
 from assignment.wire import LIMIT, pack, send, unpack
 from data import Parser, UserError, command
 from data.judgement import Judgement
@@ -43,7 +45,8 @@ from data.world import Item, seed_of
 from parallel import new_file
 
 START, ANSWERS = 60, 20                            # seconds: to import torch; for all answers together
-FIRST_UID = 61000                                  # each child is a user of its own, if it can be
+FIRST_UID, BLOCK = 61000, 100                      # each child is a user of its own, if it can be
+ASKED = 20_000                                     # bytes that a student's test may ask about at once
 
 
 def can_hold():
@@ -64,6 +67,21 @@ def can_hold():
 
 
 HELD = can_hold()
+
+
+def own_users():
+    """-> a lock, and users that no other grader on this machine has meanwhile: to end a child is to end all
+    that its user runs. The lock is a socket's name, which is free again when this process has ended."""
+    for block in range(40 if HELD else 0):
+        lock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            lock.bind(f"\0nanogrm-grader-{block}")
+            return lock, itertools.count(FIRST_UID + BLOCK * block)
+        except OSError:
+            lock.close()
+    if HELD:
+        raise UserError("40 graders run on this machine already: start this one later")
+    return contextlib.nullcontext(), itertools.repeat(0)
 
 # ----------------------------------------------------------------------------------------
 # The child
@@ -91,7 +109,8 @@ class Child:
                "CUDA_VISIBLE_DEVICES": ""}         # on a CPU: CUDA takes more addresses than a child may have
         if kind == "problem":
             env["OMP_NUM_THREADS"] = "1"
-        if uid:
+        os.chmod(folder, 0o755)                    # to be read; a speedrun writes its run folder, too
+        if uid and kind == "speedrun":
             os.chown(folder, uid, uid)
         if os.name == "nt":
             env["SYSTEMROOT"] = os.environ.get("SYSTEMROOT", "")
@@ -137,7 +156,8 @@ class Child:
 
     def close(self):
         """Ends the child with all that it started: see child.py."""
-        self.process.stdin.close()
+        with contextlib.suppress(OSError):         # what was not sent
+            self.process.stdin.close()
         try:
             self.process.wait(1)
         except subprocess.TimeoutExpired:
@@ -163,7 +183,8 @@ class Ask:
         return self.call(args, {}, which)
 
     def call(self, args, kwargs, grad):
-        reply = self.child.request({"kind": "call", "args": pack(list(args)), "kwargs": kwargs, "grad": grad})
+        reply = self.child.request({"kind": "call", "args": pack(list(args)), "kwargs": pack(kwargs),
+                                    "grad": grad})
         return value_of(reply, "value")
 
 
@@ -195,14 +216,14 @@ class Grader:
         os.chmod(self.folder, 0o711)
         self.pristine = os.path.join(self.folder, "pristine")
         make.student_code(self.pristine)
-        self.uids = itertools.count(FIRST_UID)
+        self.lock, self.uids = own_users()
 
     def open_child(self, problem):
         """A child in a folder of its own -> child, folder."""
         folder = new_folder(self.folder, self.pristine)
         try:
             put_in(os.path.join(folder, "copy"), self.submission, problem)
-            return Child(folder, problem.file, problem.name, next(self.uids) if HELD else 0), folder
+            return Child(folder, problem.file, problem.name, next(self.uids)), folder
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -242,9 +263,10 @@ class Grader:
     def grade_test(self, problem, rng):
         """A student's test: it must pass on right versions, and fail on wrong ones, points for each of these.
 
-        It is run once for each version, in random order and with several right ones among them. The first run
-        has a process of its own, so that a test which counts its runs gains nothing; the others share one,
-        since to start a process takes a second. What it tests is computed here.
+        It is run once for each version, in an order that nobody knows (see submission_seed) and with several
+        right ones among them. The first run has a process of its own, so that a test which counts its runs
+        gains nothing; the others share one, since to start a process takes a second. What it tests is
+        computed here.
         """
         target, wrong = BY_ID[problem.target], mutants_of(problem.target)
         versions = [("right", checks.reference(target.id))] * 3 + [(m.bug, m.function()) for m in wrong]
@@ -281,6 +303,8 @@ def run_test(child, function):
     while "ask" in reply:
         asked += 1
         try:
+            if len(json.dumps(reply)) > ASKED:     # it is computed here, where no limit holds
+                raise ValueError("the input is too large")
             args, kwargs = value_of(reply, "ask"), value_of(reply, "kwargs")
             answer = {"value": pack(function(*args, **kwargs))}
         except Crashed as error:
@@ -299,13 +323,18 @@ def run_test(child, function):
 # A submission
 
 def submission_seed(submission):
-    """Other inputs for each submission, the same ones at a regrade."""
-    texts = []
+    """Other inputs for each submission, the same ones at a regrade. Nobody can compute them where there is a
+    file salt.txt beside this one, as in Gradescope's zip."""
+    texts = [""]
+    if os.path.exists(os.path.join(HERE, "salt.txt")):
+        with open(os.path.join(HERE, "salt.txt"), encoding="utf-8") as f:
+            texts = [f.read()]
     for file in sorted({problem.file for problem in PROBLEMS}):
-        path = os.path.join(submission, file)
-        if os.path.isfile(path):
-            with open(path, "rb") as f:
-                texts.append(f.read().hex())
+        with contextlib.suppress(Crashed, OSError):
+            path = own_file(submission, file)
+            if path is not None:
+                with open(path, "rb") as f:
+                    texts.append(f.read().hex())
     return seed_of("nanogrm", *texts)
 
 
@@ -326,6 +355,8 @@ def grade(submission, seed=None, write=lambda results: None, only=None):
                     write(in_order(grader.results))
     finally:
         shutil.rmtree(grader.folder, ignore_errors=True)
+        with grader.lock:                          # closes it
+            pass
     return in_order(grader.results)
 
 

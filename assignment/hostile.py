@@ -248,6 +248,11 @@ def test_advantages(advantages):
 def test_advantages(advantages):
     assert False
 """,
+    "asks for more than can be computed": """
+def test_advantages(advantages):
+    import torch
+    advantages(torch.ones(1000, 1000))
+""",
     "counts its runs": """
 runs = []
 

@@ -10,6 +10,7 @@ along: tests, experiments, the grader, trained judges but for the base model, hi
 
 import ast
 import os
+import re
 import shutil
 import sys
 
@@ -17,7 +18,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
 sys.path.insert(0, ROOT)
 
-from assignment.problems import PROBLEMS
+from assignment.problems import BY_ID, PROBLEMS
 from data import UserError, command
 
 CODE = ["model.py", "sample.py", "spct.py", "metarm.py", "report.py", "page.py", "run.py", "parallel.py",
@@ -80,6 +81,19 @@ def make(out):
         shutil.copyfile(os.path.join(ROOT, path), os.path.join(out, path))
     for ours, theirs in OURS.items():
         shutil.copyfile(os.path.join(HERE, ours), os.path.join(out, theirs))
+    with open(os.path.join(out, "handout.md"), "r+", encoding="utf-8") as f:
+        text = handout(f.read())
+        f.seek(0)
+        f.truncate()
+        f.write(text)
+
+
+def handout(text):
+    """The handout without the rows of problems that are not in PROBLEMS, and with their sums."""
+    rows = [line for line in text.splitlines(keepends=True)
+            if not re.match(r"\| [PT]\d+ ", line) or line.split()[1] in BY_ID]
+    points, hours = sum(p.points for p in PROBLEMS), sum(p.minutes for p in PROBLEMS) / 60
+    return re.sub(r"\d+ points, [\d.]+ hours", f"{points} points, {hours:.1f} hours", "".join(rows))
 
 
 def main(argv):

@@ -97,13 +97,17 @@ def main(argv):
     parser.add_argument("out", help="a folder for the copy")
     parser.add_argument("--term", required=True, help="a name, for instance 2027")
     args = parser.parse_args(argv)
-    there = os.path.join(args.out, "term")
-    if os.path.exists(args.out) and not os.path.exists(there):
+    there, before = os.path.join(args.out, "term"), None
+    if os.path.exists(there):
+        with open(there, encoding="utf-8") as f:
+            before = f.read()
+    if os.path.exists(args.out) and before != args.term:
         raise UserError(f"{args.out} is there already: name another folder")
-    if not os.path.exists(there):
+    os.makedirs(args.out, exist_ok=True)
+    with open(there, "w", encoding="utf-8") as f:
+        f.write(args.term)
+    if not os.path.exists(os.path.join(args.out, "runs")):                   # else it was copied before
         copy(args.out, args.term)
-        with open(there, "w", encoding="utf-8") as f:
-            f.write(args.term)
     text = expected(args.out, args.term)
     with open(os.path.join(args.out, "expected.md"), "w", encoding="utf-8") as f:
         f.write(text)

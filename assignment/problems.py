@@ -17,6 +17,10 @@ class Problem:
     needs: tuple = ()          # problems that have to be right before this one can be checked
     target: str = ""           # of a test: the problem whose function it tests
 
+    @property
+    def module(self):
+        return self.file.removesuffix(".py").replace("/", ".")
+
 
 PROBLEMS = [
     Problem("P1", "data/tokenizer.py", "train_bpe", 8, 45, "byte pair encoding"),

@@ -20,7 +20,7 @@ import run
 from assignment import checks, grade, hostile, make
 from assignment.child import Model, call
 from assignment.mutants import mutants_of
-from assignment.problems import PROBLEMS
+from assignment.problems import BY_ID, PROBLEMS
 from assignment.wire import pack, unpack
 from data import command
 from data.judgement import Judgement
@@ -39,7 +39,7 @@ class LocalAsk(grade.Ask):
     def call(self, args, kwargs, grad):
         args = unpack(pack(list(args)), MAKE)
         try:
-            return unpack(pack(call(self.function, args, {"kwargs": kwargs, "grad": grad})), MAKE)
+            return unpack(pack(call(self.function, args, kwargs, grad)), MAKE)
         except Exception as error:
             raise grade.Crashed(f"{type(error).__name__}: {error}") from None
 
@@ -95,7 +95,7 @@ def with_function(folder, path, name, source):
 
 def strangers():
     """Processes of the users that children are, and files of theirs."""
-    ours = range(grade.FIRST_UID, grade.FIRST_UID + 10_000)
+    ours = range(grade.FIRST_UID, grade.FIRST_UID + 40 * grade.BLOCK)
     owned = lambda path: os.path.lexists(path) and os.lstat(path).st_uid in ours
     found = [f"process {pid}" for pid in os.listdir("/proc") if pid.isdigit() and owned(f"/proc/{pid}")]
     return found + [name for name in os.listdir("/tmp") if owned(os.path.join("/tmp", name))]
@@ -125,11 +125,11 @@ def attacks():
         return 0
     bad = 0
     with tempfile.TemporaryDirectory() as folder:
-        for name, source in hostile.ATTACKS.items():
+        for name, source in hostile.ATTACKS.items() if "P17" in BY_ID else ():
             wrong = attack(folder, name, "data/judgement.py", "vote", source, "P17")
             bad += len(wrong)
             print(f"{name}: {', '.join(wrong) or 'held'}", flush=True)
-        for name, source in hostile.TESTS.items():
+        for name, source in hostile.TESTS.items() if "T1" in BY_ID else ():
             wrong = attack(folder, name, "mytests.py", "test_advantages", source, "T1")
             bad += len(wrong)
             print(f"a test that {name}: {', '.join(wrong) or 'held'}", flush=True)

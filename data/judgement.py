@@ -184,17 +184,19 @@ def read_judgement(tok, ids, order):
     """Strict grammar: ids of a completion -> (status, principles, critiques, scores), as in Judgement.
 
     Structure is read from marks (ids below len(MARKS)), never from text that looks like one. What has to
-    stand between them: principles that match PRINCIPLE, ", " between them; <critique>, at once followed by
-    <r1>; for each slot its mark, a quote or nothing, <checks>, free text, in which CHECK finds the
-    checks, <total>, a SCORE; then <scores>, a SCORE a slot with a space between, and <end>, which comes last.
+    stand between them: principles that match PRINCIPLE, ", " between them, and perhaps one space before the
+    first; <critique> and no text behind it; for each slot its mark, <r1> first, a quote or nothing, <checks>,
+    free text, in which CHECK finds the checks, <total>, a SCORE; then <scores>, a SCORE a slot with one space
+    between, and <end>, which comes last.
     Texts are given without the spaces around them, a quote that is not there as "". Critiques and scores come
     in the item's order: order[slot] is the response that stood in this slot.
 
     Whatever deviates gives scores None and a status that says what is wrong, never an exception and never a
-    guess: "no end" if <end> is missing or not the last, else "bad principles", "no critique", "bad critique"
-    or "bad scores", whichever comes first. What was read before it comes along, as far as it was read in
-    full. What a judgement says is not checked (weights that sum to 10, totals that add up, names that come
-    twice): to get that right is what RL has to teach.
+    guess: "no end" if <end> is missing or not the last, else "bad principles", "no critique" (another mark,
+    or text behind it), "bad critique" (the marks or the total of a slot) or "bad scores", whichever comes
+    first. What was read before it comes along, as far as it was read in full. What a judgement says is not
+    checked (weights that sum to 10, totals that add up, names that come twice): to get that right is what RL
+    has to teach.
 
     >>> from data.tokenizer import Tokenizer, train_bpe
     >>> tok = Tokenizer(train_bpe([], 0))

@@ -12,11 +12,11 @@ import zipfile
 
 import pytest
 
-from assignment import checks, grade, gradescope, hostile, make, newterm, selfcheck, speedrun
+from assignment import checks, grade, gradescope, hostile, make, newterm, selfcheck, speedrun, submission
 from assignment.mutants import TABLE, mutants_of
 from assignment.problems import BY_ID, PROBLEMS
 from data import UserError
-from data.world import CUES, RATERS, STYLES
+from data.world import CUES, RATERS, STYLES, Item
 
 WRITTEN = [problem for problem in PROBLEMS if not problem.target]
 
@@ -72,7 +72,7 @@ def test_main_job_names_what_is_missing_first(student, tmp_path):
 @pytest.mark.parametrize("problem", WRITTEN, ids=lambda p: p.id)
 def test_examples(problem):
     """Guards against an example in a specification that is not what the function does, or is missing."""
-    module = importlib.import_module(problem.file.removesuffix(".py").replace("/", "."))
+    module = importlib.import_module(problem.module)
     found, runner, function = [], doctest.DocTestRunner(verbose=False), getattr(module, problem.name)
     for test in doctest.DocTestFinder(recurse=False).find(function, globs=dict(vars(module))):
         runner.run(test, out=found.append)
@@ -118,6 +118,66 @@ def test_grades_through_processes(student, tmp_path):
     assert states == {"P2": "crashed", "P7": "wrong", "P8": "waits for P7", "P15": "passed", "P16": "wrong",
                       "T1": "passed"}
     assert len(written) == 6 and "does not parse" in results[0].message
+
+
+def test_what_is_taken(student, tmp_path):
+    """Guards against right solutions that lose what they use (an import line that grew, another solution, a
+    helper), and against links that lead to the grader's own files."""
+    (tmp_path / "mine" / "top").mkdir(parents=True)            # one folder, its files without theirs
+    there, copy = tmp_path / "mine" / "top", str(tmp_path / "copy")
+    shutil.copytree(student, copy)
+    (there / "report.py").write_text(
+        "from data.judgement import correct, pick, plurality as many\nimport os, fractions\nLEAST = 0\n"
+        "def unused():\n    return many\n"
+        "def coin_flip(scores, gold):\n    return max(LEAST, fractions.Fraction(pick(scores) == 1))\n")
+    (there / "judgement.py").write_text(
+        "def pick(scores):\n    return 1\n\f\ndef vote(ballots):\n    return [7]\n")
+    submission.put_in(copy, str(tmp_path / "mine"), BY_ID["P24"])
+    text = read(copy, "report.py")
+    assert "import fractions" in text and "LEAST = 0" in text and "unused" not in text
+    judgement = make.functions(read(copy, "data", "judgement.py"))
+    assert not submission.is_hole(judgement["pick"]) and submission.is_hole(judgement["vote"])
+    os.remove(there / "judgement.py")
+    os.symlink(os.path.join(make.ROOT, "data", "judgement.py"), there / "judgement.py")
+    with pytest.raises(submission.Crashed, match="no plain file"):
+        submission.put_in(copy, str(tmp_path / "mine"), BY_ID["P17"])
+    (there / "metarm.py").write_text("#" * (submission.LARGEST + 1))
+    with pytest.raises(submission.Crashed, match="1 MB"):
+        submission.put_in(copy, str(tmp_path / "mine"), BY_ID["P22"])
+    with pytest.raises(submission.NotStarted, match="there is no model.py"):
+        submission.put_in(copy, str(tmp_path / "mine"), BY_ID["P2"])
+
+
+@pytest.mark.skipif(not grade.HELD, reason="only where children are users of their own")
+def test_graders_do_not_meet():
+    """Guards against a grader that ends the processes of another one, whose children are the same users."""
+    (lock, mine), (other, theirs) = grade.own_users(), grade.own_users()
+    with lock, other:
+        first, second = next(mine), next(theirs)
+        assert first // grade.BLOCK != second // grade.BLOCK
+    with grade.own_users()[0]:                     # both are free again
+        pass
+
+
+def test_speedrun_takes_all_answers():
+    """Guards against a judge that is scored on the items it chooses."""
+    items = [Item(str(i), "", "", ["a", "b"]) for i in range(3)]
+    assert speedrun.checked([[1, 2], None, [2.5, 1]], items)
+    for answers in ([[1, 2]], [[1, 2]] * 4, [[1, 2, 3], None, None], [[1, "2"], None, None], None,
+                    [[1, float("nan")], None, None]):
+        with pytest.raises(grade.Crashed):
+            speedrun.checked(answers, items)
+
+
+def test_handout_of_a_part(monkeypatch):
+    """Guards against a handout that lists problems which are not in the copy, or counts their points."""
+    text = read(make.HERE, "handout.md")
+    assert make.handout(text) == text
+    few = PROBLEMS[:3]
+    monkeypatch.setattr(make, "PROBLEMS", few)
+    monkeypatch.setattr(make, "BY_ID", {problem.id: problem for problem in few})
+    text = make.handout(text)
+    assert "18 points, 1.8 hours" in text and "| P3 " in text and "| P4 " not in text
 
 
 def test_result_files():

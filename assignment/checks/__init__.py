@@ -30,7 +30,7 @@ def check(good, property, example=""):
 def reference(id):
     """The reading copy's own function for a problem."""
     problem = BY_ID[id]
-    return getattr(importlib.import_module(problem.file.removesuffix(".py").replace("/", ".")), problem.name)
+    return getattr(importlib.import_module(problem.module), problem.name)
 
 
 def of_shape(answer, shape, property, example=""):

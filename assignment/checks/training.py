@@ -53,6 +53,8 @@ def P10(ask, rng):
     check(ask(plain) == plain, "a prompt without a hint stays as it is", f"forget_hint({plain})")
     check(ask([HINT, 20, HINT]) == [20], "wherever the hint stands", f"forget_hint([{HINT}, 20, {HINT}])")
     check(ask([]) == [], "an empty prompt", "forget_hint([])")
+    check(ask(tuple(plain)) == plain and ask(tuple(prompt)) == plain, "a tuple becomes a list",
+          f"forget_hint({tuple(plain)})")
 
 
 def P12(ask, rng):
@@ -83,7 +85,9 @@ def P13(ask, rng):
             ([1.0, 1.0, 1.0, -1.0, 1.0, 1.0], 4, "where there are few wrong ones, more right ones are taken"),
             ([-1.0, -1.0, 1.0, -1.0, -1.0], 4, "where there are few right ones, more wrong ones are taken"),
             ([1.0, 1.0, 1.0], 2, "if all are right, the first one alone"),
-                                    ([-1.0, -1.0, -1.0], 2, "if all are wrong, the first one alone"),
+            ([-1.0, -1.0, -1.0], 2, "if all are wrong, the first one alone"),
+            ([1.0, 1.0, 1.0, -1.0, -1.0, -1.0], 3, "of an odd number the larger half is wrong"),
+            ([0.0, 1.0, 0.0, 1.0, 0.0], 4, "a reward of 0 is not right"),
             ([-1.0, 1.0, 1.0, -1.0], 2, "the earlier ones come first")):
         answer, example = ask(rewards, keep), f"contrast({rewards}, {keep})"
         check(type(answer) is list and all(type(i) is int and 0 <= i < len(rewards) for i in answer),
