@@ -132,4 +132,4 @@ def of_run(folder):
 def of_query(path, item, stage, samples, tok, rule):
     """The viewer alone, for the judgements of one query; rule: how they voted."""
     shown = item_data(item, {stage: (None, samples)}, tok)
-    write(path, {"title": item.query, "kinds": KINDS, "items": [shown], "of": 1, "vote": rule})
+    write(path, {"title": "One query", "kinds": KINDS, "items": [shown], "of": 1, "vote": rule})

@@ -23,11 +23,9 @@ from assignment.mutants import mutants_of
 from assignment.problems import BY_ID, PROBLEMS
 from assignment.wire import pack, unpack
 from data import command
-from data.judgement import Judgement
 from data.tokenizer import Tokenizer
-from data.world import Item
 
-MAKE = {"Judgement": Judgement, "Item": Item, "Model": Model, "Words": Tokenizer}
+MAKE = {**grade.MAKE, "Model": Model, "Words": Tokenizer}
 
 
 class LocalAsk(grade.Ask):
