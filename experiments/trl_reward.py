@@ -6,7 +6,10 @@ Our judge as the reward of somebody else's RL: TRL's GRPOTrainer.
 
 A tiny Llama first learns to answer queries of the world, badly as well as well: its training texts are all
 responses, whatever they deserve. Then GRPO, with the judge that comes along as the reward: it reads a query
-and one response, k times, and the reward is the mean of the scores. Does the reward rise?
+and one response, k times, and the reward is the mean of the scores. Does the reward rise? It does (seed 0, 60
+steps: 4.92 over the first ten, 5.67 over the last ten, standard error of the difference .20); most of it soon.
+Without a KL penalty it rose to 7, and then the policy wrote what no judgement of parsed: for that there is no
+reward, and so nothing that calls it back.
 """
 
 import os
@@ -89,12 +92,13 @@ def train(out, reward, steps=STEPS, seed=0):
     from trl import GRPOConfig, GRPOTrainer
     tok = characters()
     queries = [item.query + "\n" for item in make_items(seed, "train", 2000, start=2000)]
-    config = GRPOConfig(out, use_cpu=True, bf16=False, max_steps=steps, per_device_train_batch_size=64,
-                        num_generations=8, max_completion_length=LENGTH, learning_rate=3e-4, beta=0.0,
+    config = GRPOConfig(out, use_cpu=True, bf16=False, max_steps=steps, per_device_train_batch_size=128,
+                        num_generations=8, max_completion_length=LENGTH, learning_rate=3e-4, beta=0.1,
                         activation_checkpointing=False, seed=seed, logging_steps=1, save_strategy="no",
                         report_to="none", disable_tqdm=True)
-    trainer = GRPOTrainer(speaker(tok, seed), reward, config, Dataset.from_dict({"prompt": queries}),
-                          processing_class=tok)
+    start = os.path.join(out, "speaker")           # TRL loads the policy and its reference from there
+    speaker(tok, seed).save_pretrained(start)
+    trainer = GRPOTrainer(start, reward, config, Dataset.from_dict({"prompt": queries}), processing_class=tok)
     trainer.train()
     return [line["reward"] for line in trainer.state.log_history if "reward" in line]
 
