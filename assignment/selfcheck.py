@@ -1,11 +1,12 @@
 """
-The grader is graded: the reference gets full points, every mutant is rejected by the check that is meant for
-it, every attack gets nothing and leaves nothing.
+The grader is graded: the reference gets full points, one body alone those of its problem, every mutant is
+rejected by the check that is meant for it, every attack gets nothing and leaves nothing.
 
     python assignment/selfcheck.py               # all: some minutes
     python assignment/selfcheck.py --mutants     # seconds: mutants alone, in this process
 """
 
+import inspect
 import os
 import random
 import shutil
@@ -21,6 +22,7 @@ from assignment import checks, grade, hostile, make
 from assignment.child import Model, call
 from assignment.mutants import mutants_of
 from assignment.problems import BY_ID, PROBLEMS
+from assignment.submission import needs_of
 from assignment.wire import pack, unpack
 from data import command
 from data.tokenizer import Tokenizer
@@ -91,6 +93,22 @@ def with_function(folder, path, name, source):
         f.write("".join(lines))
 
 
+def one_by_one():
+    """A student copy with one body put back, and those that it needs: exactly these problems are right."""
+    bad = 0
+    for problem in (p for p in PROBLEMS if not p.target):
+        back = [problem, *(BY_ID[id] for id in needs_of(problem))]
+        with tempfile.TemporaryDirectory() as folder:
+            make.student_code(folder)
+            for p in back:
+                with_function(folder, p.file, p.name, inspect.getsource(checks.reference(p.id)))
+            passed = [r.problem.id for r in grade.grade(folder, seed=0) if r.state == "passed"]
+        if sorted(passed) != sorted(p.id for p in back):
+            bad += 1
+            print(f"{problem.id} alone is put back, with what it needs: passed are {passed}")
+    return bad
+
+
 def strangers():
     """Processes of the users that children are, and files of theirs."""
     ours = range(grade.FIRST_UID, grade.FIRST_UID + 40 * grade.BLOCK)
@@ -141,6 +159,7 @@ def main(argv):
             results = grade.grade(reference_submission(os.path.join(folder, "reference")), seed=0)
             print(grade.table(results))
             bad += sum(r.points < r.problem.points for r in results)
+        bad += one_by_one()
         bad += attacks()
     print(f"{bad} things are wrong" if bad else "all is well")
     sys.exit(bad > 0)
