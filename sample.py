@@ -44,8 +44,7 @@ from run import load_tensors, pick_device
 # ----------------------------------------------------------------------------------------
 # The sampler
 
-SLOTS = 768  # rows that are written side by side: many rows make large matrix products; a GPU takes 4 times
-             # as many, since it hardly computes: it waits for the next order
+SLOTS = 768  # rows that are written side by side, on a GPU four times as many: large matrix products
 BLOCK = 16   # steps between two looks at what has ended: no copies and no synchronisation in between
 
 

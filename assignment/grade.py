@@ -45,7 +45,7 @@ from data.world import Item, seed_of
 from parallel import new_file
 
 START, ANSWERS = 60, 20                            # seconds: to import torch; for all answers together
-FIRST_UID, BLOCK = 61000, 100                      # each child is a user of its own, if it can be
+FIRST_UID, BLOCK, BLOCKS = 61000, 100, 40          # each child is a user of its own, if it can be
 ASKED = 20_000                                     # bytes that a student's test may ask about at once
 
 
@@ -72,7 +72,7 @@ HELD = can_hold()
 def own_users():
     """-> a lock, and users that no other grader on this machine has meanwhile: to end a child is to end all
     that its user runs. The lock is a socket's name, which is free again when this process has ended."""
-    for block in range(40 if HELD else 0):
+    for block in range(BLOCKS if HELD else 0):
         lock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             lock.bind(f"\0nanogrm-grader-{block}")
@@ -80,7 +80,7 @@ def own_users():
         except OSError:
             lock.close()
     if HELD:
-        raise UserError("40 graders run on this machine already: start this one later")
+        raise UserError(f"{BLOCKS} graders run on this machine already: start this one later")
     return contextlib.nullcontext(), itertools.repeat(0)
 
 # ----------------------------------------------------------------------------------------

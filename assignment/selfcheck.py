@@ -111,7 +111,7 @@ def one_by_one():
 
 def strangers():
     """Processes of the users that children are, and files of theirs."""
-    ours = range(grade.FIRST_UID, grade.FIRST_UID + 40 * grade.BLOCK)
+    ours = range(grade.FIRST_UID, grade.FIRST_UID + grade.BLOCKS * grade.BLOCK)
     owned = lambda path: os.path.lexists(path) and os.lstat(path).st_uid in ours
     found = [f"process {pid}" for pid in os.listdir("/proc") if pid.isdigit() and owned(f"/proc/{pid}")]
     return found + [name for name in os.listdir("/tmp") if owned(os.path.join("/tmp", name))]
