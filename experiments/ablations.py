@@ -108,8 +108,8 @@ def rft_table(bases):
 # RL
 
 BETAS = (0.0, 0.15, 0.5)
-GROUPS = {(4, 2): dict(group=4, rl_keep=2, rl_points=128), (8, 4): {},
-          (16, 8): dict(group=16, rl_keep=8, rl_points=32), (8, 8): dict(rl_keep=8)}  # (G, learned from)
+# (G, learned from): settings; with 8 samples of each of 64 points a step, or as many of more points
+GROUPS = {(4, 2): dict(group=4, rl_keep=2, rl_points=128), (8, 4): {}, (8, 8): dict(rl_keep=8)}
 
 
 def rl_steps(run):

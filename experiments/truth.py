@@ -51,7 +51,7 @@ from sample import verdict
 NAME = "truth"
 STAGES = ("base", "rft", "rl")
 DOSE = 3                                           # points of ten
-NOISE = (0.0, 0.2, 0.3)
+NOISE = (0.0, 0.3)
 
 # ----------------------------------------------------------------------------------------
 # Faithfulness
