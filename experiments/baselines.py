@@ -476,7 +476,8 @@ rest on an AMD EPYC):
 - **LLM-as-a-Judge is the strongest baseline, far from the paper's order**: greedy it is ahead of the GRM
   (.896; one seed of three disagrees), level with 8 votes, .021 behind with 32. It says only which of two is
   better, so that it cannot tie, and a round robin of three or four responses is a small vote by itself
-  (twice the FLOPs). In the pairs it changes its pick with the order in .10, the GRM in .05.
+  (twice the FLOPs). Ties are all of its lead: with lots drawn for them, as in the paper, the two are level
+  (.899, .901). In the pairs it changes its pick with the order in .10, the GRM in .05.
 - **Principles help**, unlike in version 0.1.0: +.030 greedy, +.023 with 32 votes, +.033 with 8 out of
   distribution.
 - **Sums are the hardest for all judges**, as verifiable tasks are in the paper (.68 greedy, .79 with 32
