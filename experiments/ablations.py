@@ -10,13 +10,13 @@ Each arm differs in one thing from the default run, and starts from the same bas
 
 - the data of RFT: which samples are kept, and whether general text is mixed in. Then RL from some of it, as
   always. Fewer examples are fewer steps of RFT, too.
-- RL: the KL coefficient beta; the group size G, with as many samples a step (larger groups of fewer
-  points), and how many of a group are learned from; no RFT before it. All arms have the steps of the default
-  run, but where it says longer.
+- RL: the KL coefficient beta; the paper's group size of 4 (as many samples a step, of more points), and
+  how many of a group are learned from; no RFT before it. All arms have the steps of the default run, but
+  where it says longer.
 - votes: the order of responses, k_meta.
 
 What to look at: what is lost after RFT, and how much of that RL makes good. In the sweep of beta: the worst
-subset (a collapse hides in a mean). KL is the mean a token in the last step of training.
+subset (a collapse hides in a mean). KL is the mean a token of the samples that the last step learned from.
 
 Accuracies are means over items, where those of the baselines are means over subsets.
 """
@@ -58,10 +58,13 @@ def only(base, judgements):
 
 
 def at_random(base):
-    """As many judgements as the rules keep, but drawn at random from those that parse: the rules' control."""
-    parsed = [j for s in base.samples + base.hinted for j in s if j.scores is not None]
-    count = min(len(parsed), len(keep_all(base.points, base.samples, base.hinted)))
-    chosen = random.Random(seed_of(base.seed, "at random")).sample(parsed, count)
+    """As many plain and as many hinted judgements as the rules keep, but drawn at random from those that
+    parse: the rules' control."""
+    chosen, rng = [], random.Random(seed_of(base.seed, "at random"))
+    for kept, groups in ((keep_all(base.points, base.samples, []), base.samples),
+                         (keep_all(base.points, [], base.hinted), base.hinted)):
+        parsed = [j for group in groups for j in group if j.scores is not None]
+        chosen += rng.sample(parsed, min(len(parsed), len(kept)))
     return rft_examples(base.cfg, base.tok, chosen)
 
 
@@ -70,7 +73,7 @@ RFT_DATA = {  # arm: (its examples, the paper's accuracy after RFT, after RL; is
     "no hinted samples": (lambda base: examples(base, hinted=False), "68.0", "", False),
     "neither": (lambda base: only(base, judgements=False), "66.1", "68.7", True),
     "no general text": (lambda base: only(base, judgements=True), "63.3", "", False),
-    "random selection": (at_random, "", "", True),
+    "random, as many of each kind": (at_random, "", "", True),
 }
 
 
@@ -127,7 +130,7 @@ def rl_arm(base, name, **changes):
 
 
 def beta_table(bases, found):
-    """found: {(beta, RL steps): [(answers, steps) of each seed]}. Below the default each row is compared with
+    """found: {(beta, RL steps): [(answers, steps) of each seed]}. Each row of another beta is compared with
     the one of as many steps and the default beta."""
     modes = ["greedy", *(f"{how}@{k}" for k in bases[0].votes for how in ("sum", "weighted"))]
     rows = [["beta", "RL steps", "KL at the end", *modes, f"worst subset, {modes[-1]}",

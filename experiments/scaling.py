@@ -13,10 +13,11 @@ judge had no RL.
   lost. (A plurality can do better: of three or four responses it needs no majority.)
 - Sizes: each judge has the default run's training: as many tokens, points and steps, so that a larger one
   has had more training compute, in proportion to its size. All have the default's learning rates, which were
-  tuned for S. Its Meta RM has its size, too; k_meta = k/2.
-- Training compute: judges of the default size after fewer or more pre-training tokens, or RL steps. Each
-  number of RL steps has a schedule of its own, down over the last 30%; 72 steps see most points twice.
-  Minutes are those of training, from nothing: after how many is the judge ahead of the scalar RM?
+  tuned for S. Its Meta RM has its size, too; k_meta = k/2. M has one seed; tables of pairs compare the same
+  seeds, the figure and the table of sizes show what there is.
+- Training compute: judges of the default size after fewer or more pre-training tokens, or RL steps, beside
+  the scalar RM of the same base model. Each number of RL steps has a schedule of its own, down over the last
+  30%; 72 steps see most points twice.
 
 What to look at: where the votes of a small judge meet the greedy point of a larger one, and where the
 scalar RMs lie, which need one short reading of each response.
@@ -35,12 +36,12 @@ from experiments import study
 from experiments.ablations import stage_groups
 from experiments.baselines import grm, scalar_rm
 from experiments.bench import SIZES
-from experiments.study import accuracy, difference, judged, mean, number, overall, right
+from experiments.study import accuracy, difference, judged, mean, overall, right
 from metarm import RULES
 
 NAME = "scaling"
 JUDGES = {"XS": dict(n_layer=3, n_head=4, n_embd=64), "S": SIZES["S"], "M": SIZES["M"]}
-SEEDS_OF = {"M": 1}                                # the others have all of them
+ONE_SEED = ("M",)                                  # sizes that the first seed alone has
 TOKENS = (3_000_000, 6_500_000, 13_000_000)
 RL_STEPS = (8, 16, 24, 72)
 
@@ -160,41 +161,30 @@ def paper_table(bases, sizes):
 # Training compute
 
 def after(base, field, value):
-    """-> run and answers of the RL policy with another value of one setting."""
+    """-> answers of the RL policy with another value of one setting, and of the scalar RM from its base."""
     if value == getattr(base.cfg, field):
-        return base.run, grm(base, "rl")
+        return grm(base, "rl"), scalar_rm(base)
+    run = base.arm(field, **{field: value})
     if field == "rl_steps":                        # all before RL is that of the base run
-        run = base.arm(field, rl_steps=value)
         policy = spct.rl(run, base.tok, base.policy("rft"), base.points, base.samples)
-    else:
-        run = base.arm(field, **{field: value})
-        policy = spct.train_policies(run, base.tok, base.points)[0]["rl"]
-    return run, judged(base, run, policy, ["test"])
-
-
-def minutes(base, run, units):
-    """Of training, from nothing: what an arm has not done itself the base run did for it."""
-    seconds = {**base.run.seconds_of, **run.seconds_of}
-    return sum(seconds[unit] for unit in units) / 60
+        return judged(base, run, policy, ["test"]), scalar_rm(base)
+    policies, _ = spct.train_policies(run, base.tok, base.points)
+    return judged(base, run, policies["rl"], ["test"]), scalar_rm(base, run, policies["base"])
 
 
 def training_table(bases, field, values):
-    """-> rows, last the scalar RM, and for each value {mode: accuracy}"""
-    modes, scalars = ["greedy", *(f"weighted@{k}" for k in bases[0].votes)], [scalar_rm(b) for b in bases]
-    scalar = right(bases, scalars, "greedy")
-    rows, curve, before = [[field, "minutes", *modes, f"against the row above, {modes[-1]}",
+    """-> rows, and for each value {mode: accuracy}"""
+    modes = ["greedy", *(f"weighted@{k}" for k in bases[0].votes)]
+    rows, curve, before = [[field, *modes, f"against the row above, {modes[-1]}", "its scalar RM",
                             "greedy - scalar RM"]], [], None
     for value in values:
-        runs, answers = zip(*(after(b, field, value) for b in bases))
-        took = [minutes(b, run, ("base", "rft-samples", "rft", "rl")) for b, run in zip(bases, runs)]
-        found = {m: right(bases, answers, m) for m in modes}
-        rows.append([f"{value:,}", number(took, ".1f"), *map(accuracy, found.values()),
+        answers, scalars = zip(*(after(b, field, value) for b in bases))
+        found, scalar = {m: right(bases, answers, m) for m in modes}, right(bases, scalars, "greedy")
+        rows.append([f"{value:,}", *map(accuracy, found.values()),
                      difference(found[modes[-1]], before) if before else "",
-                     difference(found["greedy"], scalar)])
+                     accuracy(scalar), difference(found["greedy"], scalar)])
         before = found[modes[-1]]
         curve.append({m: mean(values) for m, values in found.items()})
-    took = [minutes(b, b.arm("scalar-rm"), ("base", "scalar-rm")) for b in bases]
-    rows.append(["scalar RM", number(took, ".1f"), accuracy(scalar), *[""] * (len(modes) + 1)])
     return rows, curve
 
 # ----------------------------------------------------------------------------------------
@@ -202,7 +192,9 @@ def training_table(bases, field, values):
 def run(bases):
     quick = bases[0].quick
     curves = {name: [vote_curves(b, name) for b in bases] for name in ("base", "rft", "rl")}
-    sizes = {size: [judge_of_size(b, size) for b in bases[:SEEDS_OF.get(size)]] for size in JUDGES}
+    has = lambda base, size: size not in ONE_SEED or base.seed == study.SEEDS[0] or quick
+    sizes = {size: [judge_of_size(b, size) for b in bases if has(b, size)] for size in JUDGES}
+    sizes = {size: judges for size, judges in sizes.items() if judges}
     tokens = (100_000, bases[0].cfg.pretrain_tokens) if quick else TOKENS
     steps = (1, bases[0].cfg.rl_steps) if quick else RL_STEPS
     token_rows, token_curve = training_table(bases, "pretrain_tokens", tokens)
@@ -228,7 +220,8 @@ def run(bases):
             axes[0, 0].set(xscale="log", xticks=[1, *ks], xticklabels=[1, *ks], xlabel="votes k")
             for i, (size, lines) in enumerate(frontier.items()):
                 for how, style in (("votes", "o-"), ("guided", "^--"), ("scalar", "*")):
-                    axes[0, 1].plot(*zip(*lines[how]), style, color=f"C{i}", label=f"{size}, {how}")
+                    axes[0, 1].plot(*zip(*lines[how]), style, color=f"C{i}",
+                                    label=f"{size}, {how}" + (" (one seed)" if size in ONE_SEED else ""))
             axes[0, 1].set(xscale="log", xlabel="MFLOPs a judgement")
             for ax, values, curve, name in ((axes[1, 0], tokens, token_curve, "pre-training tokens"),
                                             (axes[1, 1], steps, step_curve, "RL steps")):

@@ -1,11 +1,11 @@
 """
 What the studies share: base runs, arms, trajectories, answers, measures, tables.
 
-A study compares systems that differ in one thing. All systems of a seed start from the same base run
-(`python spct.py --seed S`, made here if it is missing) and are measured on the same items, so that
-differences are paired by item. What a study has to train or to sample lies in arms: run folders under
-runs/arms/ that are named by their config. Studies that ask for the same arm share its work, and a study
-that was killed goes on where it was.
+A study compares systems that differ in one thing. All systems of a seed go on from the same base run
+(`python spct.py --seed S`, made here if it is missing), unless they differ in what comes before, and are
+measured on the same items, so that differences are paired by item. What a study has to train or to sample
+lies in arms: run folders under runs/arms/ that are named by their config. Studies that ask for the same arm
+share its work, and a study that was killed goes on where it was.
 
     python -m experiments.baselines --seeds 1  # one seed's share, for instance beside another process
     python -m experiments.baselines                   # what is still missing, then tables and figure
@@ -76,7 +76,7 @@ class Base:
     def guide(self, name):
         """The Meta RM of a policy."""
         model = metarm.from_policy(self.policy(name))
-        self.run.done(f"meta-{name}", model)
+        assert self.run.done(f"meta-{name}", model), f"{self.run.folder} has no meta-{name}"
         return model
 
     def arm(self, name, **changes):
@@ -294,9 +294,10 @@ def main(study, argv):
     args = parser.parse_args(argv)
     if min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds):
         raise UserError("--seeds: expected different whole numbers, 0 or more")
-    bases = [Base(seed, args.quick) for seed in (args.seeds[:1] if args.quick else args.seeds)]
+    seeds = sorted(args.seeds)
+    bases = [Base(seed, args.quick) for seed in (seeds[:1] if args.quick else seeds)]
     tables, numbers, figure = study.run(bases)
-    some = "" if args.seeds == SEEDS else "-seeds-" + "-".join(map(str, args.seeds))
+    some = "" if seeds == SEEDS else "-seeds-" + "-".join(map(str, seeds))
     folder = f"runs/{study.NAME}" + ("-quick" if args.quick else some)
     os.makedirs(folder, exist_ok=True)
     text = "\n\n".join(f"### {title}\n\n{markdown(rows)}" for title, rows in tables.items())

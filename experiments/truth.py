@@ -20,9 +20,10 @@ known.
   much of it is left after RFT, RL, votes over shuffled orders, guided votes? A sample's first response is
   the first that it read, a vote's is that of the item: so votes over shuffled orders can have no such bias
   but by chance, and their control are votes over samples that all read the item's order. (The Meta RMs of
-  dose 3 learn from a third of the default's judgements.)
-- Label noise: in a share of the points the best response changes places with another. GRM against scalar
-  RM, which sees each label four times, as always, or once, so that it cannot learn the wrong ones by heart.
+  dose 3 learn from half as many judgements as the default's.)
+- Label noise: in a share of the points with two responses or more the best changes places with another. GRM
+  against scalar RM, which sees each label four times, as always, or once, so that it cannot learn the wrong
+  ones by heart.
 
 What to look at: which step removes which bias. RL sees rewards, so it can unlearn both; shuffled votes can
 only cancel what depends on the order.

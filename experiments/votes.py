@@ -24,7 +24,8 @@ k samples:
   checked counts as bad), and with each sample weighted by its share of checks that are true;
 - stop early: draw until the leader is some votes ahead; for each lead, samples drawn and accuracy.
 
-What to look at: rules at few and at many samples, at which temperature; and free numbers beside the Meta RM.
+What to look at: rules at few and at many samples, at which temperature (log-probabilities are those of the
+tempered distribution: weights are flatter, too); and free numbers beside the Meta RM.
 """
 
 import copy
@@ -237,7 +238,8 @@ def bounds(voters, k):
     for name, repairs in BOUNDS.items():
         groups = [[repaired(j, item, **repairs) for j in g] for g, item in zip(voters.test, items)]
         found[name] = voters.hits(RULES["plurality"], k, groups=groups)
-    true = [plurality([j.scores for j in g[:k]], [faithfulness(j, item)[1] if j.scores else 0 for j in g[:k]])
+    weight = lambda j, item: max(0.001, faithfulness(j, item)[1]) if j.scores else 0   # a vote of one counts
+    true = [plurality([j.scores for j in g[:k]], [weight(j, item) for j in g[:k]])
             for g, item in zip(voters.test, items)]
     found["weighted by true checks"] = np.array([correct(v, i.gold) for v, i in zip(true, items)], float)
     return found
