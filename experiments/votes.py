@@ -50,6 +50,7 @@ from report import faithfulness
 
 NAME = "votes"
 TEMPERATURES = (0.3, 0.5, 0.7, 1.0)
+PAPERS = (0.5, "sum")                              # how the paper votes
 STAGES = ("rft", "rl")
 
 # ----------------------------------------------------------------------------------------
@@ -302,23 +303,30 @@ def worth_table(found):
     return rows
 
 
-def temperature_table(bases, found):
-    """-> rows, {rule and k: [accuracy at each T]} of the RL policy."""
+def temperature_tables(bases, found):
+    """-> rows of accuracies, rows of differences from the paper's vote, {rule and k: [accuracy at each T]} of
+    the RL policy."""
     ks = (4, 8, max(bases[0].votes)) if not bases[0].quick else bases[0].votes
     rules = {name: RULES[name] for name in ("sum", "plurality", "weighted")}
-    rows, curves = [["stage", "T", "one sample", *(f"{name}, k = {k}" for name in rules for k in ks)]], {}
+    names = [f"{name}, k = {k}" for name in rules for k in ks]
+    rows, against, curves = [["stage", "T", "one sample", *names]], [["stage", "T", *names]], {}
     for stage, seeds in found.items():
+        cells = {}                                 # T: {(rule, k): hits of each seed}
         for T in TEMPERATURES:
             groups = [v.test if T == v.usual else v.judgements("test", max(ks), T) for v in seeds]
             one = [np.array([np.mean([correct(j.scores, i.gold) for j in g[:max(ks)]])
                              for g, i in zip(gs, v.items["test"])]) for gs, v in zip(groups, seeds)]
-            cells = {(name, k): [v.hits(rule, k, groups=g) for v, g in zip(seeds, groups)]
-                     for name, rule in rules.items() for k in ks}
-            rows.append([stage, str(T), accuracy(one), *map(accuracy, cells.values())])
-            if stage == "rl":
-                for (name, k), values in cells.items():
-                    curves.setdefault(f"{name}, k = {k}", []).append(mean(values))
-    return rows, curves
+            cells[T] = {(name, k): [v.hits(rule, k, groups=g) for v, g in zip(seeds, groups)]
+                        for name, rule in rules.items() for k in ks}
+            rows.append([stage, str(T), accuracy(one), *map(accuracy, cells[T].values())])
+        for T, by_rule in cells.items():
+            against.append([stage, str(T), *("" if (T, name) == PAPERS else
+                                             difference(hits, cells[PAPERS[0]][PAPERS[1], k])
+                                             for (name, k), hits in by_rule.items())])
+        if stage == "rl":
+            curves = {name: [mean(list(by_rule.values())[i]) for by_rule in cells.values()]
+                      for i, name in enumerate(names)}
+    return rows, against, curves
 
 
 def bound_table(bases, found):
@@ -336,7 +344,7 @@ def bound_table(bases, found):
 
 def run(bases):
     found = {stage: [Voters(base, stage) for base in bases] for stage in STAGES}
-    by_temperature, curves = temperature_table(bases, found)
+    by_temperature, against, curves = temperature_tables(bases, found)
     seeds, shown = found["rl"], ["sum (Eq 14)", "plurality", *GUIDED, *WEIGHTS]
     ks = seeds[0].counts
     by_k = {name: [mean([v.hits(v.rules[name], k) for v in seeds]) for k in ks] for name in shown}
@@ -352,8 +360,8 @@ def run(bases):
             beside.set(xlabel="temperature of the samples")
 
     tables = {"Rules": rule_table(found), "What a Meta RM is worth": worth_table(found),
-              "Temperature": by_temperature, "What is left to win": bound_table(bases, found),
-              "Stop early": stop_table(bases, found)}
+              "Temperature": by_temperature, "Against the paper's vote, a sum of as many at T = 0.5": against,
+              "What is left to win": bound_table(bases, found), "Stop early": stop_table(bases, found)}
     return tables, {"k": ks, "by_k": by_k, "T": TEMPERATURES, "by_T": curves}, figure
 
 
