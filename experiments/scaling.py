@@ -11,10 +11,11 @@ judge had no RL.
 - k = 1..64 votes of each stage, with the greedy line; pass@k: is any of k right?; and the limit of majority
   votes: with ever more of them, items that are right in more than half of the samples are won, the others
   lost. (A plurality can do better: of three or four responses it needs no majority.)
-- Sizes: each judge has the default run's training: as many tokens, points and steps, so that a larger one
-  has had more training compute, in proportion to its size. All have the default's learning rates, which were
-  tuned for S. Its Meta RM has its size, too; k_meta = k/2. M has one seed; tables of pairs compare the same
-  seeds, the figure and the table of sizes show what there is.
+- Sizes, with votes at T = 0.5, where few of them are worth most (votes.py; all else here is at T = 1): each
+  judge has the default run's training: as many tokens, points and steps, so that a larger one has had more
+  training compute, in proportion to its size. All have the default's learning rates, which were tuned for S.
+  M has one seed; tables of pairs compare the same seeds, the figure and the table of sizes show what there
+  is.
 - Training compute: judges of the default size after fewer or more pre-training tokens, or RL steps, beside
   the scalar RM of the same base model. Each number of RL steps has a schedule of its own, down over the last
   30%; 72 steps see most points twice.
@@ -23,7 +24,6 @@ What to look at: where the votes of a small judge meet the greedy point of a lar
 scalar RMs lie, which need one short reading of each response.
 """
 
-import itertools
 import sys
 
 import numpy as np
@@ -41,6 +41,7 @@ from metarm import RULES
 
 NAME = "scaling"
 JUDGES = {"XS": dict(n_layer=3, n_head=4, n_embd=64), "S": SIZES["S"], "M": SIZES["M"]}
+TEMPERATURE = 0.5                                  # of the votes of all sizes
 ONE_SEED = ("M",)                                  # sizes that the first seed alone has
 TOKENS = (3_000_000, 6_500_000, 13_000_000)
 RL_STEPS = (8, 16, 24, 72)
@@ -81,21 +82,19 @@ def vote_table(bases, curves):
 # Sizes
 
 def judge_of_size(base, size):
-    """-> answers (greedy, votes and guided votes of k = 2..64), greedy answers after RFT, the scalar RM's
-    answers, parameters."""
+    """-> answers (greedy, votes of k = 2..64), greedy ones after RFT, the scalar RM's answers, parameters."""
     votes = up_to(base.most)
     shape = {} if base.quick or JUDGES[size] == SIZES["S"] else JUDGES[size]
     if shape:                                      # in a quick run there is but one size
         run = base.arm(f"size-{size}", **shape)
-        policies, samples = spct.train_policies(run, base.tok, base.points)
+        policies, _ = spct.train_policies(run, base.tok, base.points)
         policy = policies["rl"]
-        meta = spct.train_guides(run, base.tok, policies, samples, base.points)["rl"]
         tuned = judged(base, base.arm(f"size-{size} rft", **shape), policies["rft"], ["test"], [])
         scalar = scalar_rm(base, run, policies["base"])
     else:                                          # the base run's judge: grm(base, "rl") has its judgements
-        run, policy, meta = base.arm("grm-rl"), base.policy("rl"), base.guide("rl")
+        run, policy = base.arm("grm-rl"), base.policy("rl")
         tuned, scalar = grm(base, "rft"), scalar_rm(base)
-    answers = judged(base, run, policy, ["test"], votes, base.most, guide=meta)
+    answers = judged(base, run, policy, ["test"], votes, base.most, temperature=TEMPERATURE)
     return answers, tuned, scalar, sum(p.numel() for p in policy.parameters())
 
 
@@ -105,8 +104,7 @@ def mflops(answers, m):
 
 def size_table(bases, sizes):
     """sizes: {size: [judge_of_size of each of the first seeds]}. Means over subsets."""
-    last = bases[0].votes[-1]
-    modes = ["greedy", f"weighted@{bases[0].votes[0]}", f"weighted@{last}", f"guided@{last}"]
+    modes = ["greedy", "weighted@4", *(f"weighted@{k}" for k in bases[0].votes if k > 4)]
     rows = [["size", "parameters", "seeds", *(cell for m in modes for cell in (m, "MFLOPs")), "scalar RM",
              "MFLOPs"]]
     for size, found in sizes.items():
@@ -130,12 +128,11 @@ def equal_compute_table(bases, sizes):
     no more. Means over subsets."""
     rows = [["larger, greedy", "MFLOPs", "smaller", "MFLOPs", "smaller - larger", "larger's scalar RM",
              "MFLOPs", "smaller - scalar RM"]]
-    ways = "weighted", "guided"
-    for (large, judges, small, others), how in itertools.product(pairs_of_sizes(sizes), ways):
+    for large, judges, small, others in pairs_of_sizes(sizes):
         theirs, _, scalars, _ = zip(*judges)
         ours, *_ = zip(*others)
         budget = mflops(theirs, "greedy")
-        affordable = [m for m in ours[0]["test"] if m.startswith(how) and mflops(ours, m) <= budget]
+        affordable = [m for m in ours[0]["test"] if m.startswith("weighted") and mflops(ours, m) <= budget]
         if not affordable:
             continue
         m = max(affordable, key=lambda m: mflops(ours, m))
@@ -204,10 +201,8 @@ def run(bases):
     for size, found in sizes.items():
         answers, _, scalars, _ = zip(*found)
         point = lambda a, m: [mflops(a, m), mean(overall(bases, a, m))]
-        modes = lambda *ways: [m for m in answers[0]["test"] if m.startswith(ways)]
-        frontier[size] = {"votes": [point(answers, m) for m in modes("greedy", "weighted")],
-                          "guided": [point(answers, m) for m in modes("guided")],
-                          "scalar": [point(scalars, "greedy")]}
+        modes = [m for m in answers[0]["test"] if m.startswith(("greedy", "weighted"))]
+        frontier[size] = {"votes": [point(answers, m) for m in modes], "scalar": [point(scalars, "greedy")]}
 
     def figure(path):
         with report.canvas(path, 2, 2, width=11, height=8) as axes:
@@ -219,7 +214,7 @@ def run(bases):
                 axes[0, 0].axhline(c["limit"], color=f"C{i}", ls="--", lw=0.7, label=f"{name}: limit")
             axes[0, 0].set(xscale="log", xticks=[1, *ks], xticklabels=[1, *ks], xlabel="votes k")
             for i, (size, lines) in enumerate(frontier.items()):
-                for how, style in (("votes", "o-"), ("guided", "^--"), ("scalar", "*")):
+                for how, style in (("votes", "o-"), ("scalar", "*")):
                     axes[0, 1].plot(*zip(*lines[how]), style, color=f"C{i}",
                                     label=f"{size}, {how}" + (" (one seed)" if size in ONE_SEED else ""))
             axes[0, 1].set(xscale="log", xlabel="MFLOPs a judgement")

@@ -160,9 +160,9 @@ def trajectories(base, run, policy, part, k, greedy=False, judge=judge, meta=Non
 
 
 def judged(base, run, policy, parts=("test", "swapped", "ood", "single"), votes=None, most=None, judge=judge,
-           guide=None):
+           guide=None, temperature=None):
     """The answers of a policy that writes judgements: greedy, the paper's votes and the default's. guide: a
-    Meta RM for guided votes, too."""
+    Meta RM for guided votes, too. temperature: of the votes."""
     answers, votes = {}, base.votes if votes is None else votes
     rules = ("sum", "weighted") if guide is None else ("sum", "weighted", "guided")
     for part in parts:
@@ -173,7 +173,8 @@ def judged(base, run, policy, parts=("test", "swapped", "ood", "single"), votes=
         if part == "swapped" or not votes:
             continue
         k = most if most and part == "test" else max(votes)
-        groups, seconds, more_seconds = trajectories(base, run, policy, part, k, judge=judge, meta=guide)
+        groups, seconds, more_seconds = trajectories(base, run, policy, part, k, judge=judge, meta=guide,
+                                                     temperature=temperature)
         for m, rule in itertools.product(votes, rules):
             first = [g[:m] for g in groups]        # at their share of the time
             flops, took = sampled(policy, first), seconds * m / k
