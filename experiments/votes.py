@@ -383,9 +383,9 @@ processes of one thread):
 - **The paper's T is right for the paper's sum.** After RL a sum of 4 is at .845 at T = 1, at .906 at T = 0.5,
   a weighted plurality at .901 and .919. So the default's 4 votes, weighted at T = 1, are no better than the
   paper's own 4, a sum at T = 0.5 (-.005, noise). A plurality at T = 0.5 is: +.011 with 4 samples, +.010 with
-  8, weighted +.013 and +.009; after RFT, weighted, +.097, +.094 and, with 32, +.045. After RL neither rule nor
-  temperature matters with 32, but for a sum at T = 1. (`--temperature 0.5` takes it; the default is that of
-  RFT and RL.)
+  8, weighted +.013 and +.009; after RFT, weighted, +.097, +.094 and, with 32, +.045. After RL neither rule
+  nor temperature matters with 32, but for a sum at T = 1. (`--temperature 0.5` takes it; the default is that
+  of RFT and RL.)
 - **Weights matter before RL and with few samples**: they make a plurality of 8 better by .07 to .09 after
   RFT, by about .01 after RL. Which weight hardly matters: from four samples on the Meta RM's probability or
   log-odds, the policy's log-probability, a linear probe on its own state, even the length are within .02 of
