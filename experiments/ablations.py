@@ -254,8 +254,8 @@ def run(bases):
 
 
 FINDINGS = """
-What was seen in three runs of version 0.1.0, whose judge was weaker, and of this study as it was then; text above
-of other arms and temperatures is ahead of the tables, which are not yet made anew:
+What was seen in three runs of version 0.1.0, whose judge was weaker, and with this study as it was then. Not
+yet made anew: where the text above names other arms or temperatures, it is ahead of the tables.
 
 - **Hinted samples matter for the greedy judgement**: without them .317 after RFT, .550 with them. The right
   judgements that the base model finds by itself are mostly short impressions ("looks fine"), and so are the

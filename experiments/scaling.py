@@ -236,8 +236,8 @@ def run(bases):
 
 
 FINDINGS = """
-What was seen in three runs of version 0.1.0, whose judge was weaker, and of this study as it was then; text above
-of other arms and temperatures is ahead of the tables, which are not yet made anew:
+What was seen in three runs of version 0.1.0, whose judge was weaker, and with this study as it was then. Not
+yet made anew: where the text above names other arms or temperatures, it is ahead of the tables.
 
 - **RL steps buy most**: 12, 36 and 108 of them bring 32 votes to .693, .766 and .849, greedy to .586, .685
   and .812, with no end in sight, and this costs nothing per judgement. They take three and a half minutes

@@ -306,8 +306,8 @@ def run(bases):
 
 
 FINDINGS = """
-What was seen in three runs of version 0.1.0, whose judge was weaker, and of this study as it was then; text above
-of other arms and temperatures is ahead of the tables, which are not yet made anew:
+What was seen in three runs of version 0.1.0, whose judge was weaker, and with this study as it was then. Not
+yet made anew: where the text above names other arms or temperatures, it is ahead of the tables.
 
 - **Reasons improve although no reward looks at them**: true checks .23, .47, .76 after base, RFT, RL;
   principles and totals likewise. Still, after RL two of three right verdicts of the average item rest on a
