@@ -332,8 +332,8 @@ def temperature_tables(bases, found):
                                              difference(hits, cells[PAPERS[0]][PAPERS[1], k])
                                              for (name, k), hits in by_rule.items())])
         if stage == "rl":
-            curves = {name: [mean(list(by_rule.values())[i]) for by_rule in cells.values()]
-                      for i, name in enumerate(names)}
+            curves = {f"{name}, k = {k}": [mean(cells[T][name, k]) for T in TEMPERATURES]
+                      for name in rules for k in ks}
     return rows, against, curves
 
 
@@ -368,7 +368,8 @@ def run(bases):
             beside.set(xlabel="temperature of the samples")
 
     tables = {"Rules": rule_table(found), "What a Meta RM is worth": worth_table(found),
-              "Temperature": by_temperature, "Against the paper's vote, a sum of as many at T = 0.5": against,
+              "Temperature": by_temperature,
+              f"Against the paper's vote, a {PAPERS[1]} of as many at T = {PAPERS[0]}": against,
               "What is left to win": bound_table(bases, found), "Stop early": stop_table(bases, found)}
     return tables, {"k": ks, "by_k": by_k, "T": TEMPERATURES, "by_T": curves}, figure
 

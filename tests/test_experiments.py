@@ -16,8 +16,8 @@ from data.annotators import annotate
 from data.judgement import Judgement, correct, judgement_parts, read_judgement
 from data.tokenizer import CRITIQUE, END, QUERY, SCORES
 from data.world import make_item, make_items
+from experiments import ablations, scaling, study, trl_reward, truth, votes
 from experiments import all as all_studies
-from experiments import scaling, study, trl_reward, truth, votes
 from experiments.baselines import (
     alone,
     drop_principles,
@@ -262,6 +262,29 @@ def test_stopping_early():
     assert votes.stop_early([one, two, one, one, one], 2, 5)[0] == 4
     assert votes.stop_early([one, two, one, two], 2, 4)[0] == 4
     assert votes.stop_early([one, one], 1, 2)[0] == 1 and votes.stop_early([two, two, one], 2, 3)[0] == 2
+
+
+def test_hidden_states_keep_their_place(tiny):
+    """Guards against a probe that reads another judgement's state: rows are sorted by length, and padded."""
+    model, rng = tiny().eval(), random.Random(0)
+    js = [SimpleNamespace(tokens=[rng.randrange(40) for _ in range(n)]) for n in (30, 5, 17, 5, 60, 2)]
+    one_by_one = torch.cat([votes.hidden_states(model, [j]) for j in js])
+    assert torch.allclose(votes.hidden_states(model, js), one_by_one, atol=1e-5)
+    assert len({round(float(x), 4) for x in one_by_one[:, 0]}) > 3
+
+
+def test_the_random_control_is_matched(tok, monkeypatch):
+    """Guards against a control of RFT's rules that differs in its share of hinted samples, too."""
+    points = make_items(3, "train", 30, least=2)
+    judged = lambda p, sample, right: Judgement(p.id, sample, [], 0, (), [sample], 0.0,
+                                                scores=p.gold if right else p.gold[::-1])
+    plain = [[judged(p, 0, i % 3 == 0), judged(p, 0, False)] for i, p in enumerate(points)]
+    hinted = [[judged(p, 1, i % 2 == 0)] for i, p in enumerate(points)]
+    base = SimpleNamespace(seed=3, points=points, samples=plain, hinted=hinted, cfg=None, tok=tok)
+    monkeypatch.setattr(ablations, "rft_examples", lambda cfg, tok, kept: [j.ids[0] for j in kept])
+    kinds = ablations.at_random(base)
+    kept = [j.ids[0] for j in ablations.keep_all(points, plain, hinted)]
+    assert 0 < kinds.count(0) == kept.count(0) and 0 < kinds.count(1) == kept.count(1)
 
 
 def test_a_fit_finds_the_minimum():
