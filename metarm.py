@@ -72,8 +72,9 @@ def meta_loss(logit, right):
 
 
 def bradley_terry(better, worse):
-    """The paper's Eq 4, the loss of scalar reward models: the mean of -log sigmoid(better - worse). better,
-    worse (B,): what the model gives to the better and to the worse response of each pair.
+    """The paper's Eq 4, the loss of scalar reward models (experiments/baselines.py): the mean of
+    -log sigmoid(better - worse). better, worse (B,): what the model gives to the better and to the worse
+    response of each pair.
 
     >>> bradley_terry(torch.tensor([2.0, 7.0]), torch.tensor([2.0, 7.0]))
     tensor(0.6931)
@@ -82,7 +83,7 @@ def bradley_terry(better, worse):
 
 
 def from_policy(policy):
-    """A Meta RM that starts from the weights of the policy that it is to guide, with a new scalar head."""
+    """A Meta RM with the weights of a policy, to start from, and a new scalar head."""
     model = RewardModel(policy.cfg).to(policy.wte.weight.device)
     model.gpt.load_state_dict(policy.state_dict())
     return model
@@ -102,7 +103,7 @@ def train(run, unit, model, examples):
     opt = Optimizer(model, run.cfg.meta_lr, run.dtype)
     batches = batches_by_length(rows, 32, random.Random(seed_of(run.cfg.seed, unit)))
     batches = [batch for batch in batches if len(batch) >= processes()]      # each process needs a row
-    for step in run.steps(unit, model, len(batches)):
+    for step in run.steps(unit, len(batches)):
         batch = share(batches[step])
         ids, length = pad_rows([rows[i] for i in batch], device=run.device)          # (B, T), (B,)
         right = torch.tensor([float(labels[i]) for i in batch], device=run.device)   # (B,)
@@ -120,7 +121,6 @@ def train(run, unit, model, examples):
 @torch.inference_mode()
 def logits(model, rows, autocast=contextlib.nullcontext()):
     """The model's number for each row of ids, in their order. autocast: a context that sets the precision."""
-    model.eval()
     device = model.head.weight.device
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     mine, found = share(order), []

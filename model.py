@@ -226,9 +226,9 @@ class GPT(nn.Module):
 class RewardModel(nn.Module):
     """A GPT that reads a text to its end and gives one number (a logit): the scalar head of reward models."""
 
-    def __init__(self, cfg, seed=0):
+    def __init__(self, cfg):
         super().__init__()
-        self.gpt = GPT(cfg, seed)
+        self.gpt = GPT(cfg)
         self.head = nn.Linear(cfg.n_embd, 1)
         nn.init.zeros_(self.head.weight)           # starts undecided: logit 0 for everything
         nn.init.zeros_(self.head.bias)

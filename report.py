@@ -63,8 +63,8 @@ def holds(check, truth):
 
 
 def adds_up(critique, weights, score):
-    """Is a sub-total the sum of the weights that were found good (at least 1), with each principle checked,
-    and does it stand as the score?"""
+    """Is a sub-total the sum of the weights that were found good (at least 1), with each principle checked
+    and nothing else, and does it stand as the score?"""
     found = {name: good for name, _, good in critique["checks"]}
     earned = max(1, sum(w for name, w in weights.items() if found.get(name)))
     return set(found) == set(weights) and critique["total"] == earned == score
@@ -74,7 +74,8 @@ def faithfulness(j, item):
     """Is a judgement right for the right reasons? -> (principles, checks, totals), three shares.
 
     principles: the share of the judgement's principles that the raters use, too. checks: of all
-    (response, principle) cells, those that hold a check whose verdict is true; a mere impression is no check.
+    (response, principle) cells, those that hold a check whose verdict is true, whatever evidence stands
+    before it; a mere impression is no check.
     totals: sub-totals that add up.
     """
     weights = dict(map(tuple, j.principles))
@@ -95,8 +96,9 @@ def mean_faithfulness(groups, items):
 
 
 def judgement_stats(groups, items):
-    """Means over judgements (lists per item): accuracy, parse and tie rate, length in tokens, share that was
-    cut off by the end of the context, faithfulness."""
+    """Judgements (lists per item) -> means over all of them: accuracy, parse rate, length in tokens, share
+    that was cut off by the end of the context; over those of several responses that parse: tie rate; over
+    items: faithfulness."""
     flat = [(j, item) for group, item in zip(groups, items) for j in group]
     parsed = [(j, item) for j, item in flat if j.scores is not None]
     several = [j.scores for j, item in parsed if item.n > 1]
@@ -149,8 +151,9 @@ def answers(cfg, parts, guided):
         if guided:
             ways[f"guided@{k}"] = [[RULES["guided"](s)] for s in first]
             seed = lambda item, draw: seed_of(cfg.seed, "control", item.id, k, draw)
-            ways[f"random@{k}"] = [[metarm.random_vote(s, k // 2, seed(item, draw)) for draw in range(8)]
-                                   for s, item in zip(first, items)]
+            ways[f"random@{k}"] = [
+                [metarm.random_vote(s, metarm.half(s), seed(item, draw)) for draw in range(8)]
+                for s, item in zip(first, items)]
     return ways
 
 # ----------------------------------------------------------------------------------------
@@ -163,8 +166,8 @@ def item_columns(parts, ways):
     """
     (items, samples), columns = parts["votes"], {}
     for way, found in ways.items():
-        measure = lambda rule: np.array([np.mean([rule(answer, item.gold) for answer in answers])
-                                         for answers, item in zip(found, items)])
+        measure = lambda of: np.array([np.mean([of(answer, item.gold) for answer in each])
+                                       for each, item in zip(found, items)])
         columns[way] = measure(correct)
         if way in ("greedy", "one sample") or way.startswith("sum@"):
             columns["coin flip, " + way] = measure(coin_flip)
@@ -198,15 +201,15 @@ def stage_results(parts, columns):
     """One policy: {measure: [mean, low, high]}, the same by subset, ties and tokens."""
     items, samples = parts["votes"]
     stats = judgement_stats(samples, items)
-    results = {name: with_interval(values) for name, values in {**columns, **other_columns(parts)}.items()}
-    results |= {"ties": round(stats["tie"], 4), "tokens": round(stats["length"], 1), "subsets": {}}
+    found = {name: with_interval(values) for name, values in {**columns, **other_columns(parts)}.items()}
+    found |= {"ties": round(stats["tie"], 4), "tokens": round(stats["length"], 1), "subsets": {}}
     for domain in DOMAINS:
         mine = np.array([item.subset == domain for item in items])
         if mine.any():
-            results["subsets"][domain] = {"items": int(mine.sum()), **{
+            found["subsets"][domain] = {"items": int(mine.sum()), **{
                 name: with_interval(values[mine]) for name, values in columns.items()
                 if name in ("greedy", "one sample") or name.startswith(("sum@", "weighted@"))}}
-    return results
+    return found
 
 
 def meta_results(parts):
@@ -215,7 +218,8 @@ def meta_results(parts):
     for item, s in zip(*parts["votes"]):
         parsed = [j for j in s if j.scores is not None]
         groups.append(([correct(j.scores, item.gold) for j in parsed], [j.meta for j in parsed]))
-    return {"AUC, all pairs": metarm.auc(*(sum(part, []) for part in zip(*groups))),
+    all_right, all_logits = (sum(part, []) for part in zip(*groups))
+    return {"AUC, all pairs": metarm.auc(all_right, all_logits),
             "AUC, pairs of one item": metarm.auc_within(groups)}
 
 
@@ -240,7 +244,7 @@ def results(run, judged):
 # ----------------------------------------------------------------------------------------
 # The table
 
-def half_width(value):
+def cell(value):
     """'0.712 ±0.021' of [mean, low, high]; any other number as it is."""
     return f"{value[0]:.3f} ±{(value[2] - value[1]) / 2:.3f}" if isinstance(value, list) else f"{value:g}"
 
@@ -248,7 +252,7 @@ def half_width(value):
 def in_columns(rows):
     """Rows of cells -> text, each column as wide as its widest cell."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    line = lambda row: "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
+    line = lambda row: "  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip()
     return "\n".join(map(line, rows))
 
 
@@ -259,14 +263,14 @@ def table(r):
     kinds = list(dict.fromkeys(m.split("@")[0] for m in measures))           # all votes, all guided, ...
     measures.sort(key=lambda m: (m.startswith("coin flip"), kinds.index(m.split("@")[0])))
     rows = [["strict accuracy, and other measures", *stages]]
-    rows += [[m, *(half_width(s[m]) if m in s else "" for s in stages.values())] for m in measures]
+    rows += [[m, *(cell(s[m]) if m in s else "" for s in stages.values())] for m in measures]
     stood = np.cumsum([r["seconds"][stage] for stage in ("pretrain", "rft", "rl")]) / 60
     rows.append(["minutes until this policy stood", *(f"{minutes:.1f}" for minutes in stood)])
     k = max(int(m.removeprefix("sum@")) for m in measures if m.startswith("sum@"))
     shown = ["items", "greedy", "one sample", f"sum@{k}", f"weighted@{k}"]
     by_subset = [["rl, by subset", *shown]]
     for domain, s in stages["rl"]["subsets"].items():
-        by_subset.append([domain, *(half_width(s[m]) for m in shown)])
+        by_subset.append([domain, *(cell(s[m]) for m in shown)])
     lines = [in_columns(rows), "", in_columns(by_subset), ""]
     for name, m in r["meta"].items():
         of, within = ("none" if value is None else f"{value:.3f}" for value in m.values())
@@ -311,7 +315,7 @@ def draw_votes(path, r):
         for name, s in r["stages"].items():
             ks = [int(m.removeprefix("sum@")) for m in s if m.startswith("sum@")]
             x, color = [1, *ks], COLORS[name]
-            votes = np.array([s["one sample"], *(s[f"sum@{k}"] for k in ks)])              # (ks, 3)
+            votes = np.array([s["one sample"], *(s[f"sum@{k}"] for k in ks)])              # (1 + ks, 3)
             axes.plot(x, votes[:, 0], "o-", color=color, label=f"{name}: sum of scores")
             axes.fill_between(x, votes[:, 1], votes[:, 2], color=color, alpha=0.12)
             axes.axhline(s["greedy"][0], color=color, ls=":", lw=1, label=f"{name}: greedy")

@@ -279,9 +279,8 @@ class Run:
             os.remove(self.path(f"metrics-{unit}.jsonl"))
         return False
 
-    def steps(self, unit, model, count):
+    def steps(self, unit, count):
         """The numbers of the steps of a training loop, with a progress bar."""
-        model.train()
         self.bar = tqdm(range(count), desc=unit, mininterval=2.0, disable=rank() > 0)
         yield from self.bar
         self.bar = None

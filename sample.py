@@ -7,8 +7,8 @@ Judging with a trained model: sample judgements, let them vote.
 An item is judged k times, each time with the responses in a fresh random order; the scores are mapped back to
 the responses, and the k judgements vote: four rules (RULES in metarm.py), of which the paper has two.
 
-Simplification: sampling is plain (T = 1 unless said, no top-k or top-p), since RL must train on the
-very distribution that it samples from.
+Sampling is plain, without top-k or top-p: RFT and RL draw at T = 1, since RL must train on the very
+distribution that it samples from, votes at the paper's 0.5.
 """
 
 import contextlib
@@ -81,10 +81,10 @@ def complete(model, prompts, seeds, temperature):
     # All but the last token of each prompt is read at once; the last one starts the row. Equal prompts are
     # read once, and each of their samples takes a copy of the keys and values.
     unique = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
-    ids, length = pad_rows([prompt[:-1] for prompt in unique], PAD, device)
-    ids = ids[:, :int(length.max())]               # each column of padding would cost time in every step
+    read, length = pad_rows([prompt[:-1] for prompt in unique], PAD, device)                 # (U, T), (U,)
+    read = read[:, :int(length.max())]             # each column of padding would cost time in every step
     rows = torch.tensor([unique[prompt] for prompt in prompts], device=device)               # (B,)
-    cache = model.prefill(ids, length).select(rows, BLOCK)
+    cache = model.prefill(read, length).select(rows, BLOCK)
     token = torch.tensor([prompt[-1] for prompt in prompts], device=device)                  # (B,)
     room = model.cfg.block_size - np.array([len(prompt) for prompt in prompts])      # tokens to write, (B,)
     assert room.min() > 0, "a prompt fills the context, no room is left to write"
@@ -95,8 +95,8 @@ def complete(model, prompts, seeds, temperature):
     ids, logp = np.empty((len(alive), 0), int), np.empty((len(alive), 0), np.float32)        # what they wrote
     for start in range(0, steps, BLOCK):
         # 1. All rows write a block of tokens. Nobody looks at them meanwhile.
-        block = torch.empty(len(alive), BLOCK, dtype=torch.long, device=device)
-        block_logp = torch.empty(len(alive), BLOCK, device=device)
+        block = torch.empty(len(alive), BLOCK, dtype=torch.long, device=device)              # (B', BLOCK)
+        block_logp = torch.empty(len(alive), BLOCK, device=device)                           # (B', BLOCK)
         for t in range(BLOCK):
             logits = model.logits(model.step(token, cache))                  # (B, V)
             token, block_logp[:, t] = draw(logits, u[:, start + t], temperature)
@@ -126,7 +126,6 @@ def generate(model, prompts, seeds, temperature=1.0, desc=None):
     Samples with the same (prompt, seed) are equal whatever else is in the batch, up to rounding
     differences between batch shapes. `desc` names the progress bar, None shows none.
     """
-    model.eval()
     # Long prompts first: their judgements are long, too, and rows of like length end together. Equal prompts
     # side by side: they are read once.
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]), reverse=True)
@@ -152,7 +151,8 @@ def shuffled(seed, item, sample):
 
 def judge(model, tok, items, k, seed, purpose, temperature=1.0, shuffle=True, hinted=False,
           autocast=contextlib.nullcontext(), desc=None, render=render_prompt, read=read_judgement):
-    """k judgements of every item -> list (items) of lists (k) of Judgement.
+    """k judgements of every item -> list (items) of lists (k) of Judgement. Orders and random numbers are a
+    function of seed, purpose (a word), item and sample.
 
     shuffle: a fresh order for each sample, else the item's own. hinted: the prompt names the best response.
     autocast: a context that sets the precision, by default float32. render, read: the prompt and the grammar;
@@ -185,7 +185,7 @@ def load_judge(folder, stage, device, guided=False):
     def load(name, make):
         path = os.path.join(folder, name + ".pt")
         if not os.path.exists(path):
-            raise UserError(f"there is no {path}: train it with `python spct.py`, or name another --run")
+            raise UserError(f"there is no {path}: train it with `python spct.py`, and name its --run")
         saved = load_tensors(path, device)
         model = make(GPTConfig(**saved["config"])).to(device)
         model.load_state_dict(saved["weights"])
@@ -256,10 +256,10 @@ def show(item, samples, rule, result):
         print("no vote: the judge knows the toy world only, and may need training (python spct.py)")
         return
     for i, (response, votes, score) in enumerate(zip(item.responses, result["votes"], result["scores"])):
-        share = votes / sum(result["votes"])
-        share = f"{share:4.0%} of the votes, " if rule in ("plurality", "weighted") else ""
+        of_all = votes / sum(result["votes"])
+        of_all = f"{of_all:4.0%} of the votes, " if rule in ("plurality", "weighted") else ""
         mean = score / result["voters"]
-        print(f"response {i + 1}  {share}{score:4d} points, {mean:.1f} a sample:  {response}")
+        print(f"response {i + 1}  {of_all}{score:4d} points, {mean:.1f} a sample:  {response}")
     if item.n > 1 and best is None:
         print("best        none: a tie")
     elif item.n > 1:
@@ -290,13 +290,14 @@ def parse_args(argv):
     parser.add_argument("--data", help="a JSONL file of pairs or best-of-n items, in place of --query")
     parser.add_argument("--out", help="where the judgements of --data go, by default judgements.jsonl")
     parser.add_argument("--run", help="run folder of the judge, by default the weights that come along")
-    parser.add_argument("--stage", choices=["base", "rft", "rl"], default="rl", help="the policy that judges")
+    parser.add_argument("--stage", choices=["base", "rft", "rl"], default="rl",
+                        help="the policy that judges; rft needs a --run")
     parser.add_argument("-k", type=int, default=8, help="number of samples (8)")
     parser.add_argument("--vote", choices=list(RULES), default="weighted", help="sum: of the scores (paper); "
                         "guided: of the half that the Meta RM likes best (paper); plurality: one vote each, "
                         "for the response with the largest score; weighted: votes with the policy's own "
                         "confidence as weight (default)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="1 by default, 0 is greedy")
+    parser.add_argument("--temperature", type=float, default=0.5, help="0.5 by default, 0 is greedy")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="cpu, cuda or mps; auto: cuda if there is one")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

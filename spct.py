@@ -11,8 +11,7 @@ nanoGRM: a small GPT learns to be a judge, from nothing (SPCT, arXiv 2504.02495)
     4 metarm     a Meta RM for the RFT and the RL policy: what is right?         -> meta-rft.pt, meta-rl.pt
     5 eval       votes of every stage, guided ones too, on the test split        -> results.json, figures
 
-Simplifications against the paper, and why: all models are of one size and from scratch (a laptop has to
-do); sampling at T = 1 (RL needs it, and votes do best so; the paper votes at 0.5);
+Simplifications against the paper, and why: all models are of one size and from scratch (a laptop has to do);
 GRPO takes one update a rollout by default (then the ratio is 1 and the clip never acts). What the paper
 leaves open (clip, KL estimator, loss normalisation, zero variance) is chosen and explained where it stands.
 """
@@ -84,8 +83,8 @@ class Config:
     clip: float = 0.2              # of the ratio, from the second update of a rollout on
     # Meta RM
     meta_items: int = 1000         # fresh points, judged meta_samples times by the policy that it will guide
-    meta_samples: int = 4          # samples of each of them
-    temperature: float = 1.0       # of these samples and of the votes: a Meta RM learns on what it will judge
+    meta_samples: int = 4          # samples of each of these points
+    temperature: float = 0.5       # of these samples, and of the votes; RFT and RL sample at 1
     meta_old: int = 500            # points whose RFT samples are used too
     meta_lr: float = 1e-3          # peak learning rate
     # evaluation
@@ -123,7 +122,7 @@ def train_lm(run, unit, model, ids, mask, lr, batch, epochs=1):
     steps = len(order) // batch
     if steps == 0:                                 # a run as short as the smoke preset may find nothing right
         print(f"{unit}: {len(ids)} rows are too few for one step of {batch}, the model stays as it is")
-    for step in run.steps(unit, model, steps):
+    for step in run.steps(unit, steps):
         rows = order[step * batch:(step + 1) * batch]
         tokens = int(mask[rows, 1:].sum())         # that are learned: no padding, nothing that is given
         rows = share(rows)                         # all of them, but if there are several processes
@@ -257,7 +256,7 @@ def advantages(rewards):
 
     A group that is all right or all wrong says nothing about which sample is better: its advantages are
     0 (and not 0 / 0). Groups are rows, so they never mix. The std is that of the group itself (divided by G);
-    no more than 1e-5 is ever added to it.
+    what guards the division is no larger than 1e-5.
 
     >>> advantages(torch.tensor([[1.0, -1.0, 1.0, -1.0], [1.0, 1.0, 1.0, 1.0]])).round(decimals=3)
     tensor([[ 1., -1.,  1., -1.],
@@ -330,14 +329,15 @@ def not_too_easy(points, samples):
 
 
 def rl(run, tok, reference, points, samples, judge=judge):
-    """GRPO from the RFT model, with a KL penalty to it."""
+    """GRPO from the RFT model, the reference, with a KL penalty to it. samples: RFT's of the points, which
+    say what is too easy."""
     cfg, policy = run.cfg, copy.deepcopy(reference)
     if run.done("rl", policy):
         return policy
     pool, opt = not_too_easy(points, samples), Optimizer(policy, cfg.rl_lr, run.dtype)
     if len(pool) < cfg.rl_points:
         raise UserError(f"only {len(pool)} points are left for RL: raise --points, or lower --rl_points")
-    for step in run.steps("rl", policy, cfg.rl_steps):
+    for step in run.steps("rl", cfg.rl_steps):
         # rollout: G samples of each of P points. All see the item's own order, in which the best response has
         # no favourite place, so that they share a prompt, which is read once.
         batch = [pool[i % len(pool)] for i in range(step * cfg.rl_points, (step + 1) * cfg.rl_points)]

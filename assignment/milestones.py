@@ -12,7 +12,7 @@ import sys
 import spct
 
 FLAGS = ("--preset short --points 500 --rl_steps 10 --rl_points 32 --meta_items 300 --meta_old 100 "
-         "--eval_items 200 --k 8").split()
+         "--temperature 1 --eval_items 200 --k 8").split()
 
 
 def milestones(folder):

@@ -43,7 +43,7 @@ GENERAL_KINDS = {"quoting": 0.15, "adding": 0.15, "checking": 0.4, "weighing": 0
 # Its domains, one drawn at random: harm is learned at once, and comes once; to compare takes more practice,
 # most of all what is far apart (reverse) or rare (a fact).
 PRACTICE = [*DOMAINS, "sums", "sort", "reverse", "facts", "lists", "reverse", "facts"]
-HINTED = 0.15                                      # share of annotations that carry a hint
+HINTED = 0.15                                      # share of annotations that carry a hint, if n > 1
 SKILLS = {"sloppy": 0.66, "average": 0.26, "expert": 0.08}
 WRONG_CHECK = {"average": 0.20, "expert": 0.03}    # chance that a verdict is wrong
 IMPRESSION_NOISE = 2.5                             # standard deviation of a sloppy score, in points
@@ -116,7 +116,7 @@ def annotate(rng, item, skill, hint=None):
     return weights, critiques, [total for _, _, total in critiques]
 
 # ----------------------------------------------------------------------------------------
-# General text: the bare skills, without any judging
+# General text: the bare skills, without any judging. texts: as of make_response
 
 def adding(rng):
     """Given weights and verdicts on each of a few responses: the sum of the weights found good, step by step.
@@ -158,7 +158,7 @@ def weighing(rng, query, domain, cue):
 
 
 def quoting(texts):
-    """Given a list of texts: the same list again."""
+    """Given responses, as of make_response: their texts again."""
     quotes = [part for mark, (text, _, _) in zip(RESPONSE, texts) for part in (mark, " " + text)]
     return [(quotes + [CRITIQUE], False), (quotes + [END], True)]
 

@@ -154,7 +154,7 @@ class Judgement:
     @property
     def confidence(self):
         """The policy's own, a weight for `plurality` that costs nothing: the mean probability of a token
-        (geometric), to the power of 20 (5 to 40 did much the same on validation items)."""
+        (geometric), to the power of 20 (5 to 40 did much the same on validation items, at T = 1)."""
         return math.exp(20 * self.mean_logp)
 
 

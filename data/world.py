@@ -2,8 +2,8 @@
 The toy world: queries, responses, and the gold reward that raters give them.
 
 A query is a task plus a cue that changes what matters ("for my boss: what is 230+481?").
-A response meets each criterion or misses it by a little (a digit off, two letters swapped,
-one item of the wrong kind, a filler phrase). The gold reward is a weighted count of the
+A response meets each criterion or misses it, mostly by a little (a digit off, two letters
+swapped, one item of the wrong kind, a filler phrase). The gold reward is a weighted count of the
 criteria that are met, and the weights depend on domain AND cue: a judge must read the query
 before it can say what a good response is.
 

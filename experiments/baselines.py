@@ -177,7 +177,7 @@ def train_differences(run, unit, model, better, worse, epochs, rate=3e-3):
     shuffle = lambda epoch: np.random.default_rng(seed_of(run.cfg.seed, unit, epoch)).permutation(len(better))
     order = np.concatenate([shuffle(epoch) for epoch in range(epochs)])
     steps = -(-len(order) // size)
-    for step in run.steps(unit, model, steps):
+    for step in run.steps(unit, steps):
         batch = order[step * size:(step + 1) * size]
         ids, length = pad_rows([better[i] for i in batch] + [worse[i] for i in batch], device=run.device)
         with run.autocast():

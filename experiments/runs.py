@@ -10,7 +10,8 @@ How to read the tables:
   judgement that does not parse is wrong. A random pick is right for .38 of these items; the base model's
   greedy answer is below that since it often ties. The console table has the "coin flip" (ties broken at
   random) beside it.
-- **greedy** is one judgement at T = 0, **one sample** the mean over single judgements at T = 1.
+- **greedy** is one judgement at T = 0, **one sample** the mean over single judgements at T = 0.5,
+  the votes' temperature.
 - Votes of k samples: **sum@k** of their scores (Eq 14), **plurality@k**: one vote a judgement for its largest
   score, **weighted@k**: by the policy's own confidence. **pass@32**: is any of 32 right? With two responses a
   coin does that, so it only says that the right judgement is within reach.

@@ -1,11 +1,12 @@
 """
 What the studies share: base runs, arms, trajectories, answers, measures, tables.
 
-A study compares systems that differ in one thing. All systems of a seed go on from the same base run
-(`python spct.py --seed S`, made here if it is missing), unless they differ in what comes before, and are
-measured on the same items, so that differences are paired by item. What a study has to train or to sample
-lies in arms: run folders under runs/arms/ that are named by their config. Studies that ask for the same arm
-share its work, and a study that was killed goes on where it was.
+A study compares systems that differ in one thing. All systems of a seed go on from the same base run, made
+here if it is missing, unless they differ in what comes before, and are measured on the same items, so that
+differences are paired by item. The base run is the default run in float32, but for its votes and its Meta
+RM's samples, drawn at T = 1, where samples differ most (votes.py compares temperatures). What a study has to
+train or to sample lies in arms: run folders under runs/arms/ that are named by their config. Studies that ask
+for the same arm share its work, and a study that was killed goes on where it was.
 
     python -m experiments.baselines --seeds 1  # one seed's share, for instance beside another process
     python -m experiments.baselines                   # what is still missing, then tables and figure
@@ -41,15 +42,16 @@ from spct import Config
 # Base runs and arms
 
 SEEDS = [1, 2, 3]
+USUAL = dict(dtype="float32", temperature=1.0)
 QUICK = dict(preset="smoke", pretrain_tokens=500_000, points=16, meta_items=8, rl_steps=2)
 
 
 class Base:
-    """The default run of one seed: its models, training points, their judgements; the items to measure on."""
+    """The base run of one seed: its models, training points, their judgements; the items to measure on."""
 
     def __init__(self, seed, quick=False):
-        folder = f"runs/{'quick' if quick else 'cpu'}-seed{seed}"
-        flags = {**(QUICK if quick else {"preset": "cpu"}), "seed": seed, "out": folder}
+        folder = f"runs/{'quick' if quick else 'study'}-seed{seed}"
+        flags = {**USUAL, **(QUICK if quick else {"preset": "cpu"}), "seed": seed, "out": folder}
         if not os.path.exists(os.path.join(folder, "results.json")):
             resume = ["--resume"] if os.path.exists(os.path.join(folder, "config.json")) else []
             spct.main([text for name, value in flags.items() for text in (f"--{name}", str(value))] + resume)
@@ -96,7 +98,7 @@ class Base:
 
 
 def default_config(folder, flags):
-    """The config of a base run, which must have the default settings, but for how it was computed."""
+    """The config of a base run, which must have these settings, but for how it was computed."""
     saved = read_json(os.path.join(folder, "config.json"))
     usual = {**asdict(Config()), **spct.PRESETS[flags["preset"]], **flags}
     free = ("out", "device", "dtype", "threads", "eval_items")
@@ -104,7 +106,7 @@ def default_config(folder, flags):
         raise UserError(f"{folder} is of another version: move it away, and the study makes one")
     for name, value in usual.items():
         if name not in free and saved.get(name, "nothing") != value:
-            raise UserError(f"{folder} is no default run: --{name} is {saved.get(name)}, expected {value}; "
+            raise UserError(f"{folder} is no base run: --{name} is {saved.get(name)}, expected {value}; "
                             f"move it away, and the study makes one")
     return Config(**saved)
 
