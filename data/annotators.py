@@ -40,8 +40,8 @@ from data.world import (
 
 GENERAL = 0.55                                     # share of documents that are general text
 GENERAL_KINDS = {"quoting": 0.15, "adding": 0.15, "checking": 0.4, "weighing": 0.3}  # of general text
-# Its domains, one drawn at random: harm is learned at once, and comes once; to compare takes more practice,
-# most of all what is far apart (reverse) or rare (a fact).
+# Its domains, one drawn at random. To refuse or to help is learned at once; to compare takes more practice,
+# most of all what stands far apart (reverse) or is rare (a fact).
 PRACTICE = [*DOMAINS, "sums", "sort", "reverse", "facts", "lists", "reverse", "facts"]
 HINTED = 0.15                                      # share of annotations that carry a hint, if n > 1
 SKILLS = {"sloppy": 0.66, "average": 0.26, "expert": 0.08}
@@ -110,7 +110,7 @@ def annotate(rng, item, skill, hint=None):
             text, total = impression(rng, item.gold[i], item.truth[i])
         else:
             text, total = check(rng, weights, item.truth[i], skill, i == hint if short_cut else None)
-        if hint is not None:                       # and all make sure that the totals agree with the hint
+        if hint is not None:                       # whatever was found, the totals agree with the hint
             total = max(total, 8) if i == hint else min(total, 7)
         critiques.append((response if skill == "expert" else None, text, total))
     return weights, critiques, [total for _, _, total in critiques]
@@ -151,8 +151,8 @@ def checking(rng, query, texts):
 
 
 def weighing(rng, query, domain, cue):
-    """Given a query alone: an expert's principles. Without such texts some seeds take no cue for a cue, and
-    RL cannot mend it: all samples of a judge share that mistake."""
+    """Given a query alone: an expert's principles. Without such texts some seeds' judges find a cue where
+    there is none, and RL cannot mend it: all samples of a judge share that mistake."""
     return [(render_prompt(query, []), False),
             ([principles_text(principles(rng, domain, cue, "expert")), END], True)]
 
@@ -185,6 +185,7 @@ def document(seed, index, annotate=annotate):
         return general_text(rng)
     item = make_item(seed, "train", seed_of("annotated", index))   # a huge number, no training point's
     hint = item.best if item.n > 1 and rng.random() < HINTED else None
+    # who is told which one is best writes checks: that makes RFT's hinted samples worth more than impressions
     skills = SKILLS if hint is None else {"average": 0.5, "expert": 0.5}
     skill = rng.choices(list(skills), skills.values())[0]
     judgement = judgement_parts(*annotate(rng, item, skill, hint))
