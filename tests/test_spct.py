@@ -119,6 +119,31 @@ def test_rft_samples(tok, tmp_path, hinted):
     tokens = lambda groups: [j.tokens for s in groups for j in s]
     assert [*map(tokens, spct.rft_samples(again, tok, None, points))] == [tokens(samples), tokens(told)]
 
+
+def test_temperatures(tiny, tmp_path, monkeypatch):
+    """Guards against votes or a Meta RM's samples at another temperature than the one asked for, and against
+    RFT or RL from a tempered distribution, which is not the one that is trained."""
+    class Drawn(Exception):
+        """Carries the temperature."""
+
+    def judge(policy, tok, items, k, seed, purpose, temperature=sample.judge.__defaults__[0], **more):
+        raise Drawn(temperature)
+
+    def drawn(work, *args, **more):
+        with pytest.raises(Drawn) as caught:
+            work(*args, **more)
+        return caught.value.args[0]
+
+    monkeypatch.setattr(spct, "judge", judge)
+    cfg = Config(temperature=0.3, device="cpu", dtype="float32", rl_points=1, points=2)
+    run, points = Run(cfg, str(tmp_path)), make_items(0, "train", 2)
+    wrong = [[judgement()]] * 2
+    assert drawn(spct.meta_rm, run, None, "rl", tiny(), [], []) == 0.3
+    assert drawn(spct.rft_samples, run, None, None, points) == 1
+    assert drawn(spct.rl, run, None, tiny(), points, wrong, judge=judge) == 1
+    assert {part: T for part, (_, _, T) in spct.eval_sets(cfg).items()} == {
+        "greedy": 0, "votes": 0.3, "ood-greedy": 0, "ood": 0.3, "single": 0}
+
 # ----------------------------------------------------------------------------------------
 # RL
 
