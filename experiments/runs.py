@@ -49,7 +49,7 @@ DIFFERENCES = [(f"{better}/{way}", f"{worse}/{way}") for better, worse in STAGES
 DIFFERENCES += [(f"{stage}/{better}", f"{stage}/{worse}") for stage, better, worse in [
     *(("rl", f"weighted@{k}", "greedy") for k in (4, 8, 32)),
     *(("rl", f"weighted@{k}", f"sum@{k}") for k in (4, 8, 32)), ("rl", "plurality@8", "sum@8"),
-    ("rl", "weighted@8", "plurality@8"), ("rft", "weighted@8", "plurality@8"), ("rft", "weighted@32", "guided@32"),
+    *((stage, "weighted@8", "plurality@8") for stage in ("rft", "rl")), ("rft", "weighted@32", "guided@32"),
     ("rl", "sum@32", "greedy"), *((stage, "sum@8", "one sample") for stage in ("base", "rft", "rl")),
     *((stage, f"guided@{k}", f"{other}@{k}") for stage, k in (("rft", 32), ("rl", 8), ("rl", 32))
       for other in ("sum", "random"))]]
