@@ -48,7 +48,8 @@ def write_results(names):
         shutil.copy(f"runs/{name}/results.json", os.path.join(REFERENCE, f"{name}.json"))
     parts = ["# Results",
              "Written by `python -m experiments.all`: the default runs, then for each study its question, "
-             "what was seen, its figure, its tables. \"Noise\": the 95% interval of a difference contains 0.",
+             "what was seen, its figure, its tables. \"Noise\": the 95% interval of a difference contains 0; "
+             "\"seeds disagree\": it does not, but single seeds differ in sign.",
              default_runs()]
     for name, module in STUDIES.items():
         kept = os.path.join(REFERENCE, f"{name}.json")

@@ -379,28 +379,31 @@ FINDINGS = """
 What was seen in three runs (their training, float32, on an Intel Xeon, the samples on an AMD EPYC in
 processes of one thread):
 
-- **At T = 1 a sum loses to a plurality at every number of samples**, after RFT and after RL. The size of
-  scores explains a part of it: from eight samples on (after RL from four) a sum of standardised scores and
-  Borda lie between the two. Two samples often tie; a weight decides them.
-- **The paper's T is right for the paper's sum, and for few votes.** After RL a sum of 4 is at .845 at T = 1,
-  at .906 at T = 0.5, a weighted plurality at .901 and .919: at T = 1 it is no better than the paper's own 4,
-  a sum at T = 0.5 (-.005, noise). At T = 0.5 a plurality is: +.011 with 4 samples, +.010 with 8, weighted
-  +.013 and +.009; after RFT, weighted, +.097, +.094 and, with 32, +.045. After RL neither rule nor T matters
-  with 32, but for a sum at T = 1. Validation items had said the same of 2, 4 and 8 weighted votes
-  (T = 1: .856, .907, .920; 0.5: .909, .931, .928; seeds 1 and 2): so the default draws votes at T = 0.5.
+- **At T = 1 a sum loses to a plurality**, from four samples on, after RFT and after RL. The size of scores
+  explains a part of it: from eight samples on (after RL from four) a sum of standardised scores and Borda
+  lie between the two. Two samples often tie; a weight decides them.
+- **T = 1 is too hot for sums, and for few votes.** After RL a sum of 4 is at .845 at T = 1, at .906 at the
+  paper's T = 0.5, a weighted plurality at .901 and .919: at T = 1 it is no better than the paper's own 4, a
+  sum at T = 0.5 (-.005, noise). At T = 0.5 a plurality is: +.011 with 4 samples, +.010 with 8, weighted
+  +.013 and +.009; after RFT, weighted, +.097, +.094 and, with 32, +.045. From 0.3 to 0.7 all is about level
+  after RL; after RFT a sum of 4 or 8 is best at 0.3. After RL neither rule nor T matters with 32, but for a
+  sum at T = 1. Validation items had said the same of 2, 4 and 8 weighted votes (T = 1: .856, .907, .920;
+  0.5: .909, .931, .928; seeds 1 and 2): so the default draws votes at T = 0.5.
 - **Weights matter before RL and with few samples**: they make a plurality of 8 better by .07 to .09 after
   RFT, by about .01 after RL. Which weight hardly matters: from four samples on the Meta RM's probability or
   log-odds, the policy's log-probability, a linear probe on its own state, even the length are within .02 of
   each other.
 - **A Meta RM adds nothing to what comes for free**: votes, log-probability, length and the probe, combined
-  with and without it, are level at every number of samples, after RFT and after RL. Nor is the paper's filter
-  a good use of it: a weight by its probability is ahead of the filter by .05 to .07 after RFT.
-- **Samples repeat each other**: two of one item are right together far more often than by chance (rho .23
-  after RL, .07 after RFT), so that 32 of them are worth four independent ones (ten).
+  with and without it, are level at every number of samples, after RFT and after RL. Nor is the paper's
+  filter a good use of it: from four samples on a weight by its probability is ahead of the filter by .05 to
+  .07 after RFT.
+- **Samples repeat each other**: two of one item are right together more often than by chance (rho .23 after
+  RL, .07 after RFT), so that 32 of them are worth four independent ones (ten).
 - **What is left to win are checks**: with true verdicts 32 samples would be right in .98, with the raters'
-  weights and the checks as they are in .94, as now. After RFT it is both (.87, .85, now .79).
-- **Stop early**: after RL drawing until one response is three picks ahead takes 5.4 samples in the mean and
-  loses .007 of what 32 have, six picks ahead 10.8 and .002. After RFT 22 are needed.
+  weights and the checks as they are in .94, as now. After RFT it is both (.87, .85; with totals added up
+  anew .79).
+- **Stop early**: after RL drawing until one response is three picks ahead takes 5.4 samples in the mean, in
+  place of 32, at -.007 (noise), six picks ahead 10.8 at -.002. After RFT 16 are needed for as much.
 """
 
 
