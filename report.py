@@ -299,8 +299,9 @@ def canvas(path, rows=1, columns=1, width=8, height=5):
     yield axes
     for ax in fig.axes:
         ax.grid(alpha=0.3)
-        if ax.get_legend_handles_labels()[0]:
-            ax.legend(fontsize=7)
+        lines = len(ax.get_legend_handles_labels()[0])
+        if lines:
+            ax.legend(fontsize=7, ncols=1 if lines < 10 else 2)
     fig.tight_layout()
     fig.savefig(path, dpi=110)
     plt.close(fig)
