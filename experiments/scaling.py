@@ -16,8 +16,8 @@ judge had no RL.
   training compute, in proportion to its size. All have the default's learning rates, which were tuned for S.
   M has one seed; tables of pairs compare the same seeds, the figure and the table of sizes show what there
   is.
-- Training compute: judges of the default size after fewer or more pre-training tokens, or RL steps, beside
-  the scalar RM of the same base model. Each number of RL steps has a schedule of its own, down over the last
+- Training compute: judges of the default size after fewer pre-training tokens (twice as many brought nothing
+  in 0.1.0), after fewer or more RL steps, beside the scalar RM of the same base model. Each number of RL steps has a schedule of its own, down over the last
   30%; 72 steps see most points twice.
 
 What to look at: where the votes of a small judge meet the greedy point of a larger one, and where the
@@ -43,7 +43,7 @@ NAME = "scaling"
 JUDGES = {"XS": dict(n_layer=3, n_head=4, n_embd=64), "S": SIZES["S"], "M": SIZES["M"]}
 TEMPERATURE = 0.5                                  # of the votes of all sizes
 ONE_SEED = ("M",)                                  # sizes that the first seed alone has
-TOKENS = (3_000_000, 6_500_000, 13_000_000)
+TOKENS = (3_000_000, 6_500_000)
 RL_STEPS = (8, 16, 24, 72)
 
 
