@@ -17,8 +17,8 @@ judge had no RL.
   M has one seed; tables of pairs compare the same seeds, the figure and the table of sizes show what there
   is.
 - Training compute: judges of the default size after fewer pre-training tokens (twice as many brought nothing
-  in 0.1.0), after fewer or more RL steps, beside the scalar RM of the same base model. Each number of RL steps has a schedule of its own, down over the last
-  30%; 72 steps see most points twice.
+  in 0.1.0), after fewer or more RL steps, beside the scalar RM of the same base model. Each number of RL
+  steps has a schedule of its own, down over the last 30%; 72 steps see most points twice.
 
 What to look at: where the votes of a small judge meet the greedy point of a larger one, and where the
 scalar RMs lie, which need one short reading of each response.
