@@ -166,8 +166,8 @@ def item_columns(parts, ways):
     """
     (items, samples), columns = parts["votes"], {}
     for way, found in ways.items():
-        measure = lambda of: np.array([np.mean([of(answer, item.gold) for answer in each])
-                                       for each, item in zip(found, items)])
+        measure = lambda grade: np.array([np.mean([grade(answer, item.gold) for answer in each])
+                                          for each, item in zip(found, items)])
         columns[way] = measure(correct)
         if way in ("greedy", "one sample") or way.startswith("sum@"):
             columns["coin flip, " + way] = measure(coin_flip)
