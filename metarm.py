@@ -3,8 +3,8 @@ The Meta RM: a scalar reward model that reads one judgement (query, responses, p
 scores) and says how likely it is to be right. At inference each of the k samples is scored, the best
 k_meta of them are kept, and only those vote: a filter, not a weight.
 
-Trained with binary cross-entropy; the label is the rule of Eq 10. Data, as in the paper: the non-hinted
-trajectories of RFT, right and wrong ones, plus trajectories of the policy that it is to guide.
+Trained with binary cross-entropy; the label is the rule of Eq 10. Data, as in the paper: RFT's
+judgements without a hint, right and wrong ones, plus judgements of the policy that it is to guide.
 
 Mind the cost: guided votes spend one more forward pass over each sample, so k votes and k guided votes
 are not equal compute.
@@ -112,7 +112,8 @@ def train(run, unit, model, examples):
         loss = meta_loss(logit, right) / len(batches[step])
         loss.backward()
         agree = ((logit > 0) == (right > 0.5)).float().sum() / len(batches[step])
-        run.log(unit, step=step, **opt.step(trapezoid(step, len(batches)), loss=loss, agree=agree))
+        metrics = opt.step(trapezoid(step, len(batches)), loss=loss, agree=agree)
+        run.log(unit, step=step, **metrics)
     run.finish(unit, model)
 
 # ----------------------------------------------------------------------------------------

@@ -93,7 +93,8 @@ def attend_cached(q, keys, values, bias):
 
 
 class KVCache:
-    """Keys and values of what B rows have read, for the sampler. All rows write into one column, `end`.
+    """Keys and values of what B rows have read, for the sampler. In each step all rows write into the same
+    next column, `end`.
 
     The rows' prompts have different lengths: what pads them on the right is hidden by a `bias` of -inf (0
     elsewhere). So columns are not positions; a row's next position is its `length`.
@@ -103,10 +104,10 @@ class KVCache:
         """kv (L, 2, B, K, columns, D), bias (B, K, 1, columns), length (B,) without padding, end an int."""
         self.kv, self.bias, self.length, self.end = kv, bias, length, end
 
-    def select(self, rows, room):
-        """The cache of some rows (any number of times each), with room for `room` more tokens."""
+    def select(self, rows, more):
+        """The cache of some rows (any number of times each), with columns for `more` tokens."""
         kv, bias = self.kv[:, :, rows, :, :self.end], self.bias[rows, ..., :self.end]
-        return KVCache(F.pad(kv, (0, 0, 0, room)), F.pad(bias, (0, room)), self.length[rows], self.end)
+        return KVCache(F.pad(kv, (0, 0, 0, more)), F.pad(bias, (0, more)), self.length[rows], self.end)
 
     def attend(self, layer, q, k, v):
         """One more token a row: keep its k and v (B, K, D), let its q (B, H, D) see its row -> (B, H, D)."""
@@ -283,14 +284,14 @@ def token_logp(model, ids, mask):
 
 
 def orthogonal(g):
-    """Matrices g (N, rows, cols), rows <= cols -> the same with all singular values near 1.
+    """M matrices g (M, rows, cols), rows <= cols -> the same with all singular values near 1.
 
     Five Newton-Schulz steps with the coefficients of K. Jordan's Muon: a polynomial in g that pushes each
-    singular value towards 1. N matrices at once are twice as fast as one after the other.
+    singular value towards 1. Many matrices at once are twice as fast as one after the other.
     """
     x = g / g.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(5):
-        a = x @ x.mT                                                         # (N, rows, rows)
+        a = x @ x.mT                                                         # (M, rows, rows)
         b = torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315)
         x = torch.baddbmm(x, b, x, beta=3.4445)
     return x
@@ -310,7 +311,7 @@ class Optimizer:
         outer = [p for name, p in model.named_parameters() if "blocks" not in name]
         self.adamw = torch.optim.AdamW(outer, lr=lr, weight_decay=0.0, betas=(0.9, 0.95))
         self.params, self.lr, self.dtype = inner + outer, lr, dtype
-        # matrices of one shape (tall ones lie on their side) are stacked: (N, rows, cols)
+        # matrices of one shape (tall ones lie on their side) are stacked: (M, rows, cols)
         self.stacks = {}
         for p in inner:
             self.stacks.setdefault(tuple(sorted(p.shape)), []).append(p)

@@ -135,14 +135,14 @@ def with_interval(values):
 # ----------------------------------------------------------------------------------------
 # Ways to judge
 
-def answers(cfg, parts, guided):
+def answers(cfg, sets, guided):
     """What each way to judge says of the items of the vote, from one policy's judgements (as of
     spct.judge_sets) -> {way: for each item a list of answers, each n scores or None}. guided: there is a
     Meta RM.
 
     An item's accuracy is the mean over its answers: most ways give one, "one sample" k, a random subset 8.
     """
-    (items, greedy), (_, samples) = parts["greedy"], parts["votes"]
+    (items, greedy), (_, samples) = sets["greedy"], sets["votes"]
     ways = {"greedy": [[s[0].scores] for s in greedy], "one sample": [[j.scores for j in s] for s in samples]}
     for k in [2 ** i for i in range(1, cfg.k.bit_length())]:
         first = [s[:k] for s in samples]
@@ -159,12 +159,12 @@ def answers(cfg, parts, guided):
 # ----------------------------------------------------------------------------------------
 # One number per item, so that differences can be paired
 
-def item_columns(parts, ways):
+def item_columns(sets, ways):
     """-> {column: array (items,)}, entries in 0..1: how often each way to judge an item is right.
 
-    parts: a policy's judgements, as of spct.judge_sets. ways: as of answers.
+    sets: a policy's judgements, as of spct.judge_sets. ways: as of answers.
     """
-    (items, samples), columns = parts["votes"], {}
+    (items, samples), columns = sets["votes"], {}
     for way, found in ways.items():
         measure = lambda grade: np.array([np.mean([grade(answer, item.gold) for answer in each])
                                           for each, item in zip(found, items)])
@@ -181,14 +181,14 @@ def item_columns(parts, ways):
     return columns
 
 
-def other_columns(parts):
+def other_columns(sets):
     """The same on items of their own."""
-    right = lambda part: np.array([np.mean([correct(j.scores, item.gold) for j in s])
-                                   for item, s in zip(*parts[part])])
+    right = lambda name: np.array([np.mean([correct(j.scores, item.gold) for j in s])
+                                   for item, s in zip(*sets[name])])
     columns = {"one response, exact score": right("single"),
                "out of distribution, greedy": right("ood-greedy"),
                "out of distribution, one sample": right("ood")}
-    items, samples = parts["ood"]
+    items, samples = sets["ood"]
     for rule in PLAIN:
         votes = np.array([correct(RULES[rule](s), item.gold) for item, s in zip(items, samples)], float)
         columns[f"out of distribution, {rule}@{len(samples[0])}"] = votes
@@ -197,11 +197,11 @@ def other_columns(parts):
 # ----------------------------------------------------------------------------------------
 # results.json
 
-def stage_results(parts, columns):
+def stage_results(sets, columns):
     """One policy: {measure: [mean, low, high]}, the same by subset, ties and tokens."""
-    items, samples = parts["votes"]
+    items, samples = sets["votes"]
     stats = judgement_stats(samples, items)
-    found = {name: with_interval(values) for name, values in {**columns, **other_columns(parts)}.items()}
+    found = {name: with_interval(values) for name, values in {**columns, **other_columns(sets)}.items()}
     found |= {"ties": round(stats["tie"], 4), "tokens": round(stats["length"], 1), "subsets": {}}
     for domain in DOMAINS:
         mine = np.array([item.subset == domain for item in items])
@@ -212,26 +212,26 @@ def stage_results(parts, columns):
     return found
 
 
-def meta_results(parts):
+def meta_results(sets):
     """One Meta RM, on the judgements of the vote that parse: AUC over all pairs, over those of one item."""
     groups = []                                    # per item: (right, logit) of each judgement
-    for item, s in zip(*parts["votes"]):
+    for item, s in zip(*sets["votes"]):
         parsed = [j for j in s if j.scores is not None]
         groups.append(([correct(j.scores, item.gold) for j in parsed], [j.meta for j in parsed]))
-    all_right, all_logits = (sum(part, []) for part in zip(*groups))
+    all_right, all_logits = (sum(lists, []) for lists in zip(*groups))
     return {"AUC, all pairs": metarm.auc(all_right, all_logits),
             "AUC, pairs of one item": metarm.auc_within(groups)}
 
 
 def results(run, judged):
-    """judged: {stage: parts} -> the contents of results.json, written with per_item.npz, the numbers per item
-    from which differences can be paired."""
+    """judged: {name of the policy: sets} -> the contents of results.json, written with per_item.npz, the
+    numbers per item from which differences can be paired."""
     cfg, found, arrays = run.cfg, {"stages": {}, "meta": {}}, {}
-    for name, parts in judged.items():
-        columns = item_columns(parts, answers(cfg, parts, guided=name != "base"))
-        found["stages"][name] = stage_results(parts, columns)
+    for name, sets in judged.items():
+        columns = item_columns(sets, answers(cfg, sets, guided=name != "base"))
+        found["stages"][name] = stage_results(sets, columns)
         if name != "base":                         # it has no Meta RM
-            found["meta"][name] = meta_results(parts)
+            found["meta"][name] = meta_results(sets)
         arrays |= {f"{name}/{column}": values.astype(np.float32) for column, values in columns.items()}
     subsets = [item.subset for item in judged["base"]["votes"][0]]           # the same items for each stage
     with new_file(run.path("per_item.npz"), "wb") as f:

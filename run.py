@@ -1,5 +1,5 @@
 """
-The run folder: flags and config, checkpoints, metrics, and how a run that was killed goes on.
+The run folder: checkpoints, metrics, device and precision, and how a run that was killed goes on.
 
 The method itself is in spct.py and metarm.py; this file keeps bookkeeping out of their way. A run is a row
 of units of work (base, rft-samples, rft, rl, meta-rft, ...). A unit is done when its last file is there,
@@ -14,11 +14,9 @@ some minutes.
     progress.json          seconds of each unit
 """
 
-import argparse
 import contextlib
 import dataclasses
 import glob
-import inspect
 import json
 import math
 import os
@@ -33,10 +31,10 @@ import timeit
 import torch
 from tqdm import tqdm
 
-from data import Parser, UserError
-from parallel import join, new_file, processes, rank, wait
+from data import UserError
+from parallel import join, new_file, rank, wait
 
-# Each stage with its units, and with the files that say what is done, in the order in which they are written.
+# Each stage with its units, and with the files that they write: --stage moves these away.
 UNITS = {"pretrain": ["base"], "rft": ["rft-samples", "rft"], "rl": ["rl"], "metarm": ["meta-rft", "meta-rl"],
          "eval": ["eval-base", "eval-rft", "eval-rl"]}
 FILES = {"pretrain": ["tokenizer.tiktoken", "base.pt"],
@@ -47,112 +45,6 @@ FILES = {"pretrain": ["tokenizer.tiktoken", "base.pt"],
 # What a unit takes of a default run, in percent, for the bar of the whole run: an estimate, no more.
 SHARES = {"base": 45, "rft-samples": 3, "rft": 9, "rl": 13, "meta-rft": 4, "meta-rl": 5, "eval-base": 4,
           "eval-rft": 7, "eval-rl": 10}
-
-# ----------------------------------------------------------------------------------------
-# Flags
-
-def parse_flags(argv, config, doc):
-    """--name value ... -> ({field: value} of the flags that were given, resume, stage or None).
-
-    config: a dataclass. Each field is a flag, and the comment behind it is its help.
-    """
-    parser = Parser(doc, usage="python spct.py [--FLAG VALUE ...]", argument_default=argparse.SUPPRESS)
-    comments = dict(re.findall(r"^    (\w+): .*?# (.*)$", inspect.getsource(config), re.MULTILINE))
-    for f in dataclasses.fields(config):
-        comment = comments[f.name] + ("" if f.default == "" else f" ({f.default})")
-        parser.add_argument(f"--{f.name}", type=f.type, metavar="", help=comment.replace("%", "%%"))
-    parser.add_argument("--resume", action="store_true", help="go on with the run that the folder holds")
-    parser.add_argument("--stage", choices=list(UNITS), help="with --resume: repeat this and later ones")
-    values = vars(parser.parse_args(argv))
-    return values, values.pop("resume", False), values.pop("stage", None)
-
-
-def earlier_config(folder, values, resume, free, known):
-    """The config of the run that the folder holds, None if there is none.
-
-    A run is only touched on --resume, and only the fields in `free` may then differ: those of the stages that
-    --stage repeats, None without --stage. known: the names of all fields.
-    """
-    saved = os.path.join(folder, "config.json")
-    if free is not None and not resume:
-        raise UserError("--stage repeats a part of an earlier run: add --resume")
-    if not os.path.exists(saved):
-        if resume:
-            raise UserError(f"--resume: there is no run in {folder}; leave --resume out to start one")
-        return None
-    if not resume:
-        raise UserError(f"{folder} holds a run already: add --resume to go on, or --out FOLDER for another")
-    before = read_json(saved)
-    if set(before) != set(known):
-        raise UserError(f"{saved} is of another version of this program: use --out FOLDER for a new run")
-    changed = [name for name, value in values.items() if value != before[name]]
-    fixed = [name for name in changed if name not in ["out", *(free or [])]]
-    if fixed:
-        raise UserError(f"--{fixed[0]} differs from the run in {folder}, which has {before[fixed[0]]}: use "
-                        f"--out FOLDER for another run (--stage frees the settings of that stage and later)")
-    return before
-
-
-def check_values(cfg):
-    """Refuse values with which a run would fail or mean nothing, before it starts."""
-    least = {"seed": 0, "threads": 0, "pretrain_tokens": 0, "hinted": 0, "meta_old": 0, "group": 2,
-             "rl_keep": 2, "k": 2, "eval_items": 2, "n_rft": 2, "block_size": 368}
-    for name, value in vars(cfg).items():
-        if isinstance(value, int) and value < least.get(name, 1):
-            raise UserError(f"--{name} {value}: expected {least.get(name, 1)} or more")
-        if isinstance(value, float):
-            positive = name.endswith(("lr", "temperature"))
-            if not (0 < value < math.inf or value == 0 and not positive):
-                raise UserError(f"--{name} {value}: expected {'more than 0' if positive else '0 or more'}")
-    rows = min(cfg.pretrain_rows, cfg.rft_rows, cfg.rl_points, 32)     # 32: the Meta RM's
-    if processes() > rows:
-        raise UserError(f"{processes()} processes: a step may have {rows} rows only, start as many or fewer")
-    if cfg.device == "cuda" and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > torch.cuda.device_count():
-        raise UserError("more processes than GPUs: start as many or fewer, or add --device cpu")
-    if cfg.rl_keep > cfg.group:
-        raise UserError(f"--rl_keep {cfg.rl_keep}: expected --group ({cfg.group}) or less")
-    if cfg.rl_points > cfg.points:
-        raise UserError(f"--rl_points {cfg.rl_points}: expected --points ({cfg.points}) or less")
-    if cfg.rft_general >= 1 or cfg.noise >= 1:
-        raise UserError("--rft_general and --noise are shares: expected less than 1")
-    if cfg.k & (cfg.k - 1) or cfg.k > 512:
-        raise UserError(f"--k {cfg.k}: expected a power of two, up to 512")
-    if cfg.n_embd % (2 * cfg.n_head) or cfg.n_head % cfg.n_kv_head or cfg.block_size % 16:
-        raise UserError("--n_embd must be a multiple of 2 n_head, --n_head of n_kv_head, --block_size of 16")
-    if cfg.eval_split not in ("test", "val"):
-        raise UserError(f"--eval_split {cfg.eval_split}: expected test or val")
-    if cfg.vocab_size < 600 or cfg.dtype not in ("auto", "float32", "bfloat16"):
-        raise UserError("--vocab_size must be 600 or more, --dtype auto, float32 or bfloat16")
-    if cfg.device == "mps" and cfg.dtype == "bfloat16":
-        raise UserError("--device mps computes in float32: leave --dtype out")
-    try:
-        os.makedirs(cfg.out, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {cfg.out}: {error.strerror}, name another folder") from None
-    if not os.access(cfg.out, os.W_OK):
-        raise UserError(f"--out {cfg.out} cannot be written to, name another folder")
-
-
-def make_config(argv, config, presets, first_field, doc):
-    """Flags over preset over defaults, or with --resume over the folder's own config -> config, --stage."""
-    values, resume, stage = parse_flags(argv, config, doc)
-    for name in ("device", "dtype"):
-        if values.get(name) == "auto":             # the default
-            del values[name]
-    device = pick_device(values.get("device", "auto"))
-    preset = values.get("preset", "gpu" if device == "cuda" else "cpu")
-    if preset not in presets:
-        raise UserError(f"--preset {preset}: expected one of {', '.join(presets)}")
-    cfg = config(**{**presets[preset], **values, "preset": preset, "device": device})
-    cfg.out = cfg.out or f"runs/{preset}-seed{cfg.seed}"
-    names = [f.name for f in dataclasses.fields(config)]
-    free = names[names.index(first_field[stage]):] if stage else None
-    before = earlier_config(cfg.out, values, resume, free, names)
-    if before:
-        cfg = config(**{**before, **values, "out": cfg.out})
-        pick_device(cfg.device)                    # is it still there?
-    check_values(cfg)
-    return cfg, stage
 
 # ----------------------------------------------------------------------------------------
 # What to compute on, and how: measured and not looked up

@@ -8,7 +8,8 @@ An item is judged k times, each time with the responses in a fresh random order;
 the responses, and the k judgements vote: four rules (RULES in metarm.py), of which the paper has two.
 
 Sampling is plain, without top-k or top-p: RFT and RL draw at T = 1, since RL must train on the very
-distribution that it samples from, votes at the paper's 0.5.
+distribution that it samples from, votes at the paper's 0.5. The sampler and `judge` are all that training
+needs; the command line judge below them uses metarm.py, report.py, run.py and data/preferences.py.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ import torch
 from tqdm import tqdm
 
 import metarm
+import page
 from data import Parser, UserError, check_new, command
 from data.judgement import (
     Judgement,
@@ -44,7 +46,7 @@ from run import load_tensors, pick_device
 # ----------------------------------------------------------------------------------------
 # The sampler
 
-SLOTS = 768  # rows that are written side by side, on a GPU four times as many: large matrix products
+ROWS = 768   # rows that are written side by side, on a GPU four times as many: large matrix products
 BLOCK = 16   # steps between two looks at what has ended: no copies and no synchronisation in between
 
 
@@ -70,7 +72,7 @@ def draw(logits, u, temperature):
 
 def uniforms(seed, count):
     """The random numbers of one sample, one for each step: a function of its seed alone, so that a
-    sample does not depend on the batch that it is drawn in. (More of them begin with the same ones.)"""
+    sample does not depend on the batch that it is drawn in. (A larger count begins with the same numbers.)"""
     return np.random.Generator(np.random.Philox(seed)).random(count, dtype=np.float32)
 
 
@@ -95,10 +97,11 @@ def complete(model, prompts, seeds, temperature):
     ids, logp = np.empty((len(alive), 0), int), np.empty((len(alive), 0), np.float32)        # what they wrote
     for start in range(0, steps, BLOCK):
         # 1. All rows write a block of tokens. Nobody looks at them meanwhile.
+        # B' = len(alive): at first B, then fewer.
         block = torch.empty(len(alive), BLOCK, dtype=torch.long, device=device)              # (B', BLOCK)
         block_logp = torch.empty(len(alive), BLOCK, device=device)                           # (B', BLOCK)
         for t in range(BLOCK):
-            logits = model.logits(model.step(token, cache))                  # (B, V)
+            logits = model.logits(model.step(token, cache))                  # (B', V)
             token, block_logp[:, t] = draw(logits, u[:, start + t], temperature)
             block[:, t] = token
         ids, logp = np.hstack([ids, block.cpu().numpy()]), np.hstack([logp, block_logp.cpu().numpy()])
@@ -110,11 +113,11 @@ def complete(model, prompts, seeds, temperature):
             done[alive[b]] = row[:stop], float(logp[b, :stop].sum())
         # 3. They leave the batch: the cache is copied without them, with room for the next block. To grow it
         # block by block keeps it small: decoding is bound by memory.
-        keep = np.flatnonzero(~ended)
-        if len(keep) == 0:
+        left = np.flatnonzero(~ended)
+        if len(left) == 0:
             break
-        alive, room, ids, logp = alive[keep], room[keep], ids[keep], logp[keep]
-        rows = torch.from_numpy(keep).to(device)
+        alive, room, ids, logp = alive[left], room[left], ids[left], logp[left]
+        rows = torch.from_numpy(left).to(device)
         token, u, cache = token[rows], u[rows], cache.select(rows, BLOCK)
     return done
 
@@ -129,11 +132,11 @@ def generate(model, prompts, seeds, temperature=1.0, desc=None):
     # Long prompts first: their judgements are long, too, and rows of like length end together. Equal prompts
     # side by side: they are read once.
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]), reverse=True)
-    slots = SLOTS if model.wte.weight.device.type == "cpu" else 4 * SLOTS
+    size = ROWS if model.wte.weight.device.type == "cpu" else 4 * ROWS
     mine, done = share(order), []                  # of several processes, each takes its part
     with tqdm(total=len(mine), desc=desc, disable=desc is None or rank() > 0, mininterval=2.0) as bar:
-        for start in range(0, len(mine), slots):
-            batch = mine[start:start + slots]
+        for start in range(0, len(mine), size):
+            batch = mine[start:start + size]
             done += complete(model, [prompts[i] for i in batch], [seeds[i] for i in batch], temperature)
             bar.update(len(batch))
     results = dict(zip(order, join(done)))         # those of all processes
@@ -349,7 +352,6 @@ def main(argv):
     item, [samples] = items[0], judge_all(items, "query")
     result = verdict(samples, args.vote, item.n)
     if args.html:
-        import page  # not before it is asked for: it reads runs, too
         page.of_query(args.html, item, args.stage, samples, tok, args.vote)
     if args.json:
         keep = ("sample", "order", "status", "principles", "critiques", "scores", "logp", "meta")

@@ -13,13 +13,12 @@ nanoGRM: a small GPT learns to be a judge, from nothing (SPCT, arXiv 2504.02495)
 
 Simplifications against the paper, and why: all models are of one size and from scratch (a laptop has to do);
 GRPO takes one update a rollout by default (then the ratio is 1 and the clip never acts). What the paper
-leaves open (clip, KL estimator, loss normalisation, zero variance) is chosen and explained where it stands.
+leaves open (KL estimator, loss normalisation, zero variance) is chosen and explained where it stands.
 """
 
 import copy
 import os
 import random
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ from tqdm import tqdm
 import metarm
 import page
 import report
+from config import make_config
 from data import UserError, command
 from data.annotators import annotate, corpus, corpus_texts, encode_document, general_text, pack
 from data.judgement import correct, read_judgements, write_judgements
@@ -36,83 +36,15 @@ from data.tokenizer import HINT, PAD, Tokenizer, train_bpe
 from data.world import make_items, seed_of
 from model import GPT, GPTConfig, Optimizer, pad_rows, token_logits, token_logp, trapezoid
 from parallel import rank, share, start_processes, stop_processes
-from run import make_config, open_run
+from run import open_run
 from sample import SHIPPED, judge, load_judge
-
-# ----------------------------------------------------------------------------------------
-# Config: every field is a flag, --field value, and its comment is the flag's help
-
-@dataclass
-class Config:
-    # run
-    preset: str = "cpu"            # smoke, short, cpu or gpu; by default one of the last two
-    seed: int = 0                  # of everything: the world's items, weights, samples
-    out: str = ""                  # run folder; by default runs/<preset>-seed<seed>
-    device: str = "auto"           # cuda if there is one, else cpu; mps only if you ask for it
-    dtype: str = "auto"            # float32 or bfloat16 for training; auto measures which one is faster
-    threads: int = 0               # CPU threads, 0: as many as pay; another number rounds differently
-    # model
-    n_layer: int = 4               # blocks
-    n_head: int = 4                # query heads
-    n_kv_head: int = 1             # key/value heads
-    n_embd: int = 128              # channels
-    block_size: int = 368          # context in tokens: room for the longest document
-    vocab_size: int = 704          # marks, bytes, merges
-    # pre-training
-    pretrain_tokens: int = 6_500_000  # length of the corpus; 0: the base model that comes along
-    pretrain_rows: int = 7         # rows of block_size tokens a step; small steps learn to check sooner
-    pretrain_lr: float = 4e-3      # peak learning rate
-    # preference data
-    points: int = 3000             # training points: RFT and RL use the same
-    noise: float = 0.0             # share of wrong preference labels
-    # rejective fine-tuning
-    n_rft: int = 3                 # samples a point
-    hinted: int = 1                # more samples a point, with the best response named
-    rft_general: float = 0.5       # share of general text among the examples
-    rft_rows: int = 8              # rows of block_size tokens a step
-    rft_epochs: int = 2            # times that each example is seen
-    rft_lr: float = 1e-3           # peak learning rate
-    # RL
-    rl_steps: int = 24             # rollouts
-    rl_points: int = 64            # points a step
-    group: int = 8                 # G: samples a point
-    rl_keep: int = 4               # samples a point that are learned from, half of them right
-    rl_updates: int = 1            # updates a rollout
-    rl_lr: float = 1e-3            # peak learning rate: 5 steps of warm-up, down over the last 30%
-    beta: float = 0.15             # KL coefficient
-    clip: float = 0.2              # of the ratio, from the second update of a rollout on
-    # Meta RM
-    meta_items: int = 1000         # fresh points, judged meta_samples times by the policy that it will guide
-    meta_samples: int = 4          # samples of each of these points
-    temperature: float = 0.5       # of these samples, and of the votes; RFT and RL sample at 1
-    meta_old: int = 500            # points whose RFT samples are used too
-    meta_lr: float = 1e-3          # peak learning rate
-    # evaluation
-    eval_split: str = "test"       # val while you tune
-    eval_items: int = 500          # items of that split with n >= 2
-    k: int = 32                    # votes, a power of two
-
-PRESETS = {
-    "smoke": dict(n_layer=2, n_embd=64, pretrain_tokens=800_000, pretrain_rows=4, points=40,
-                  rft_general=0.8, rft_rows=2, rl_steps=3, rl_points=4, group=4, rl_keep=2, meta_items=12,
-                  eval_items=16, k=4),
-    "short": dict(pretrain_tokens=0, points=1500, rl_steps=20, rl_points=48, meta_items=700, meta_old=250,
-                  k=8),
-    "cpu": {},
-    "gpu": dict(n_layer=7, n_head=6, n_embd=192, pretrain_tokens=40_000_000, pretrain_rows=52, points=8000,
-                rl_steps=150, meta_items=8000, eval_items=2000),
-}
-
-# The fields of Config stand in the order of the stages: --stage S may change those from here on.
-FIRST_FIELD = {"pretrain": "n_layer", "rft": "points", "rl": "rl_steps", "metarm": "meta_items",
-               "eval": "eval_split"}
 
 # ----------------------------------------------------------------------------------------
 # 1. Pre-training
 #
-# `run` (run.py) is the run folder: run.done(unit, model) loads the weights of a unit of work that is done,
-# run.steps(...) counts the steps behind a progress bar, run.log(...) writes a line of metrics,
-# run.finish(unit, model) keeps the weights.
+# `run` (run.py) is the run folder. run.done(unit, model): is this unit of work done? Then its weights are
+# loaded. run.steps(...) counts the steps behind a progress bar, run.log(...) writes a line of metrics,
+# run.finish(unit, model) keeps the weights; run.autocast() and run.sampling() set the precision.
 
 def train_lm(run, unit, model, ids, mask, lr, batch, epochs=1):
     """Next-token training on packed rows, for pre-training and RFT. ids, mask: (rows, T)."""
@@ -131,12 +63,14 @@ def train_lm(run, unit, model, ids, mask, lr, batch, epochs=1):
         with run.autocast():
             loss = -token_logp(model, x, m).sum() / tokens
         loss.backward()
-        run.log(unit, step=step, **opt.step(trapezoid(step, steps), loss=loss), tokens=tokens)
+        metrics = opt.step(trapezoid(step, steps), loss=loss)
+        run.log(unit, step=step, **metrics, tokens=tokens)
     run.finish(unit, model)
 
 
 def pretrain(run, tok, annotate=annotate):
-    """The base model, trained on the corpus, or the one that comes along (data/judge)."""
+    """The base model, trained on the corpus, or the one that comes along (data/judge). annotate: studies have
+    annotators of their own."""
     cfg, model = run.cfg, new_model(run, tok)
     if run.done("base", model):
         return model
@@ -179,8 +113,9 @@ def keep_hinted(samples, item):
     return [j for j in samples if right(j, item)]
 
 
-def keep_all(points, samples, hinted):
-    """The judgements that survive the rules. samples, hinted: lists of judgements, one list a point."""
+def all_kept(points, samples, hinted):
+    """The judgements that survive the rules, in one list. samples: a list of judgements for each point;
+    hinted: the same for points with n >= 2."""
     by_id = {p.id: p for p in points}
     kept = [j for s in samples for j in keep(s, by_id[s[0].item])]
     return kept + [j for s in hinted for j in keep_hinted(s, by_id[s[0].item])]
@@ -196,11 +131,8 @@ def forget_hint(prompt):
 
 
 def rft_samples(run, tok, base, points):
-    """Samples of every point from the base model, n_rft plain and cfg.hinted hinted ones, as lists per point
-    -> (samples, hinted).
-
-    Hinted points have n >= 2: naming the best of one response says nothing.
-    """
+    """The base model's judgements -> (samples, hinted): n_rft for each point, without a hint; cfg.hinted for
+    each with n >= 2, with the best response named (of a single response that says nothing)."""
     cfg, several = run.cfg, [p for p in points if p.n > 1]
     files = [run.path(f"judgements-{name}.jsonl") for name in ("rft", "hinted")]
     if run.done("rft-samples", file="judgements-hinted.jsonl"):
@@ -252,11 +184,12 @@ def reward(judgement, item):
 
 
 def advantages(rewards):
-    """GRPO: (reward - mean of its group) / std of its group. rewards (P, G) -> (P, G): G samples of P points.
+    """GRPO: (reward - mean of its group) / std of its group. rewards (P, G) -> (P, G): G samples of P points
+    (in rl: those of one point that are learned from).
 
     A group that is all right or all wrong says nothing about which sample is better: its advantages are
     0 (and not 0 / 0). Groups are rows, so they never mix. The std is that of the group itself (divided by G);
-    what guards the division is no larger than 1e-5.
+    it is clamped from below, by no more than 1e-5, so that nothing is divided by 0.
 
     >>> advantages(torch.tensor([[1.0, -1.0, 1.0, -1.0], [1.0, 1.0, 1.0, 1.0]])).round(decimals=3)
     tensor([[ 1., -1.,  1., -1.],
@@ -329,8 +262,8 @@ def not_too_easy(points, samples):
 
 
 def rl(run, tok, reference, points, samples, judge=judge):
-    """GRPO from the RFT model, the reference, with a KL penalty to it. samples: RFT's of the points, which
-    say what is too easy."""
+    """GRPO from the RFT model, the reference, with a KL penalty to it. samples: RFT's judgements without a
+    hint, a list for each point: they say what is too easy. judge: studies have formats of their own."""
     cfg, policy = run.cfg, copy.deepcopy(reference)
     if run.done("rl", policy):
         return policy
@@ -344,6 +277,7 @@ def rl(run, tok, reference, points, samples, judge=judge):
         groups = judge(policy, tok, batch, cfg.group, cfg.seed, f"rl-{step}", shuffle=False,
                        autocast=run.sampling())
         rewards = [[reward(j, p) for j in g] for g, p in zip(groups, batch)]     # P lists of G
+        # of 2 right and 2 wrong ones that are learned from, each has the advantage 1 or -1
         learned, adv = [], []
         for group, r in zip(groups, rewards):
             which = contrast(r, cfg.rl_keep)
@@ -362,8 +296,8 @@ def rl(run, tok, reference, points, samples, judge=judge):
 
 
 def update(run, policy, reference, opt, judgements, adv, scale):
-    """One rollout's updates. judgements: B of them, those of all processes; adv: B numbers -> metrics of the
-    last update."""
+    """One rollout's updates. judgements: those of all processes, adv: one number each; scale: of the learning
+    rate -> metrics of the last update."""
     cfg = run.cfg
     tokens = sum(len(j.ids) for j in judgements)
     # micro-batches of judgements of like length, so that there is little padding
@@ -375,7 +309,7 @@ def update(run, policy, reference, opt, judgements, adv, scale):
         for m, rows in enumerate(micro):
             js = [judgements[i] for i in rows]
             # the very ids that were sampled, never decoded and encoded again
-            ids, _ = pad_rows([j.tokens for j in js], PAD, run.device)           # (B, T)
+            ids, _ = pad_rows([j.tokens for j in js], PAD, run.device)           # (B, T), B <= 64
             mask, _ = pad_rows([[0] * len(j.prompt) + [1] * len(j.ids) for j in js], 0, run.device)  # (B, T)
             a = torch.tensor([adv[i] for i in rows for _ in judgements[i].ids], device=run.device)   # (N,)
             with run.autocast():
@@ -420,7 +354,7 @@ def meta_rm(run, tok, name, policy, samples, points, start=None):
 # 5. Evaluation
 
 def eval_sets(cfg):
-    """What is judged: part -> (items, samples of each, temperature)."""
+    """What is judged: {name: (items, samples of each, temperature)}."""
     items = make_items(cfg.seed, cfg.eval_split, cfg.eval_items, least=2)
     ood = make_items(cfg.seed, "ood", cfg.eval_items // 2, least=2)
     return {"greedy": (items, 1, 0.0), "votes": (items, cfg.k, cfg.temperature),
@@ -429,20 +363,20 @@ def eval_sets(cfg):
 
 
 def judge_sets(run, tok, name, policy, meta=None):
-    """Judge all parts with one policy, and score what its Meta RM guides -> {part: (items, judgements)}.
-    Everything is kept in judgements-<name>-<part>.jsonl."""
-    cfg, parts = run.cfg, eval_sets(run.cfg)
-    path = lambda part: f"judgements-{name}-{part}.jsonl"
-    if not run.done(f"eval-{name}", file=path(list(parts)[-1])):
-        for part, (items, k, temperature) in parts.items():
-            # no stage in the seeds: all stages see the same orders and draw with the same random numbers
-            judged = judge(policy, tok, items, k, cfg.seed, f"eval-{part}", temperature,
-                           shuffle=temperature > 0, autocast=run.sampling(), desc=f"{name}: {part}")
-            if meta is not None and part == "votes":
+    """Judge all sets with one policy, and score what its Meta RM guides -> {set: (items, judgements)}.
+    Everything is kept in judgements-<name of the policy>-<set>.jsonl."""
+    cfg, sets = run.cfg, eval_sets(run.cfg)
+    files = {of: f"judgements-{name}-{of}.jsonl" for of in sets}
+    if not run.done(f"eval-{name}", file=list(files.values())[-1]):
+        for of, (items, k, temperature) in sets.items():
+            # no policy in the seeds: all policies see the same orders and draw with the same random numbers
+            judged = judge(policy, tok, items, k, cfg.seed, f"eval-{of}", temperature,
+                           shuffle=temperature > 0, autocast=run.sampling(), desc=f"{name}: {of}")
+            if meta is not None and of == "votes":
                 metarm.score(meta, sum(judged, []), run.autocast())
-            write_judgements(run.path(path(part)), sum(judged, []))
+            write_judgements(run.path(files[of]), sum(judged, []))
         run.finish(f"eval-{name}")
-    return {part: (items, read_judgements(run.path(path(part)))) for part, (items, _, _) in parts.items()}
+    return {of: (items, read_judgements(run.path(files[of]))) for of, (items, _, _) in sets.items()}
 
 # ----------------------------------------------------------------------------------------
 # The main job
@@ -454,8 +388,8 @@ def new_model(run, tok):
 
 
 def make_tokenizer(run):
-    """BPE trained on the first documents of the corpus, or the one that the run folder holds already, or
-    that of the base model that comes along."""
+    """The one that the run folder holds already; else, with --pretrain_tokens 0, that of the base model that
+    comes along; else BPE trained on the first documents of the corpus."""
     path = run.path("tokenizer.tiktoken")
     if os.path.exists(path):
         return Tokenizer.load(path)
@@ -471,16 +405,16 @@ def make_tokenizer(run):
 
 
 def train_policies(run, tok, points, annotate=annotate):
-    """Pre-training, RFT and RL -> {stage: policy}, RFT's non-hinted samples."""
+    """Pre-training, RFT and RL -> {"base", "rft" and "rl": policy}, RFT's samples without a hint."""
     base = pretrain(run, tok, annotate)
     samples, hinted = rft_samples(run, tok, base, points)
-    tuned = rft(run, base, rft_examples(run.cfg, tok, keep_all(points, samples, hinted)))
+    tuned = rft(run, base, rft_examples(run.cfg, tok, all_kept(points, samples, hinted)))
     return {"base": base, "rft": tuned, "rl": rl(run, tok, tuned, points, samples)}, samples
 
 
 def train_guides(run, tok, policies, samples, points):
-    """The Meta RMs of the policies -> {stage: Meta RM}. That of RL goes on from that of RFT: what they read
-    is much alike, and so it gets further."""
+    """The Meta RMs of the policies -> {name of the policy: Meta RM}. That of RL goes on from that of RFT:
+    what they read is much alike, and so it gets further."""
     rft = meta_rm(run, tok, "rft", policies["rft"], samples, points)
     return {"rft": rft, "rl": meta_rm(run, tok, "rl", policies["rl"], samples, points, start=rft)}
 
@@ -503,7 +437,7 @@ def train_and_evaluate(run):
 
 def main(argv):
     start_processes()
-    run = open_run(*make_config(argv, Config, PRESETS, FIRST_FIELD, __doc__))
+    run = open_run(*make_config(argv, __doc__))
     try:
         train_and_evaluate(run)
     except KeyboardInterrupt:

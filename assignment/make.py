@@ -21,9 +21,9 @@ sys.path.insert(0, ROOT)
 from assignment.problems import BY_ID, PROBLEMS
 from data import UserError, command
 
-CODE = ["model.py", "sample.py", "spct.py", "metarm.py", "report.py", "page.py", "run.py", "parallel.py",
-        "data/__init__.py", "data/world.py", "data/tokenizer.py", "data/judgement.py", "data/annotators.py",
-        "data/preferences.py"]
+CODE = ["model.py", "sample.py", "config.py", "spct.py", "metarm.py", "report.py", "page.py", "run.py",
+        "parallel.py", "data/__init__.py", "data/world.py", "data/tokenizer.py", "data/judgement.py",
+        "data/annotators.py", "data/preferences.py"]
 MORE = ["requirements.txt", "constraints.txt", "LICENSE", "page.html", "data/judge/base.pt",
         "data/judge/tokenizer.tiktoken"]
 OURS = {"handout.md": "handout.md", "check.py": "check.py", "milestones.py": "milestones.py",

@@ -36,6 +36,7 @@ METHOD = [path for path in make.CODE if not path.startswith("data/")]
 ITEMS, WANTED, HOURS = 1000, 0.85, 2               # accuracy with 8 votes; at most so long
 
 ENTRY = """
+import config
 import metarm
 import run
 import sample
@@ -49,7 +50,7 @@ def step(name, *args):
 
 def train(seed):
     flags = ["--preset", "cpu", "--seed", str(seed), "--out", "run"]
-    this = run.open_run(*run.make_config(flags, spct.Config, spct.PRESETS, spct.FIRST_FIELD, ""))
+    this = run.open_run(*config.make_config(flags, ""))
     points = make_items(seed, "train", this.cfg.points)
     spct.train_policies(this, spct.make_tokenizer(this), points)
 

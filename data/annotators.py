@@ -46,7 +46,7 @@ PRACTICE = [*DOMAINS, "sums", "sort", "reverse", "facts", "lists", "reverse", "f
 HINTED = 0.15                                      # share of annotations that carry a hint, if n > 1
 SKILLS = {"sloppy": 0.66, "average": 0.26, "expert": 0.08}
 WRONG_CHECK = {"average": 0.20, "expert": 0.03}    # chance that a verdict is wrong
-IMPRESSION_NOISE = 2.5                             # standard deviation of a sloppy score, in points
+IMPRESSION_NOISE = 2.5                             # standard deviation of a sloppy score, of 1 to 10
 OVERLOOKED = 0.6                                   # chance that principles are as if there were no cue
 
 # ----------------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ def annotate(rng, item, skill, hint=None):
     return weights, critiques, [total for _, _, total in critiques]
 
 # ----------------------------------------------------------------------------------------
-# General text: the bare skills, without any judging. texts: as of make_response
+# General text: the bare skills, without any judging. responses: as of make_response
 
 def adding(rng):
     """Given weights and verdicts on each of a few responses: the sum of the weights found good, step by step.
@@ -137,12 +137,12 @@ def adding(rng):
     return [*document, ([END], True)]
 
 
-def checking(rng, query, texts):
-    """Given a query and responses: checks of their content and of one point of style. To go on with the next
-    response, or to end, is learned, too."""
-    marks = RESPONSE[:len(texts)]
+def checking(rng, query, responses):
+    """Given a query and responses: checks of their content and of one criterion of style. To go on with the
+    next response, or to end, is learned, too."""
+    marks = RESPONSE[:len(responses)]
     document = [([" " + query, marks[0]], False)]
-    for (text, truth, _), after in zip(texts, [*marks[1:], END]):
+    for (text, truth, _), after in zip(responses, [*marks[1:], END]):
         names = [n for n in truth if n in CONTENT_CRITERIA] + [rng.choice(STYLE_CRITERIA)]
         rng.shuffle(names)
         checks = checks_text([(name, truth[name][1], truth[name][0]) for name in names])
@@ -157,9 +157,9 @@ def weighing(rng, query, domain, cue):
             ([principles_text(principles(rng, domain, cue, "expert")), END], True)]
 
 
-def quoting(texts):
-    """Given responses, as of make_response: their texts again."""
-    quotes = [part for mark, (text, _, _) in zip(RESPONSE, texts) for part in (mark, " " + text)]
+def quoting(responses):
+    """Given responses: their texts again."""
+    quotes = [part for mark, (text, _, _) in zip(RESPONSE, responses) for part in (mark, " " + text)]
     return [(quotes + [CRITIQUE], False), (quotes + [END], True)]
 
 
@@ -171,15 +171,14 @@ def general_text(rng):
     domain, cue, task, problem = draw_query(rng, "train", PRACTICE)
     if kind == "weighing":
         return weighing(rng, CUES[cue] + task, domain, cue)
-    texts = [make_response(rng, domain, problem, RATERS[domain][cue]) for _ in range(rng.choice([2, 3]))]
-    return quoting(texts) if kind == "quoting" else checking(rng, CUES[cue] + task, texts)
+    responses = [make_response(rng, domain, problem, RATERS[domain][cue]) for _ in range(rng.choice([2, 3]))]
+    return quoting(responses) if kind == "quoting" else checking(rng, CUES[cue] + task, responses)
 
 # ----------------------------------------------------------------------------------------
 # The corpus
 
 def document(seed, index, annotate=annotate):
-    """Document number `index` of the corpus: a function of its arguments alone. (Studies have annotators of
-    their own.)"""
+    """Document number `index` of the corpus: a function of its arguments alone."""
     rng = random.Random(seed_of(seed, "document", index))
     if rng.random() < GENERAL:
         return general_text(rng)

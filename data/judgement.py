@@ -134,7 +134,7 @@ class Judgement:
     seed: int
     prompt: tuple             # ids (a list once it is read from a file)
     ids: list                 # ids of the completion, END included
-    logp: float               # nats, under the distribution that was sampled
+    logp: float               # nats, under the distribution that was sampled (if greedy: at T = 1)
     status: str = "ok"        # or the reason why it does not parse
     principles: list = None   # [name, weight] pairs
     critiques: list = None    # n of {"quote", "text", "checks": [name, evidence, good] triples, "total"}
@@ -143,7 +143,7 @@ class Judgement:
 
     @property
     def tokens(self):
-        """Prompt and completion: what the trainers read."""
+        """Ids of prompt and completion: what RL and the Meta RM read."""
         return list(self.prompt) + self.ids
 
     @property
@@ -164,13 +164,13 @@ def write_judgements(path, judgements):
         f.writelines(json.dumps(vars(j)) + "\n" for j in judgements)
 
 
-def read_judgements(path, items=None):
-    """-> the same judgements, as one list per item (neighbours with the same item); of the first items alone,
-    if their number is given."""
+def read_judgements(path, count=None):
+    """-> the same judgements, as one list per item (neighbours with the same id); count: of the first items
+    alone."""
     with open(path) as f:
         judgements = (Judgement(**json.loads(line)) for line in f)
         groups = itertools.groupby(judgements, key=lambda j: j.item)
-        return [list(group) for _, group in itertools.islice(groups, items)]
+        return [list(group) for _, group in itertools.islice(groups, count)]
 
 # ----------------------------------------------------------------------------------------
 # Reader

@@ -6,9 +6,9 @@ Structure is made of special tokens, called marks. Only our own code writes them
 through `encode_ordinary`, which never yields a mark, so no response can forge a score or an end. Text is
 data, marks are structure.
 
-Digits are single tokens with or without a space before them. Each text but totals and scores is encoded
-with a leading space, so that a word at its start is the same token as elsewhere; most words of the toy
-world are one token.
+A digit is one token, and a space before it is another: "4" is the same token everywhere. Each text but
+totals and scores is encoded with a leading space, so that a word at its start is the same token as elsewhere;
+most words of the toy world are one token.
 """
 
 import base64

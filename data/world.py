@@ -15,7 +15,7 @@ conversations. Label noise is off by default (`noise`).
 
 How to add a domain, all in this file:
 
-1. a row of weights for each cue in TASTE, 10 points each;
+1. a row of weights for each cue in TASTE, with the sum 10;
 2. the query, in make_query;
 3. the response and the truth about it, with evidence, in make_content, once right and once narrowly wrong
    (in both functions above the final lines, which serve harmful and harmless); a criterion of a new name
@@ -32,7 +32,7 @@ import random
 from dataclasses import dataclass, field
 
 # ----------------------------------------------------------------------------------------
-# Every random draw in the project comes from a generator that is seeded here.
+# Every random draw of a run comes from a generator that is seeded here (but for the intervals' in report.py).
 
 def seed_of(*parts):
     """63-bit seed of (run seed, purpose, item, sample, ...): the same parts, the same draws."""
@@ -126,8 +126,8 @@ OOD_LETTERS, OOD_COUNT = 7, 4                      # longer lists to sort, more 
 
 @dataclass
 class Item:
-    """A query with n = 1..4 responses. Those from a file have no truth, those from the command line no gold
-    rewards either."""
+    """A query with n = 1..4 responses, in training called a point. Those from a file have no truth, those
+    from the command line no gold rewards either."""
     id: str
     subset: str                                    # the domain
     query: str
@@ -136,7 +136,7 @@ class Item:
     cue: str = "none"
     split: str = "file"
     truth: list = field(default=None, repr=False)  # n dicts: criterion -> (met, evidence)
-    made_by: list = field(default=None, repr=False)  # n strings: the criteria it misses, or "clean"
+    made_by: list = field(default=None, repr=False)  # n strings: what it misses, or "clean"
 
     @property
     def n(self):

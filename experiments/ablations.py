@@ -40,7 +40,7 @@ from experiments import study
 from experiments.baselines import grm, no_principles, rl_only
 from experiments.study import accuracy, difference, judged, number, right, trajectories
 from sample import judge
-from spct import keep_all, rft_examples
+from spct import all_kept, rft_examples
 
 NAME = "ablations"
 
@@ -49,7 +49,7 @@ NAME = "ablations"
 
 def examples(base, samples=True, hinted=True):
     """RFT's examples with and without the right judgements of its plain and of its hinted samples."""
-    kept = keep_all(base.points, base.samples if samples else [], base.hinted if hinted else [])
+    kept = all_kept(base.points, base.samples if samples else [], base.hinted if hinted else [])
     return rft_examples(base.cfg, base.tok, kept)
 
 
@@ -62,8 +62,8 @@ def at_random(base):
     """As many plain and as many hinted judgements as the rules keep, but drawn at random from those that
     parse: the rules' control."""
     chosen, rng = [], random.Random(seed_of(base.seed, "at random"))
-    for kept, groups in ((keep_all(base.points, base.samples, []), base.samples),
-                         (keep_all(base.points, [], base.hinted), base.hinted)):
+    for kept, groups in ((all_kept(base.points, base.samples, []), base.samples),
+                         (all_kept(base.points, [], base.hinted), base.hinted)):
         parsed = [j for group in groups for j in group if j.scores is not None]
         chosen += rng.sample(parsed, min(len(parsed), len(kept)))
     return rft_examples(base.cfg, base.tok, chosen)

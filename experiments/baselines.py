@@ -274,7 +274,7 @@ def llm_judge(base):
     run, start = base.arm("llm-judge", rl_lr=2e-3), base.policy("base")
     points = [one_pair(p, base.seed) for p in base.points if p.n > 1]
     samples, hinted = spct.rft_samples(run, base.tok, start, points)
-    kept = [name_best(base.tok, j) for j in spct.keep_all(points, samples, hinted)]
+    kept = [name_best(base.tok, j) for j in spct.all_kept(points, samples, hinted)]
     tuned = spct.rft(run, start, spct.rft_examples(run.cfg, base.tok, kept))
     policy = spct.rl(run, base.tok, tuned, points, samples, judge=naming_best)
 
@@ -318,7 +318,7 @@ def index_probability(policy, tok, group):
 def no_principles(base):
     """RFT and RL of a judge whose critique comes first."""
     run, start = base.arm("no-principles"), base.policy("base")
-    kept = [drop_principles(j) for j in spct.keep_all(base.points, base.samples, base.hinted)]
+    kept = [drop_principles(j) for j in spct.all_kept(base.points, base.samples, base.hinted)]
     tuned = spct.rft(run, start, spct.rft_examples(run.cfg, base.tok, kept))
     policy = spct.rl(run, base.tok, tuned, base.points, base.samples, judge=without_principles)
     return judged(base, run, policy, judge=without_principles)

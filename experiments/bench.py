@@ -31,6 +31,7 @@ import torch
 
 import sample
 import spct
+from config import Config
 from data import Parser, UserError, check_new, command
 from data.annotators import annotate, corpus, corpus_texts
 from data.judgement import Judgement, judgement_parts, render_prompt
@@ -137,10 +138,10 @@ class Unshared(tuple):
     __eq__ = object.__eq__
 
 
-def ours(model, prompts, lengths, slots=256, block=16, shared=True):
+def ours(model, prompts, lengths, rows=256, block=16, shared=True):
     """Our sampler, or without some of what makes it fast."""
     prompts = prompts if shared else [Unshared(p) for p in prompts]
-    with scripted(lengths), mock.patch.multiple(sample, SLOTS=slots, BLOCK=block):
+    with scripted(lengths), mock.patch.multiple(sample, ROWS=rows, BLOCK=block):
         done = generate(model, prompts, range(len(prompts)))
     assert [len(ids) for ids, _ in done] == lengths
 
@@ -238,24 +239,24 @@ def trl_step(cfg, prompts, group, length, steps):
 # What is measured
 
 def config(size="S", **changes):
-    usual = {"vocab_size": 704, "block_size": spct.Config.block_size, "n_kv_head": 1}
+    usual = {"vocab_size": 704, "block_size": Config.block_size, "n_kv_head": 1}
     return GPTConfig(**{**usual, **SIZES[size], **changes})
 
 
-def bench_slots(model, rates, prompts, lengths, quick):
-    """Tokens a second and share of the limit, by the number of slots -> the best one's, and its slots."""
+def bench_rows(model, rates, prompts, lengths, quick):
+    """Tokens a second and share of the limit, by the number of rows -> the best one's, and its rows."""
     show(f"sampling, {len(prompts)} different prompts of {np.mean([len(p) for p in prompts]):.0f} tokens, "
          f"{np.mean(lengths):.0f} written for each (up to {max(lengths)})")
-    few = {1: 4} if quick else {1: 16, 32: 256}    # slots: samples
+    few = {1: 4} if quick else {1: 16, 32: 256}    # rows: samples
     sizes = [32, 64] if quick else [256, 512, 768, 1024]
     first = lambda count: (prompts[:count], lengths[:count])
     work = {n: first(few.get(n, len(prompts))) for n in [*few, *sizes]}
-    times = seconds({n: lambda n=n: ours(model, *work[n], slots=n) for n in work}, 1 if quick else 3)
+    times = seconds({n: lambda n=n: ours(model, *work[n], rows=n) for n in work}, 1 if quick else 3)
     tok_s = {n: sum(work[n][1]) / s for n, s in times.items()}
     most = rates["fp32_gflops"] * 1e9
     share = {n: sampling_flops(model.cfg, *work[n]) / s / most for n, s in times.items()}
     for n, s in times.items():
-        show(f"  {n} slots", tok_s[n], "tokens/s", len(work[n][0]) / s, "samples/s",
+        show(f"  {n} rows", tok_s[n], "tokens/s", len(work[n][0]) / s, "samples/s",
              share[n], "of the fp32 limit")
     best = max(share, key=share.get)
     return {"tok_s": tok_s[best], "limit_share": share[best]}, best
@@ -267,11 +268,11 @@ def bench_ablation(model, tok, count, k, batch, rounds):
     wide = GPT(config(n_kv_head=4))
     without = {"all of it": {}, "looks at every step": dict(block=1), "looks every 64 steps": dict(block=64),
                "prompts not shared": dict(shared=False)}
-    runs = {name: lambda how=how: ours(model, prompts, lengths, slots=batch, **how)
+    runs = {name: lambda how=how: ours(model, prompts, lengths, rows=batch, **how)
             for name, how in without.items()}
-    runs["4 key/value heads"] = lambda: ours(wide, prompts, lengths, slots=batch)
+    runs["4 key/value heads"] = lambda: ours(wide, prompts, lengths, rows=batch)
     times = seconds(runs, rounds)
-    show(f"sampling, {k} samples of each prompt, {batch} slots")
+    show(f"sampling, {k} samples of each prompt, {batch} rows")
     for name, s in times.items():
         show(f"  {name}", sum(lengths) / s, "tokens/s", times["all of it"] / s, "of all")
 
@@ -290,11 +291,11 @@ def bench_votes(model, tok, k, rounds):
 def bench_others(model, prompts, lengths, batch, best, quick):
     """Against a loop without a cache and Hugging Face -> ratios.
 
-    The loop has the same batch as ours. Hugging Face has two batches to choose from, ours has `best` slots:
+    The loop has the same batch as ours. Hugging Face has two batches to choose from, ours has `best` rows:
     each stands at its best.
     """
     some, tokens, ratios = (prompts[:batch], lengths[:batch]), sum(lengths), {}
-    slow = seconds({"ours": lambda: ours(model, *some, slots=batch),
+    slow = seconds({"ours": lambda: ours(model, *some, rows=batch),
                     "loop": lambda: no_cache(model, *some)}, 1)
     ratios["nocache_ratio"] = slow["loop"] / slow["ours"]
     show(f"other samplers, batch {batch}")
@@ -307,14 +308,14 @@ def bench_others(model, prompts, lengths, batch, best, quick):
     steps = 32 if quick else 96
     fixed = [random_prompt(i, 33) for i in range(batch)], [steps] * batch
     hf(fixed[0][:32], fixed[1][:32], 32)           # warm up
-    mine = {n: lambda n=n: ours(model, prompts, lengths, slots=n) for n in (batch, best)}
+    mine = {n: lambda n=n: ours(model, prompts, lengths, rows=n) for n in (batch, best)}
     theirs = {f"batch {n}": lambda n=n: hf(prompts, lengths, n) for n in (batch, 2 * batch)}
-    times = seconds({**mine, **theirs, "ours fixed": lambda: ours(model, *fixed, slots=batch),
+    times = seconds({**mine, **theirs, "ours fixed": lambda: ours(model, *fixed, rows=batch),
                      "hf fixed": lambda: hf(*fixed, batch)}, 1 if quick else 3)
     least = min(times[n] for n in mine)
     for name in theirs:
         show(f"  Hugging Face, real prompts and ends, {name}", tokens / times[name], "tokens/s",
-             times[name] / times[batch], f"times slower than ours with {batch} slots",
+             times[name] / times[batch], f"times slower than ours with {batch} rows",
              times[name] / least, "than ours at its best")
     ratios["hf_ratio"] = min(times[name] for name in theirs) / least
     ratios["hf_fixed_ratio"] = times["hf fixed"] / times["ours fixed"]
@@ -325,8 +326,8 @@ def bench_others(model, prompts, lengths, batch, best, quick):
 
 def bench_training(tok, rates, quick):
     """Whole pre-training steps on real rows, optimizer included -> {size: numbers}."""
-    rows, dtype, result = spct.Config.pretrain_rows, getattr(torch, pick_dtype("cpu")), {}
-    ids, mask = corpus(tok, 0, 40_000, spct.Config.block_size)
+    rows, dtype, result = Config.pretrain_rows, getattr(torch, pick_dtype("cpu")), {}
+    ids, mask = corpus(tok, 0, 40_000, Config.block_size)
     x, m = torch.from_numpy(ids[:rows].astype(np.int64)), torch.from_numpy(mask[:rows])
     show(f"training, {rows} rows of {ids.shape[1]} tokens a step, {str(dtype).removeprefix('torch.')}")
     for size in SIZES:
@@ -366,7 +367,7 @@ def bench_rl_step(tok, lengths, steps, **changes):
 
     with tempfile.TemporaryDirectory() as folder:
         usual = dict(device="cpu", dtype=pick_dtype("cpu"), out=folder, rl_steps=steps)
-        cfg = spct.Config(**{**usual, **changes})
+        cfg = Config(**{**usual, **changes})
         points = make_items(0, "train", 80)
         never_right = [[Judgement(p.id, 0, [], 0, (), [], 0.0)] for p in points]
         policy = GPT(config(vocab_size=tok.vocab_size))
@@ -429,7 +430,7 @@ def main(argv):
     count, batch, k = (64, 16, 8) if quick else (2048, 256, 32)
     work = make_work(tok, count)
     ours(model, work[0][:32], work[1][:32])        # warm up
-    sampling, best = bench_slots(model, rates, *work, quick)
+    sampling, best = bench_rows(model, rates, *work, quick)
     bench_ablation(model, tok, count, k, batch, rounds)
     sampling["votes_ratio"] = bench_votes(model, tok, k, rounds)
     sampling.update(bench_others(model, *work, batch, best, quick))

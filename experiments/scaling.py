@@ -8,14 +8,14 @@ The paper's answers (RewardBench): a judge of 27B has 86.0 greedy, 88.5 with 32 
 in FLOPs of one judgement, with scalar RMs of each size beside them; and as in the paper, where the larger
 judge had no RL.
 
-- k = 1..64 votes of each stage, with the greedy line; pass@k: is any of k right?; and the limit of majority
-  votes: with ever more of them, items that are right in more than half of the samples are won, the others
-  lost. (A plurality can do better: of three or four responses it needs no majority.)
-- Sizes, with votes at T = 0.5, where few of them are worth most (votes.py; all else here is at T = 1): each
-  judge has the default run's training: as many tokens, points and steps, so that a larger one has had more
-  training compute, in proportion to its size. All have the default's learning rates, which were tuned for S.
-  M has one seed; tables of pairs compare the same seeds, the figure and the table of sizes show what there
-  is.
+- k = 1..64 votes of each stage, with the greedy line; pass@k: is any of k right?; and the share of items
+  that are right in more than half of their samples, with which an absolute majority would end. (A plurality
+  does better: it needs no majority if there are ties, or three responses and more.)
+- Sizes, with votes at T = 0.5, where few of them are worth most (votes.py; all else here is at T = 1, where
+  a part of what training brings is that samples differ less): each judge has the default run's training: as
+  many tokens, points and steps, so that a larger one has had more training compute, in proportion to its
+  size. Rates, T and the scalar RMs' epochs were tuned for S. M has one seed, beside which that seed of the
+  others is shown.
 - Training compute: judges of the default size after fewer pre-training tokens (twice as many brought nothing
   in 0.1.0), after fewer or more RL steps, beside the scalar RM of the same base model. Each number of RL
   steps has a schedule of its own, down over the last 30%; 72 steps see most points twice.
@@ -45,6 +45,7 @@ TEMPERATURE = 0.5                                  # of the votes of all sizes
 ONE_SEED = ("M",)                                  # sizes that the first seed alone has
 TOKENS = (3_000_000, 6_500_000)
 RL_STEPS = (8, 16, 24, 72)
+MOSTLY = "right in most samples"
 
 
 def up_to(k):
@@ -55,7 +56,7 @@ def up_to(k):
 # Votes
 
 def vote_curves(base, name):
-    """-> {measure: (items,)} of one stage: one sample, greedy, votes, pass@k, the limit of majority votes."""
+    """-> {measure: (items,)} of one stage: one sample, greedy, votes, pass@k, right in most samples."""
     items = base.parts["test"]
     groups, answers = stage_groups(base, name), grm(base, name)
     single = np.array([[correct(j.scores, item.gold) for j in g] for g, item in zip(groups, items)], float)
@@ -64,13 +65,13 @@ def vote_curves(base, name):
         votes = [RULES["weighted"](g[:k]) for g in groups]
         curves[f"weighted@{k}"] = np.array([correct(v, item.gold) for v, item in zip(votes, items)], float)
         curves[f"pass@{k}"] = single[:, :k].max(axis=1)
-    return {**curves, "limit": (single.mean(axis=1) > 0.5).astype(float)}
+    return {**curves, MOSTLY: (single.mean(axis=1) > 0.5).astype(float)}
 
 
 def vote_table(bases, curves):
     """curves: {stage: [vote_curves of each seed]}"""
     last = max(up_to(bases[0].most))
-    shown = ["one sample", "greedy", *(f"weighted@{k}" for k in up_to(last)), "limit", f"pass@{last}"]
+    shown = ["one sample", "greedy", *(f"weighted@{k}" for k in up_to(last)), MOSTLY, f"pass@{last}"]
     rows = [["stage", *shown, "last doubling of votes"]]
     for name, found in curves.items():
         values = lambda m: [c[m] for c in found]
@@ -82,8 +83,9 @@ def vote_table(bases, curves):
 # Sizes
 
 def judge_of_size(base, size):
-    """-> answers (greedy, votes of k = 2..64), greedy ones after RFT, the scalar RM's answers, parameters."""
-    votes = up_to(base.most)
+    """-> answers (greedy, votes of k = 2, 3, ... 64), greedy ones after RFT, the scalar RM's answers,
+    parameters."""
+    votes = range(2, base.most + 1)
     shape = {} if base.quick or JUDGES[size] == SIZES["S"] else JUDGES[size]
     if shape:                                      # in a quick run there is but one size
         run = base.arm(f"size-{size}", **shape)
@@ -102,16 +104,25 @@ def mflops(answers, m):
     return float(np.mean([a["test"][m]["flops"] for a in answers])) / 1e6
 
 
+def side_by_side(bases, sizes):
+    """Some sizes have the first seed only: {name: judges} with that seed alone of the others, too."""
+    one = {size: judges[:1] for size, judges in sizes.items()}
+    if all(len(judges) == len(bases) for judges in sizes.values()):
+        return sizes
+    return {**{size: judges for size, judges in sizes.items() if len(judges) == len(bases)},
+            **{f"{size}, seed {bases[0].seed} alone": judges for size, judges in one.items()}}
+
+
 def size_table(bases, sizes):
     """sizes: {size: [judge_of_size of each of the first seeds]}. Means over subsets."""
     modes = ["greedy", "weighted@4", *(f"weighted@{k}" for k in bases[0].votes if k > 4)]
-    rows = [["size", "parameters", "seeds", *(cell for m in modes for cell in (m, "MFLOPs")), "scalar RM",
+    rows = [["size", "parameters", *(cell for m in modes for cell in (m, "MFLOPs")), "scalar RM",
              "MFLOPs"]]
-    for size, found in sizes.items():
+    for size, found in side_by_side(bases, sizes).items():
         answers, _, scalars, parameters = zip(*found)
         cells = [cell for a, m in [*((answers, m) for m in modes), (scalars, "greedy")]
                  for cell in (accuracy(overall(bases, a, m)), f"{mflops(a, m):.0f}")]
-        rows.append([size, f"{parameters[0] / 1e6:.2f}M", str(len(found)), *cells])
+        rows.append([size, f"{parameters[0] / 1e6:.2f}M", *cells])
     return rows
 
 
@@ -124,10 +135,10 @@ def pairs_of_sizes(sizes):
 
 
 def equal_compute_table(bases, sizes):
-    """A larger judge's greedy judgement against votes of a smaller one: the most, of 2, 4, 8, ..., that cost
-    no more. Means over subsets."""
-    rows = [["larger, greedy", "MFLOPs", "smaller", "MFLOPs", "smaller - larger", "larger's scalar RM",
-             "MFLOPs", "smaller - scalar RM"]]
+    """A larger judge's greedy judgement against votes of a smaller one, the most that cost no more. Means
+    over subsets."""
+    rows = [["larger, greedy", "seeds", "MFLOPs", "smaller", "MFLOPs", "smaller - larger",
+             "larger's scalar RM", "MFLOPs", "smaller - scalar RM"]]
     for large, judges, small, others in pairs_of_sizes(sizes):
         theirs, _, scalars, _ = zip(*judges)
         ours, *_ = zip(*others)
@@ -137,7 +148,7 @@ def equal_compute_table(bases, sizes):
             continue
         m = max(affordable, key=lambda m: mflops(ours, m))
         mine, scalar = overall(bases, ours, m), overall(bases, scalars, "greedy")
-        rows.append([large, f"{budget:.0f}", f"{small}, {m}", f"{mflops(ours, m):.0f}",
+        rows.append([large, str(len(judges)), f"{budget:.0f}", f"{small}, {m}", f"{mflops(ours, m):.0f}",
                      difference(mine, overall(bases, theirs, "greedy")),
                      accuracy(scalar), f"{mflops(scalars, 'greedy'):.1f}", difference(mine, scalar)])
     return rows
@@ -146,12 +157,14 @@ def equal_compute_table(bases, sizes):
 def paper_table(bases, sizes):
     """The paper's comparison: the larger judge without RL, greedy; the smaller one with RL and votes."""
     k = bases[0].votes[-1]
-    rows = [["larger, after RFT, greedy", "accuracy", f"smaller, after RL, weighted@{k}", "accuracy",
-             "smaller - larger"]]
+    rows = [["larger, after RFT, greedy", "seeds", "MFLOPs", "accuracy",
+             f"smaller, after RL, weighted@{k}", "MFLOPs", "accuracy", "smaller - larger"]]
     for large, judges, small, others in pairs_of_sizes(sizes):
-        theirs = overall(bases, [tuned for _, tuned, *_ in judges], "greedy")
-        mine = overall(bases, [answers for answers, *_ in others], f"weighted@{k}")
-        rows.append([large, accuracy(theirs), small, accuracy(mine), difference(mine, theirs)])
+        _, tuned, *_ = zip(*judges)
+        ours, *_ = zip(*others)
+        theirs, mine = overall(bases, tuned, "greedy"), overall(bases, ours, f"weighted@{k}")
+        rows.append([large, str(len(judges)), f"{mflops(tuned, 'greedy'):.0f}", accuracy(theirs), small,
+                     f"{mflops(ours, f'weighted@{k}'):.0f}", accuracy(mine), difference(mine, theirs)])
     return rows
 
 # ----------------------------------------------------------------------------------------
@@ -189,7 +202,8 @@ def training_table(bases, field, values):
 def run(bases):
     quick = bases[0].quick
     curves = {name: [vote_curves(b, name) for b in bases] for name in ("base", "rft", "rl")}
-    has = lambda base, size: size not in ONE_SEED or base.seed == study.SEEDS[0] or quick
+    first = bases[0].seed == study.SEEDS[0]
+    has = lambda base, size: size not in ONE_SEED or first and base is bases[0] or quick
     sizes = {size: [judge_of_size(b, size) for b in bases if has(b, size)] for size in JUDGES}
     sizes = {size: judges for size, judges in sizes.items() if judges}
     tokens = (100_000, bases[0].cfg.pretrain_tokens) if quick else TOKENS
@@ -198,11 +212,11 @@ def run(bases):
     step_rows, step_curve = training_table(bases, "rl_steps", steps)
     means = {name: {m: mean([c[m] for c in found]) for m in found[0]} for name, found in curves.items()}
     frontier = {}
-    for size, found in sizes.items():
+    for size, found in side_by_side(bases, sizes).items():
         answers, _, scalars, _ = zip(*found)
         point = lambda a, m: [mflops(a, m), mean(overall(bases, a, m))]
-        modes = [m for m in answers[0]["test"] if m.startswith(("greedy", "weighted"))]
-        frontier[size] = {"votes": [point(answers, m) for m in modes], "scalar": [point(scalars, "greedy")]}
+        frontier[size] = {"votes": [point(answers, f"weighted@{k}") for k in up_to(bases[0].most)],
+                          "greedy": [point(answers, "greedy")], "scalar RM": [point(scalars, "greedy")]}
 
     def figure(path):
         with report.canvas(path, 2, 2, width=11, height=8) as axes:
@@ -211,13 +225,14 @@ def run(bases):
                 votes = [c["one sample"], *(c[f"weighted@{k}"] for k in ks)]
                 axes[0, 0].plot([1, *ks], votes, "o-", color=f"C{i}", label=f"{name}: votes")
                 axes[0, 0].axhline(c["greedy"], color=f"C{i}", ls=":", label=f"{name}: greedy")
-                axes[0, 0].axhline(c["limit"], color=f"C{i}", ls="--", lw=0.7, label=f"{name}: limit")
+                axes[0, 0].axhline(c[MOSTLY], color=f"C{i}", ls="--", lw=0.7, label=f"{name}: {MOSTLY}")
             axes[0, 0].set(xscale="log", xticks=[1, *ks], xticklabels=[1, *ks], xlabel="votes k")
-            for i, (size, lines) in enumerate(frontier.items()):
-                for how, style in (("votes", "o-"), ("scalar", "*")):
-                    axes[0, 1].plot(*zip(*lines[how]), style, color=f"C{i}",
-                                    label=f"{size}, {how}" + (" (one seed)" if size in ONE_SEED else ""))
-            axes[0, 1].set(xscale="log", xlabel="MFLOPs a judgement")
+            for name, lines in frontier.items():
+                size, *alone = name.split(",")     # a colour a size, dotted if it is of one seed alone
+                for how, style in (("votes", "o:" if alone else "o-"), ("greedy", "s"), ("scalar RM", "*")):
+                    axes[0, 1].plot(*zip(*lines[how]), style, color=f"C{list(JUDGES).index(size)}",
+                                    label=f"{name}: votes" if how == "votes" else None)
+            axes[0, 1].set(xscale="log", xlabel="MFLOPs a judgement (squares: greedy, stars: scalar RMs)")
             for ax, values, curve, name in ((axes[1, 0], tokens, token_curve, "pre-training tokens"),
                                             (axes[1, 1], steps, step_curve, "RL steps")):
                 for m in curve[0]:

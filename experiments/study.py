@@ -26,6 +26,7 @@ import torch
 
 import metarm
 import spct
+from config import PRESETS, Config
 from data import Parser, UserError
 from data.judgement import correct, pick, read_judgements, write_judgements
 from data.tokenizer import Tokenizer
@@ -36,7 +37,6 @@ from metarm import RULES
 from report import bootstrap
 from run import Run, machine, read_json, write_json
 from sample import judge
-from spct import Config
 
 # ----------------------------------------------------------------------------------------
 # Base runs and arms
@@ -100,7 +100,7 @@ class Base:
 def default_config(folder, flags):
     """The config of a base run, which must have these settings, but for how it was computed."""
     saved = read_json(os.path.join(folder, "config.json"))
-    usual = {**asdict(Config()), **spct.PRESETS[flags["preset"]], **flags}
+    usual = {**asdict(Config()), **PRESETS[flags["preset"]], **flags}
     free = ("out", "device", "dtype", "threads", "eval_items")
     if set(saved) != set(usual):
         raise UserError(f"{folder} is of another version: move it away, and the study makes one")

@@ -6,30 +6,37 @@ teachers' biases, robust to wrong labels?
 
 Real preference data has no answers to compare with. The paper looks at failures by hand: mostly wrong
 critiques, then unbalanced weights, then labels that one may dispute. Here the truth behind every reward is
-known.
+known. Samples are drawn at T = 1, if nothing else is said: they differ more, and are more often wrong, than
+those of the default run.
 
 - Faithfulness: principles, checks and totals against the world's own. A judgement is well-founded if all of
   its checks are true and all of its totals add up. How often is a right verdict not? Does the Meta RM,
   which has seen verdicts only, prefer the well-founded among the right ones? (AUC within item; .5: it does
-  not.) All numbers are means over items of means over an item's judgements.
-- Calibration: the share of samples that agree with the vote, taken as the chance that the vote is right.
-  ECE is the mean distance between the two; and the accuracy on the half of the items with the widest
-  margins between the two largest numbers of votes (a plurality).
+  not. Once among all, once among those that check each response by each principle: a mere impression is
+  easy to tell from a check.) All numbers are means over items of means over an item's judgements.
+- Calibration: the share of samples that agree with the vote, taken as the chance that the vote is right (a
+  sample that ties agrees with nothing). ECE is the mean distance between the two, in ten bins: with so few
+  items .02 or .03 of it are chance; and the accuracy on the half of the items with the widest margins
+  between the two largest numbers of votes (a plurality).
 - Bias laboratory: annotators that give `dose` more points to the first, or the longest, response. The bias
   of a judge is how much more often, when it picks one, it picks that response than it is the best one. How
   much of it is left after RFT, RL, votes over shuffled orders, guided votes? A sample's first response is
   the first that it read, a vote's is that of the item: so votes over shuffled orders can have no such bias
-  but by chance, and their control are votes over samples that all read the item's order. (The Meta RMs of
-  dose 3 learn from half as many judgements as the default's.)
+  but by chance, and their control are votes over samples that all read the item's order. Guided votes are
+  sums, so their control is the sum. (The Meta RMs of dose 3 learn from half as many judgements as the
+  default's; and a hint is worth less, since an annotator that knows the best response lifts it first, and
+  then adds the dose to the favoured one.)
 - Label noise: in a share of the points with two responses or more the best changes places with another. GRM
   against scalar RM, which sees each label four times, as always, or once, so that it cannot learn the wrong
-  ones by heart.
+  ones by heart (at a rate that was tuned with two epochs and more). The race is not even: RL reads half of
+  the points, each once, and single responses, which only a GRM learns from, stay as they are.
 
 What to look at: which step removes which bias. RL sees rewards, so it can unlearn both; shuffled votes can
 only cancel what depends on the order.
 """
 
 import copy
+import itertools
 import sys
 
 import numpy as np
@@ -37,6 +44,7 @@ import numpy as np
 import metarm
 import report
 import spct
+from config import Config
 from data import command
 from data.annotators import annotate
 from data.judgement import correct, pick
@@ -62,9 +70,21 @@ def well_founded(shares):
     return checks == 1 and totals == 1
 
 
+def all_checked(judgement):
+    """Does it check each response by each principle? (A sloppy annotator states impressions.)"""
+    names = {name for name, _ in judgement.principles}
+    return all(names == {name for name, *_ in c["checks"]} for c in judgement.critiques)
+
+
+MEASURES = {**{name: name for name in FAITHFUL}, "all checked": "all checked", "of all": "well-founded",
+            "of right": "of the right", "of wrong": "of the wrong",
+            "right, if well-founded": "right, if well-founded",
+            "auc": "Meta RM's AUC: well-founded among right", "auc checked": "if all checked"}
+
+
 def faithful_numbers(base, name):
     """-> {measure: (items,)} of one stage; items without judgements of a kind do not count in its measure."""
-    found = {m: [] for m in (*FAITHFUL, "of all", "of right", "of wrong", "right, if well-founded", "auc")}
+    found = {m: [] for m in MEASURES}
     for group, item in zip(stage_groups(base, name), base.parts["test"]):
         parsed = [j for j in group[:max(base.votes)] if j.scores is not None]
         if not parsed:
@@ -74,31 +94,40 @@ def faithful_numbers(base, name):
         right = np.array([correct(j.scores, item.gold) for j in parsed])
         for m, values in zip(FAITHFUL, np.mean(shares, axis=0)):
             found[m].append(values)
-        for m, values in (("of all", good), ("of right", good[right]), ("of wrong", good[~right]),
-                          ("right, if well-founded", right[good])):
+        checked = np.array([all_checked(j) for j in parsed])
+        for m, values in (("all checked", checked), ("of all", good), ("of right", good[right]),
+                          ("of wrong", good[~right]), ("right, if well-founded", right[good])):
             found[m] += [values.mean()] if len(values) else []
         if name != "base":                         # it has no Meta RM
-            auc = metarm.auc(good[right], [j.meta for j, r in zip(parsed, right) if r])
-            found["auc"] += [] if auc is None else [auc]
+            meta = np.array([j.meta for j in parsed])
+            for m, which in (("auc", right), ("auc checked", right & checked)):
+                auc = metarm.auc(good[which], meta[which])
+                found[m] += [] if auc is None else [auc]
     return {m: np.array(values, float) for m, values in found.items()}
 
 
 def faithful_table(bases):
-    names = [*FAITHFUL, "of all", "of right", "of wrong", "right, if well-founded", "auc"]
-    rows = [["stage", *FAITHFUL, "well-founded", "of the right", "of the wrong", "right, if well-founded",
-             "Meta RM's AUC: well-founded among right"]]
+    rows = [["stage", *MEASURES.values()]]
     for name in STAGES:
         found = [faithful_numbers(b, name) for b in bases]
-        rows.append([name, *(accuracy([f[m] for f in found]) for m in names)])
+        rows.append([name, *(accuracy([f[m] for f in found]) for m in MEASURES)])
     return rows
 
 # ----------------------------------------------------------------------------------------
 # Calibration
 
-def confidences(base, name, k):
+def samples_at(base, name, temperature):
+    """Judgements of the test items by a stage, at the usual temperature or at that of the default run."""
+    if temperature == base.cfg.temperature:
+        return stage_groups(base, name)
+    return trajectories(base, base.arm(f"votes-{name}"), base.policy(name), "test", max(base.votes),
+                        temperature=temperature)[0]
+
+
+def confidences(base, name, k, temperature):
     """Of a plurality of k, each (items,): sure, the share of samples that agree; margin; right."""
     found = []
-    for group, item in zip(stage_groups(base, name), base.parts["test"]):
+    for group, item in zip(samples_at(base, name, temperature), base.parts["test"]):
         result = verdict(group[:k], "plurality", item.n)
         top = sorted(result["votes"] or [0, 0])[-2:]
         found.append((result["sure"], top[1] - top[0], correct(result["votes"], item.gold)))
@@ -117,16 +146,16 @@ def expected_error(sure, right):
 
 
 def calibration_table(bases):
-    rows = [["stage", "votes", "accuracy", "mean sureness", "ECE", "accuracy, wider margins",
+    rows = [["stage", "T", "votes", "accuracy", "mean sureness", "ECE", "accuracy, wider margins",
              "narrower margins"]]
-    for name in STAGES:
-        for k in bases[0].votes:
-            sure, margin, right = zip(*(confidences(b, name, k) for b in bases))
-            widest_first = [r[np.argsort(-m, kind="stable")] for r, m in zip(right, margin)]
-            rows.append([name, str(k), accuracy(right), f"{mean(sure):.3f}",
-                         number([expected_error(s, r) for s, r in zip(sure, right)]),
-                         accuracy([r[:len(r) // 2] for r in widest_first]),
-                         accuracy([r[len(r) // 2:] for r in widest_first])])
+    ways = [(name, 1.0) for name in STAGES] + [(name, Config.temperature) for name in ("rft", "rl")]
+    for (name, temperature), k in itertools.product(ways, bases[0].votes):
+        sure, margin, right = zip(*(confidences(b, name, k, temperature) for b in bases))
+        widest_first = [r[np.argsort(-m, kind="stable")] for r, m in zip(right, margin)]
+        rows.append([name, str(temperature), str(k), accuracy(right), f"{mean(sure):.3f}",
+                     number([expected_error(s, r) for s, r in zip(sure, right)]),
+                     accuracy([r[:len(r) // 2] for r in widest_first]),
+                     accuracy([r[len(r) // 2:] for r in widest_first])])
     return rows
 
 # ----------------------------------------------------------------------------------------
@@ -164,15 +193,15 @@ def bias_of(kind, items, scores, orders=None):
 
 
 def mean_known(rows):
-    """(samples, items), nan where nothing is known -> (items with something known,): means over samples."""
+    """(samples, items), nan where nothing is known -> (items,): means over samples, nan where none knows."""
     count = np.sum(~np.isnan(rows), axis=0)
-    return np.nansum(rows, axis=0)[count > 0] / count[count > 0]
+    return np.where(count > 0, np.nansum(rows, axis=0) / np.maximum(count, 1), np.nan)
 
 
 def bias_numbers(base, kind, groups, same_order=None, k_meta=None):
-    """Judgements of the test items -> {way to judge: (bias (items,), right (items,))}.
+    """Judgements of the test items -> {way to judge: (bias (items,), nan without any pick, right (items,))}.
 
-    same_order: judgements that all read the item's order. k_meta: for guided votes.
+    same_order: judgements that all read the item's order. k_meta: for guided votes, and for their control.
     """
     items, k = base.parts["test"], max(base.votes)
     right = lambda scores: np.array([correct(s, item.gold) for s, item in zip(scores, items)], float)
@@ -183,8 +212,9 @@ def bias_numbers(base, kind, groups, same_order=None, k_meta=None):
     votes = {f"weighted@{k}, one order": plain(same_order)} if same_order else {}
     votes[f"weighted@{k}"] = plain(groups)
     if k_meta:
+        votes[f"sum@{k}"] = [RULES["sum"](g[:k]) for g in groups]
         votes[f"guided@{k}"] = [metarm.guided_vote(g[:k], k_meta) for g in groups]
-    return found | {name: (mean_known([bias_of(kind, items, s)]), right(s)) for name, s in votes.items()}
+    return found | {name: (bias_of(kind, items, s), right(s)) for name, s in votes.items()}
 
 
 def in_one_order(base, kind, name, policy, **changes):
@@ -222,13 +252,29 @@ def unbiased(base, kind):
                                 None if stage == "base" else k_meta) for stage in STAGES}
 
 
-def bias_table(bases, kind, found):
+def known(arrays):
+    return [values[~np.isnan(values)] for values in arrays]
+
+
+def change(arrays, others):
+    """The difference, paired by the items that both know."""
+    both = [~np.isnan(a - b) for a, b in zip(arrays, others)]
+    return difference([a[w] for a, w in zip(arrays, both)], [b[w] for b, w in zip(others, both)])
+
+
+def bias_table(found):
     """found: {dose: [laboratory() of each seed]}"""
-    rows = [["stage", *(cell for dose in found for cell in (f"bias, dose {dose}", "accuracy"))]]
+    rows = [["stage", "bias, dose 0", "accuracy", f"bias, dose {DOSE}", "against base", "against one sample",
+             "accuracy", "against dose 0"]]
     for stage in STAGES:
         for way in found[0][0][stage]:
-            arrays = [[seed[stage][way][i] for seed in seeds] for seeds in found.values() for i in (0, 1)]
-            rows.append([f"{stage}, {way}", *map(accuracy, arrays)])
+            of = lambda dose, i, stage=stage, way=way: [seed[stage][way][i] for seed in found[dose]]
+            bias, right = of(DOSE, 0), of(DOSE, 1)
+            in_base = stage != "base" and way in found[DOSE][0]["base"]
+            rows.append([f"{stage}, {way}", accuracy(known(of(0, 0))), accuracy(of(0, 1)),
+                         accuracy(known(bias)), change(bias, of(DOSE, 0, "base")) if in_base else "",
+                         "" if way == "one sample" else change(bias, of(DOSE, 0, stage, "one sample")),
+                         accuracy(right), difference(right, of(0, 1))])
     return rows
 
 # ----------------------------------------------------------------------------------------
@@ -243,7 +289,7 @@ def noisy(base, share):
     other.points = make_items(base.seed, "train", base.cfg.points, noise=share)
     run, start = base.arm("noise", noise=share), base.policy("base")
     samples, hinted = spct.rft_samples(run, base.tok, start, other.points)
-    kept = spct.keep_all(other.points, samples, hinted)
+    kept = spct.all_kept(other.points, samples, hinted)
     tuned = spct.rft(run, start, spct.rft_examples(run.cfg, base.tok, kept))
     policy = spct.rl(run, base.tok, tuned, other.points, samples)
     scalars = [scalar_rm(other, base.arm(f"noise-scalar{suffix}", noise=share), epochs=epochs)
@@ -273,7 +319,7 @@ def run(bases):
             for kind in ("position", "length")}
     noise_rows, noise_curves = noise_table(bases)
     k = bases[0].votes[-1]
-    surety = {name: [np.concatenate(parts) for parts in zip(*(confidences(b, name, k) for b in bases))]
+    surety = {name: [np.concatenate(parts) for parts in zip(*(confidences(b, name, k, 1.0) for b in bases))]
               for name in STAGES}
 
     def figure(path):
@@ -291,7 +337,7 @@ def run(bases):
             for i, (kind, found) in enumerate(labs.items()):
                 styles = {"one sample": "o-", f"weighted@{k}, one order": "s:", f"weighted@{k}": "^--"}
                 for way in filter(found[DOSE][0]["base"].get, styles):
-                    left = [mean([seed[stage][way][0] for seed in found[DOSE]]) for stage in STAGES]
+                    left = [mean(known([seed[stage][way][0] for seed in found[DOSE]])) for stage in STAGES]
                     axes[1, 0].plot(STAGES, left, styles[way], color=f"C{i}", label=f"{kind}, {way}")
             axes[1, 0].set(ylabel=f"bias, dose {DOSE}")
             axes[1, 0].margins(y=0.3)              # room for the legend
@@ -300,7 +346,7 @@ def run(bases):
             axes[1, 1].set(xlabel="share of wrong labels", ylabel="strict accuracy")
 
     tables = {"Faithfulness": faithful_table(bases), "Calibration": calibration_table(bases),
-              **{f"{kind.capitalize()} bias": bias_table(bases, kind, found) for kind, found in labs.items()},
+              **{f"{kind.capitalize()} bias": bias_table(found) for kind, found in labs.items()},
               "Wrong labels": noise_rows}
     return tables, {"noise": noise_curves}, figure
 

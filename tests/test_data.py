@@ -5,6 +5,7 @@ import re
 import pytest
 from tiktoken.load import load_tiktoken_bpe
 
+from config import Config
 from data import UserError, preferences
 from data.annotators import adding, annotate, checking, document, encode_document, pack, weighing
 from data.judgement import judgement_parts, render_prompt
@@ -33,7 +34,6 @@ from data.world import (
     make_item,
     make_items,
 )
-from spct import Config
 
 # ----------------------------------------------------------------------------------------
 # The world

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 import metarm
 import sample
 import spct
+from config import Config
 from data.annotators import annotate
 from data.judgement import Judgement, judgement_parts, read_judgement, render_prompt
 from data.world import make_items
@@ -76,7 +77,7 @@ def second_device(monkeypatch):
 def method(tok, device, folder):
     """All that computes, once and as small as can be: pre-training, RFT, sampling, RL, a Meta RM and its
     guided votes -> what came out."""
-    run = Run(spct.Config(device=device, dtype="float32", n_layer=1, n_head=2, n_embd=16, block_size=224,
+    run = Run(Config(device=device, dtype="float32", n_layer=1, n_head=2, n_embd=16, block_size=224,
                           pretrain_tokens=3000, pretrain_rows=2, rft_rows=1, rft_epochs=1, rl_steps=1,
                           rl_points=2, group=2, rl_keep=2, rl_updates=2, meta_items=2, meta_samples=1),
               str(folder))

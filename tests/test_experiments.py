@@ -102,7 +102,11 @@ def test_equal_compute():
     sizes = {"S": [(small, None, answers(greedy=0.1), 1), (dear, None, answers(greedy=0.1), 1)],
              "M": [(answers(greedy=5), None, answers(greedy=0.5), 4)]}
     _, *rows = scaling.equal_compute_table([SimpleNamespace(parts={"test": items})] * 2, sizes)
-    assert [row[:4] for row in rows] == [["M", "5", "S, weighted@2", "3"]]   # no guided vote costs 5 or less
+    assert [row[:5] for row in rows] == [["M", "1", "5", "S, weighted@2", "3"]]    # @4 costs 6
+    shown = scaling.side_by_side([SimpleNamespace(seed=1)] * 2, sizes)
+    assert {name: len(judges) for name, judges in shown.items()} == {
+        "S": 2, "S, seed 1 alone": 1, "M, seed 1 alone": 1}
+    assert scaling.side_by_side([None] * 2, {"S": sizes["S"]}) == {"S": sizes["S"]}
 
 
 def test_auc_of_single_responses():
@@ -215,7 +219,7 @@ def test_bias_of_a_judge_that_knows_the_place_only():
     assert not truth.bias_of("length", items, gold).any()
     ties = truth.bias_of("position", items, [[5] * item.n for item in items])
     assert np.isnan(ties).all() and truth.mean_known([ties, np.ones(200)]).tolist() == [1.0] * 200
-    assert not len(truth.mean_known([ties]))       # no pick is no preference: it is left out
+    assert np.isnan(truth.mean_known([ties])).all()          # no pick is no preference: it is left out
 
 
 def judged(scores, critiques=None, principles=None):
@@ -283,7 +287,7 @@ def test_the_random_control_is_matched(tok, monkeypatch):
     base = SimpleNamespace(seed=3, points=points, samples=plain, hinted=hinted, cfg=None, tok=tok)
     monkeypatch.setattr(ablations, "rft_examples", lambda cfg, tok, kept: [j.ids[0] for j in kept])
     kinds = ablations.at_random(base)
-    kept = [j.ids[0] for j in ablations.keep_all(points, plain, hinted)]
+    kept = [j.ids[0] for j in ablations.all_kept(points, plain, hinted)]
     assert 0 < kinds.count(0) == kept.count(0) and 0 < kinds.count(1) == kept.count(1)
 
 

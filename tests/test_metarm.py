@@ -4,11 +4,11 @@ import numpy as np
 import torch
 
 import metarm
+from config import Config
 from data.judgement import Judgement, vote
 from metarm import RULES, auc, auc_within, batches_by_length, guided_vote, keep_best, random_vote
 from model import GPT, GPTConfig
 from run import Run
-from spct import Config
 
 
 def judged(scores, meta=None):

@@ -14,12 +14,13 @@ import torch
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
+from config import Config
 from data.judgement import Judgement
 from metarm import from_policy, score
 from model import GPT, GPTConfig, Optimizer
 from parallel import join, new_file, rank, share, start_processes, stop_processes
 from sample import generate
-from spct import Config, update
+from spct import update
 
 ENV = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 PROMPTS = [(5, 6, 7), (9,) * 20, (5, 6, 7), (8, 12), (13,) * 40] * 3

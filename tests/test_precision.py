@@ -18,11 +18,11 @@ sys.path.insert(0, ROOT)
 
 import metarm
 import spct
+from config import Config
 from data.judgement import Judgement
 from data.tokenizer import END
 from model import GPT, GPTConfig, Optimizer, RewardModel, token_logp
 from run import Run, pick_dtype
-from spct import Config
 
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 

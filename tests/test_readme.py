@@ -9,8 +9,7 @@ import pytest
 
 import data.preferences
 import sample
-import spct
-from run import make_config
+from config import make_config
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as f:
@@ -39,7 +38,7 @@ def test_command(command, tmp_path, monkeypatch, capsys):
         flags = [flag.replace("$seed", "1") for flag in flags]
         if "--help" in flags or "--resume" in flags:
             return
-        cfg, _ = make_config([*flags, "--device", "cpu"], spct.Config, spct.PRESETS, spct.FIRST_FIELD, "")
+        cfg, _ = make_config([*flags, "--device", "cpu"], "")
         assert all(str(getattr(cfg, name[2:])) == value for name, value in zip(flags[::2], flags[1::2])
                    if isinstance(getattr(cfg, name[2:]), str))
     elif program == "sample.py":

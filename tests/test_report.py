@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import report
-import spct
+from config import Config
 from data.judgement import Judgement, correct, vote
 from data.world import Item
 
@@ -90,7 +90,7 @@ def test_columns_against_plain_loops():
     def guided(judgements, kept):                  # those that vote
         return sorted([j for j in judgements if j.scores], key=lambda j: -j.meta)[:kept]
 
-    columns = report.item_columns(parts, report.answers(spct.Config(k=K), parts, True))
+    columns = report.item_columns(parts, report.answers(Config(k=K), parts, True))
     assert all(len(values) == 60 and 0 <= values.min() <= values.max() <= 1 for values in columns.values())
     for i, (item, judgements) in enumerate(zip(items, samples)):
         right = [correct(j.scores, item.gold) for j in judgements]
@@ -123,7 +123,7 @@ def test_base_has_no_guided_votes():
     samples = random_judgements(rng, items, 4)
     for j in sum(samples, []):
         j.meta = None
-    ways = report.answers(spct.Config(k=4), {"greedy": (items, random_judgements(rng, items, 1)),
+    ways = report.answers(Config(k=4), {"greedy": (items, random_judgements(rng, items, 1)),
                                              "votes": (items, samples)}, guided=False)
     plain = {f"{way}@{k}" for way in ("sum", "plurality", "weighted") for k in (2, 4)}
     assert set(ways) == {"greedy", "one sample", *plain}

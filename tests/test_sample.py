@@ -79,7 +79,7 @@ def test_small_batches_and_blocks_do_not_change_samples(tiny, monkeypatch):
     model = tiny()
     model.wte.weight.data *= 0.4
     together = generate(model, PROMPTS * 4, range(28))
-    monkeypatch.setattr(sample, "SLOTS", 5)
+    monkeypatch.setattr(sample, "ROWS", 5)
     monkeypatch.setattr(sample, "BLOCK", 3)
     in_parts = generate(model, PROMPTS * 4, range(28))
     assert [ids for ids, _ in in_parts] == [ids for ids, _ in together]

@@ -11,22 +11,23 @@ import numpy as np
 import pytest
 import torch
 
+import config
 import sample
 import spct
+from config import PRESETS, Config, check_values, parse_flags
 from data import UserError, preferences
 from data.annotators import corpus, pack
 from data.judgement import Judgement, render_prompt
 from data.tokenizer import END, HINT, PAD
 from data.world import Item, make_items
 from model import GPT, GPTConfig, Optimizer, token_logp, trapezoid
-from run import Run, check_values, parse_flags
-from run import make_config as config_of
+from run import Run
 from sample import generate
-from spct import Config, advantages, contrast, forget_hint, kl_k2, kl_k3, not_too_easy, policy_loss, update
+from spct import advantages, contrast, forget_hint, kl_k2, kl_k3, not_too_easy, policy_loss, update
 
 
 def make_config(argv):
-    return config_of(argv, Config, spct.PRESETS, spct.FIRST_FIELD, spct.__doc__)
+    return config.make_config(argv, spct.__doc__)
 
 
 def judgement(scores=None, prompt=(3, 4), ids=(5, 6, END)):
@@ -95,7 +96,7 @@ def test_rft_examples(tok):
     item = Item("x", "s", "q", ["a", "b"], [9, 2])
     right, wrong = judgement([8, 3], plain, (15, END)), judgement([3, 8], plain, (16, END))
     told, too_easy = judgement([8, 3], hinted, (17, 18, END)), judgement([3, 8], hinted, (19, END))
-    kept = spct.keep_all([item], [[right, wrong, right]], [[told], [too_easy]])
+    kept = spct.all_kept([item], [[right, wrong, right]], [[told], [too_easy]])
     examples = spct.rft_examples(Config(), tok, kept)
     mine = sorted([ids, mask] for ids, mask in examples if ids[:len(plain)] == plain)
     unlearned = [False] * len(plain)
@@ -285,7 +286,7 @@ def test_micro_batches_do_not_change_the_update(tiny):
 
 def test_flags():
     """Guards against a flag that is silently ignored or read as the wrong type."""
-    flags = lambda *argv: parse_flags(argv, Config, "")
+    flags = lambda *argv: parse_flags(argv, "")
     assert flags("--beta", "0.5", "--seed", "3", "--resume", "--stage", "rl") == (
         {"beta": 0.5, "seed": 3}, True, "rl")
     assert flags() == ({}, False, None)
@@ -298,9 +299,9 @@ def test_flags():
 
 
 @pytest.mark.parametrize("program, argv, flag", [
-    (lambda argv: parse_flags(argv, Config, ""), ["--rl_step", "1"], "--rl_steps"),
-    (lambda argv: parse_flags(argv, Config, ""), ["--eval_item=1"], "--eval_items"),
-    (lambda argv: parse_flags(argv, Config, ""), ["--resum"], "--resume"),
+    (lambda argv: parse_flags(argv, ""), ["--rl_step", "1"], "--rl_steps"),
+    (lambda argv: parse_flags(argv, ""), ["--eval_item=1"], "--eval_items"),
+    (lambda argv: parse_flags(argv, ""), ["--resum"], "--resume"),
     (sample.parse_args, ["--quer", "a", "--response", "b"], "--query"),
     (sample.parse_args, ["--query", "a", "--respons", "b"], "--response"),
     (preferences.main, ["check", "x.jsonl", "--coun", "3"], "--count")])
@@ -327,11 +328,11 @@ def test_help_shows_every_flag(capsys):
 
 def test_presets_and_values(tmp_path):
     """Guards against presets that name unknown fields, and flags that lose against the preset."""
-    for preset in spct.PRESETS:
+    for preset in PRESETS:
         cfg, _ = make_config(["--preset", preset, "--out", str(tmp_path / "new"), "--device", "cpu"])
         assert cfg.preset == preset
     cfg, _ = make_config(["--preset", "smoke", "--k", "2", "--out", str(tmp_path / "new"), "--device", "cpu"])
-    assert cfg.k == 2 and cfg.points == spct.PRESETS["smoke"]["points"]
+    assert cfg.k == 2 and cfg.points == PRESETS["smoke"]["points"]
     for argv, message in [(["--preset", "x"], "expected one of"), (["--resume"], "there is no run"),
                           (["--stage", "rl"], "add --resume")]:
         with pytest.raises(UserError, match=message):
