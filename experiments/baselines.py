@@ -187,7 +187,8 @@ def train_differences(run, unit, model, better, worse, epochs, rate=3e-3):
         loss = metarm.bradley_terry(above, below)
         loss.backward()
         agree = (above > below).float().mean()
-        run.log(unit, step=step, **opt.step(trapezoid(step, steps), loss=loss, agree=agree))
+        metrics = opt.step(trapezoid(step, steps), loss=loss, agree=agree)
+        run.log(unit, step=step, **metrics)
     run.finish(unit, model)
 
 
