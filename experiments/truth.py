@@ -9,30 +9,30 @@ critiques, then unbalanced weights, then labels that one may dispute. Here the t
 known. Samples are drawn at T = 1, if nothing else is said: they differ more, and are more often wrong, than
 those of the default run.
 
-- Faithfulness: principles, checks and totals against the world's own. A judgement is well-founded if all of
-  its checks are true and all of its totals add up. How often is a right verdict not? Does the Meta RM,
-  which has seen verdicts only, prefer the well-founded among the right ones? (AUC within item; .5: it does
-  not. Once among all, once among those that check each response by each principle: a mere impression is
-  easy to tell from a check.) All numbers are means over items of means over an item's judgements.
-- Calibration: the share of samples that agree with the vote, taken as the chance that the vote is right (a
-  sample that ties agrees with nothing). ECE is the mean distance between the two, in ten bins: with so few
-  items .02 or .03 of it are chance; and the accuracy on the half of the items with the widest margins
-  between the two largest numbers of votes (a plurality).
+- Faithfulness: principles, checks and totals against the world's own. A judgement is well-founded if no
+  check is missing or false and all of its totals add up. How often is a right one? Does the Meta RM, which
+  has seen verdicts only, prefer the well-founded among the right ones? (AUC within item; .5: it does not.
+  Once among all, once among those that check each response by each principle: a mere impression is easy to
+  tell from a check.) All numbers are means over items of means over an item's judgements.
+- Calibration: sureness, the share of samples that agree with the vote (one that ties agrees with nothing), as
+  the chance that the vote is right. ECE is the mean distance between the two, in ten bins: never less than
+  the gap between their means; and the accuracy on the half of the items with the widest margins between the
+  two largest numbers of votes (a plurality).
 - Bias laboratory: annotators that give `dose` more points to the first, or the longest, response. The bias
-  of a judge is how much more often, when it picks one, it picks that response than it is the best one. How
-  much of it is left after RFT, RL, votes over shuffled orders, guided votes? A sample's first response is
-  the first that it read, a vote's is that of the item: so votes over shuffled orders can have no such bias
-  but by chance, and their control are votes over samples that all read the item's order. Guided votes are
-  sums, so their control is the sum. (The Meta RMs of dose 3 learn from half as many judgements as the
-  default's; and a hint is worth less, since an annotator that knows the best response lifts it first, and
-  then adds the dose to the favoured one.)
+  of a judge is how much more often, when it picks one, it picks that response than it is the best one.
+  "Against base" and "against one sample" are differences of the bias, "against dose 0" of accuracy. A
+  sample's first response is the first that it read, a vote's is that of the item: so votes over shuffled
+  orders can have no such bias but by chance, and their control are votes over samples that all read the
+  item's order. Guided votes are sums, so their control is the sum. (The Meta RMs of dose 3 learn from half
+  as many judgements as the default's; and a hint is worth less, since an annotator that knows the best
+  response lifts it first, and then adds the dose to the favoured one.)
 - Label noise: in a share of the points with two responses or more the best changes places with another. GRM
   against scalar RM, which sees each label four times, as always, or once, so that it cannot learn the wrong
   ones by heart (at a rate that was tuned with two epochs and more). The race is not even: RL reads half of
   the points, each once, and single responses, which only a GRM learns from, stay as they are.
 
-What to look at: which step removes which bias. RL sees rewards, so it can unlearn both; shuffled votes can
-only cancel what depends on the order.
+What to look at: which step removes which bias. RFT and RL see labels, so they can unlearn both; shuffled
+votes can only cancel what depends on the order.
 """
 
 import copy
@@ -354,35 +354,34 @@ def run(bases):
 FINDINGS = """
 What was seen in three runs (samples at T = 1 but where T is named):
 
-- **Reasons improve although no reward looks at them**: true checks .22, .49, .91 after base, RFT, RL;
-  principles and totals likewise. After RL two of three right verdicts of the average item are well-founded,
+- **Reasons improve although no reward looks at them**: of all checks due .22, .49, .91 are made and true
+  after base, RFT, RL; principles and totals likewise. After RL .67 of the right verdicts are well-founded,
   and a well-founded judgement is right in .92. (In version 0.1.0 it was one of three, and .76.) Of the wrong
-  judgements .18 are well-founded, too: they err in principles or weights.
+  judgements .18 are well-founded, too: what they err in are principles or weights.
 - **The Meta RM prefers the well-founded among right judgements**, though it has learned from verdicts alone:
-  AUC .81 after RFT, .60 after RL. Some of that is telling checks from impressions: .74 and .58 among
-  judgements that check everything.
+  AUC .81 after RFT, .60 after RL; among judgements that check everything, where no impression helps it, .74
+  and .58 (of fewer items).
 - **Votes are under-confident, at T = 1 far more than at 0.5**: after RL .78 of 32 samples agree with a vote
-  that is right in .94 (ECE .16); at 0.5 it is .89 (ECE .06, about half of it chance). After RFT they are at
-  both (ECE .27, .18). The margin sorts at each: after RL the half with the wider margins is right in .99,
-  the other in .88.
-- **Votes keep a position bias if all samples read the same order, and shuffled orders remove it.** With
-  annotators that give it 3 points, .26 of the picks of single samples are due to it at base, .21 after RFT,
-  .16 after RL: training takes off .106 (.098 to .114). 32 votes in one order make it a little larger (by .07
-  at base, by .03 after RL), and are right in .765 after RL. With a fresh order for each sample nothing is
-  left of it, and .862 are right, still .074 less than without any bias. (In 0.1.0 sums in one order doubled
-  the bias.)
-- **A length bias is for RL to remove**: it is the same in every order, so that 32 votes keep all of it at
-  base (.17). RL takes it to 0, in single samples, too, and 32 votes are then .024 behind those without any
-  bias. In between it matters how votes are counted: after RFT a sum has more of it than a sample (.19, .07),
-  since it adds up small leanings of all samples; weighted votes have less (.03). The base model's samples
-  lean to the longest without any dose (.10), RL's do not.
-- **The Meta RM takes off bias only where there is a filter's work to do**: of a sum's length bias after RFT
-  nearly half (.19 to .11); nothing of a position bias, which shuffling has taken already; after RL none is
-  left. (In 0.1.0 it took two thirds of what RL had left.)
+  that is right in .94 (ECE .16); at 0.5 it is .89 (ECE .05, nearly all of it that gap). After RFT the ECE is
+  .27 and .18. The margin sorts at each: after RL the half with the wider margins is right in .99, the other
+  in .88.
+- **Votes keep a position bias if all samples read the same order, and shuffled orders remove it.** If
+  annotators give the first response 3 points, single samples have a bias of .26 at base, .21 after RFT, .16
+  after RL: training takes off .106 (.098 to .114). 32 votes in one order have a little more (by .07 at base,
+  by .03 after RL), and are right in .765 after RL. With fresh orders none can be left but by chance, and
+  .862 are right, still .074 less than without any bias. (In 0.1.0 sums in one order doubled the bias.)
+- **A length bias is for training to remove**: fresh orders cannot, and at base 32 votes keep all of it
+  (.17). RFT takes off more than half in single samples (.07 is left), RL most of the rest (.01), and 32
+  votes are then .024 behind those without any bias. How votes are counted matters: after RFT a sum has more
+  of it than a sample (.19, .07), weighted votes less (.03). The base model's samples lean to the longest
+  without any dose (.10), RL's do not.
+- **The Meta RM takes off nearly half of a sum's length bias after RFT** (.19 to .11), but weighted votes
+  have .03 without it. Shuffled orders leave it no position bias to take, and RL no length bias. (In 0.1.0 it
+  took two thirds of what RL had left.)
 - **Wrong labels**: with 30% of them the GRM's greedy judgement has lost .009 (noise), 32 votes .019, the
-  scalar RM .132; learning each label once only it loses less (.094) and ends level (.663, .650). It is no
-  fair race all the same: the GRM has seen judgements in pre-training, and wrong labels can only choose among
-  those that it writes; a scalar RM learns from labels alone.
+  scalar RM .132; learning each label once only it loses .094 (.663 and .650 are left). It is no fair race:
+  both start from the base model, but wrong labels can only choose among judgements that the GRM writes; a
+  scalar RM learns its number from labels alone.
 """
 
 
