@@ -2,7 +2,7 @@
 All studies, one after the other, and experiments/RESULTS.md from what they found; its first chapter is of the
 reference runs, which lie beside it.
 
-    python -m experiments.all           # HOURS hours of one core; what is done already is not repeated
+    python -m experiments.all           # twelve hours of one core; what is done already is not repeated
     python -m experiments.all baselines  # one study; the chapters of the others stay as they are
     python -m experiments.all --seeds 1  # one seed's share of the work: RESULTS.md stays as it is
     python -m experiments.all --quick  # minutes: the numbers mean nothing, RESULTS.md stays as it is
