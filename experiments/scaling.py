@@ -251,31 +251,33 @@ def run(bases):
 
 
 FINDINGS = """
-What was seen in three runs of version 0.1.0, whose judge was weaker, and with this study as it was then. Not
-yet made anew: where the text above names other arms or temperatures, it is ahead of the tables.
+What was seen in three runs (of M in one):
 
-- **RL steps buy most**: 12, 36 and 108 of them bring 32 votes to .693, .766 and .849, greedy to .586, .685
-  and .812, with no end in sight, and this costs nothing per judgement. They take three and a half minutes
-  more than 36 (`python spct.py --rl_steps 108`); the default was chosen to fit a quarter of an hour, before
-  this was known.
-- **Pre-training**: below 3M tokens there is hardly a judge to be trained (with 1.5M tokens, 32 votes are
-  right in .397, chance is .358). Twice the default's 6.5M tokens are worth no more than noise in votes.
-- **Votes bring a lot against one sample** (.561 to .766 with 32, after RL), **but half of that only makes up
-  for drawing samples at all**: the greedy judgement is at .685, and it takes eight votes to reach it. The
-  last doubling, to 64, still adds .020 after RL. Sums of scores do better than majorities: the limit of these
-  would be .590. That one of 64 samples is right (pass@64 = 1) says nothing here, with four responses at most.
-- **Samples and size cost the same: against the paper, samples do not win.** In the figure the votes of the
-  three sizes lie on one line: 64 of XS, 16 of S and 4 of M cost 2.4 to 2.9 GFLOPs and are all at .72 to .74.
-  Above 10 GFLOPs only M goes on, to .826 with 64, guided .840. And one greedy judgement of the larger judge
-  is well above that line: for its price there are four votes of S, which are .120 behind M's, or sixteen of
-  XS, .085 behind; guided votes do no better. The first four to eight votes only make up for the randomness of
-  sampling. The paper's comparison is kinder to samples: its larger judge had no RL.
-- **Guided votes lie on the same line**: the Meta RM's reading costs as much as the writing, so that guided
-  votes of k compare with plain votes of 2k; at equal k they are ahead.
-- **The scalar RMs are at about .76 at each size, XS being as good as M** at a twenty-fifth of its FLOPs: size
-  is not what they lack. M's greedy judgement reaches them; of the judges with 36 steps of RL only those of 10
-  GFLOPs and more are ahead by more than .02. After 108 steps greedy is (.812; the scalar RM of this size, as
-  a mean over items, .748).
+- **Votes bring most where a judge is poor, and little beyond eight of them after RL**: from base to RL, 64
+  votes add .39, .37 and .18 to one sample, and the last doubling .042, .028 and .003 (noise). Against the
+  greedy judgement it takes 2 votes at base, 8 after RFT, 4 after RL to be ahead. Weighted pluralities do far
+  better than absolute majorities: only .850 of the items are right in most of their samples after RL. That
+  one of 64 samples is right (pass@64 = 1) says nothing here, with four responses at most. (In version 0.1.0,
+  with sums, 64 votes were still rising after RL.)
+- **RL**: 8 steps bring greedy to .863, 72 to .885; 32 votes to .891 and .945. From 16 to 24 steps votes gain
+  .008, from 24 to 72 no more than noise: three times the default's steps are not needed. (In 0.1.0 there was
+  no end in sight after 108 steps.)
+- **Pre-training decides, all at once**: with 3M tokens in place of 6.5M greedy is at .551 (.38, .66 and .62
+  on the three seeds), .216 behind the scalar RM of the same base model, which hardly loses. Until a base
+  model can check, RL finds little to bring out.
+- **Size decides in the same way**: XS, with .17M parameters, is at .801, .076 and .656, as its base model
+  has learned to check or not: on seed 2 RL ends with impressions (a third of seed 1's FLOPs). On seed 1,
+  which alone has M, each size is ahead of the one below when greedy: .801, .861, .903; so it is with 4
+  votes, .861, .910, .941.
+- **At equal compute samples and size are level, where both have learned to check** (seed 1): 16 votes of XS
+  against one greedy judgement of M -.018, 3 of S +.006, 5 of XS against S over all seeds -.206, for the two
+  that have not. (In 0.1.0, with sums at T = 1, votes were .085 to .120 behind: a low temperature and weights
+  make the first votes worth their price.)
+- **As in the paper, without RL for the larger judge, samples win clearly**: 32 votes of S after RL beat M's
+  greedy judgement after RFT by .245, at nine times its FLOPs. But most of that is RL: greedy S after RL is
+  at .861 for a third of them.
+- **The scalar RMs are at .75 to .78 at each size**, XS at a twenty-fifth of M's FLOPs and of S's greedy
+  judgement: they learn from few words what can be learned so, and size buys nothing there.
 """
 
 
