@@ -255,28 +255,28 @@ What was seen in three runs (of M in one):
 
 - **Votes bring most where a judge is poor, and little beyond eight of them after RL**: from base to RL, 64
   votes add .39, .37 and .18 to one sample, and the last doubling .042, .028 and .003 (noise). Against the
-  greedy judgement it takes 2 votes at base, 8 after RFT, 4 after RL to be ahead. Weighted pluralities do far
-  better than absolute majorities: only .850 of the items are right in most of their samples after RL. That
-  one of 64 samples is right (pass@64 = 1) says nothing here, with four responses at most. (In version 0.1.0,
-  with sums, 64 votes were still rising after RL.)
-- **RL**: 8 steps bring greedy to .863, 72 to .885; 32 votes to .891 and .945. From 16 to 24 steps votes gain
-  .008, from 24 to 72 no more than noise: three times the default's steps are not needed. (In 0.1.0 there was
-  no end in sight after 108 steps.)
-- **Pre-training decides, all at once**: with 3M tokens in place of 6.5M greedy is at .551 (.38, .66 and .62
-  on the three seeds), .216 behind the scalar RM of the same base model, which is at .767.
-- **Size decides in the same way**: XS, with .17M parameters, is at .801, .076 and .656 on the three seeds,
-  with .80, .21 and .67 of its checks true in RL's last step: on seed 2 it still states impressions, for a
-  third of seed 1's FLOPs. On seed 1, which alone has M, each size is ahead of the one below when greedy:
-  .801, .861, .903; so it is with 4 votes, .861, .910, .941.
-- **At equal compute samples and size are level, where both have learned to check** (seed 1): 16 votes of XS
-  against one greedy judgement of M -.018, 3 of S +.006, 4 against S .000. Over all seeds XS is .206 behind S
-  (seeds disagree). (In 0.1.0, with sums at T = 1, votes were .085 to .120 behind: a low temperature and
-  weights make the first votes worth their price.)
-- **As in the paper, without RL for the larger judge, samples win clearly**: 32 votes of S after RL beat M's
-  greedy judgement after RFT by .245, at nine times its FLOPs. But most of that is RL: greedy S after RL is
-  at .861 for a third of them.
+  greedy judgement it takes one sample at base, 8 votes after RFT, 4 after RL to be ahead. Weighted
+  pluralities do far better than absolute majorities: only .850 of the items are right in most of their
+  samples after RL. That one of 64 samples is right (pass@64 = 1) says nothing here, with four responses at
+  most. (In version 0.1.0, with sums, 64 votes were still rising after RL.)
+- **RL**: 8 steps bring greedy to .863, 72 to .885; 32 votes to .891 and .945. From 16 to 24 steps 32 votes
+  gain .008, from 24 to 72 .009 (noise): three times the default's steps buy little. (In 0.1.0 there was no
+  end in sight after 108 steps.)
+- **Pre-training decides**: with 3M tokens in place of 6.5M greedy is at .551 (.38, .66 and .62 on the three
+  seeds), .216 behind the scalar RM of the same base model, which is at .767.
+- **Size and seed decide**: XS, with .17M parameters, is at .801, .076 and .656 on the three seeds, with .80,
+  .21 and .67 of its checks true in RL's last step: on seed 2 it still states impressions, for a third of
+  seed 1's FLOPs. On seed 1, which alone has M, accuracy rises with size: greedy .801, .861, .903, with 4
+  votes .861, .910, .941 (differences without intervals).
+- **At equal compute no gap is seen, where both have learned to check** (seed 1): 16 votes of XS against one
+  greedy judgement of M -.018, 3 of S +.006 (both noise), 4 of XS against greedy S .000. Over all seeds XS is
+  .206 behind S (seeds disagree). (In 0.1.0, with sums at T = 1, votes were .085 to .120 behind: a low
+  temperature and weights may be why.)
+- **As in the paper, without RL for the larger judge, the smaller one wins** (seed 1): 32 votes of S after RL
+  beat M's greedy judgement after RFT by .245, at nine times its FLOPs; but most of that is RL, since greedy
+  S is at .861, for a third of M's FLOPs. Of XS against S, over all seeds, it is +.013 (noise).
 - **The scalar RMs are at .75 to .78 at each size**, XS's for about a twenty-fifth of the FLOPs of M's, or of
-  a greedy judgement of S: size buys nothing there.
+  a greedy judgement of S: size shows no gain.
 """
 
 

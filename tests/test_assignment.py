@@ -241,7 +241,7 @@ def test_another_term(tmp_path):
 def test_speedrun(tmp_path):
     """Guards against a speedrun in which the submission's method is not used, or whose items are known: with
     hardly a training nothing passes, and the line says so."""
-    with open(os.path.join(make.ROOT, "spct.py"), encoding="utf-8") as f:
+    with open(os.path.join(make.ROOT, "config.py"), encoding="utf-8") as f:
         source = f.read()
     for old, new in (("n_layer: int = 4 ", "n_layer: int = 1 "), ("6_500_000", "20_000"),
                      ("points: int = 3000 ", "points: int = 8 "),
@@ -249,7 +249,7 @@ def test_speedrun(tmp_path):
                      ("rl_points: int = 64 ", "rl_points: int = 8 ")):
         assert old in source
         source = source.replace(old, new)
-    (tmp_path / "spct.py").write_text(source)
+    (tmp_path / "config.py").write_text(source)
     minutes, right = speedrun.speedrun(str(tmp_path), seed=0, count=8)
     assert minutes < 2 and len(right) == 8 and right.mean() < 0.85
     report = speedrun.leaderboard(minutes, right)
