@@ -366,17 +366,17 @@ def judge_sets(run, tok, name, policy, meta=None):
     """Judge all sets with one policy, and score what its Meta RM guides -> {set: (items, judgements)}.
     Everything is kept in judgements-<name of the policy>-<set>.jsonl."""
     cfg, sets = run.cfg, eval_sets(run.cfg)
-    files = {of: f"judgements-{name}-{of}.jsonl" for of in sets}
+    files = {which: f"judgements-{name}-{which}.jsonl" for which in sets}
     if not run.done(f"eval-{name}", file=list(files.values())[-1]):
-        for of, (items, k, temperature) in sets.items():
+        for which, (items, k, temperature) in sets.items():
             # no policy in the seeds: all policies see the same orders and draw with the same random numbers
-            judged = judge(policy, tok, items, k, cfg.seed, f"eval-{of}", temperature,
-                           shuffle=temperature > 0, autocast=run.sampling(), desc=f"{name}: {of}")
-            if meta is not None and of == "votes":
+            judged = judge(policy, tok, items, k, cfg.seed, f"eval-{which}", temperature,
+                           shuffle=temperature > 0, autocast=run.sampling(), desc=f"{name}: {which}")
+            if meta is not None and which == "votes":
                 metarm.score(meta, sum(judged, []), run.autocast())
-            write_judgements(run.path(files[of]), sum(judged, []))
+            write_judgements(run.path(files[which]), sum(judged, []))
         run.finish(f"eval-{name}")
-    return {of: (items, read_judgements(run.path(files[of]))) for of, (items, _, _) in sets.items()}
+    return {which: (items, read_judgements(run.path(files[which]))) for which, (items, _, _) in sets.items()}
 
 # ----------------------------------------------------------------------------------------
 # The main job
@@ -405,7 +405,7 @@ def make_tokenizer(run):
 
 
 def train_policies(run, tok, points, annotate=annotate):
-    """Pre-training, RFT and RL -> {"base", "rft" and "rl": policy}, RFT's samples without a hint."""
+    """Pre-training, RFT and RL -> the policies by name (base, rft, rl), RFT's samples without a hint."""
     base = pretrain(run, tok, annotate)
     samples, hinted = rft_samples(run, tok, base, points)
     tuned = rft(run, base, rft_examples(run.cfg, tok, all_kept(points, samples, hinted)))

@@ -202,8 +202,8 @@ def training_table(bases, field, values):
 def run(bases):
     quick = bases[0].quick
     curves = {name: [vote_curves(b, name) for b in bases] for name in ("base", "rft", "rl")}
-    first = bases[0].seed == study.SEEDS[0]
-    has = lambda base, size: size not in ONE_SEED or first and base is bases[0] or quick
+    one = bases[0] if bases[0].seed == study.SEEDS[0] or quick else None     # the base of ONE_SEED
+    has = lambda base, size: size not in ONE_SEED or base is one
     sizes = {size: [judge_of_size(b, size) for b in bases if has(b, size)] for size in JUDGES}
     sizes = {size: judges for size, judges in sizes.items() if judges}
     tokens = (100_000, bases[0].cfg.pretrain_tokens) if quick else TOKENS

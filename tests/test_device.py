@@ -78,8 +78,8 @@ def method(tok, device, folder):
     """All that computes, once and as small as can be: pre-training, RFT, sampling, RL, a Meta RM and its
     guided votes -> what came out."""
     run = Run(Config(device=device, dtype="float32", n_layer=1, n_head=2, n_embd=16, block_size=224,
-                          pretrain_tokens=3000, pretrain_rows=2, rft_rows=1, rft_epochs=1, rl_steps=1,
-                          rl_points=2, group=2, rl_keep=2, rl_updates=2, meta_items=2, meta_samples=1),
+                     pretrain_tokens=3000, pretrain_rows=2, rft_rows=1, rft_epochs=1, rl_steps=1,
+                     rl_points=2, group=2, rl_keep=2, rl_updates=2, meta_items=2, meta_samples=1),
               str(folder))
     points = make_items(0, "train", 6, least=2, most=2)
     experts = []

@@ -97,12 +97,12 @@ def test_equal_compute():
     gold = [item.gold for item in items]
     answers = lambda **mflops: {"test": {name.replace("_", "@"): {"scores": gold, "flops": m * 1e6}
                                          for name, m in mflops.items()}}
-    small = answers(greedy=1, weighted_2=3, weighted_4=6, guided_2=6)
+    small = answers(greedy=1, weighted_2=3, weighted_3=4, weighted_4=6, guided_2=6)
     dear = answers(greedy=1, weighted_2=30, weighted_4=60, guided_2=60)
     sizes = {"S": [(small, None, answers(greedy=0.1), 1), (dear, None, answers(greedy=0.1), 1)],
              "M": [(answers(greedy=5), None, answers(greedy=0.5), 4)]}
     _, *rows = scaling.equal_compute_table([SimpleNamespace(parts={"test": items})] * 2, sizes)
-    assert [row[:5] for row in rows] == [["M", "1", "5", "S, weighted@2", "3"]]    # @4 costs 6
+    assert [row[:5] for row in rows] == [["M", "1", "5", "S, weighted@3", "4"]]    # @4 costs 6
     shown = scaling.side_by_side([SimpleNamespace(seed=1)] * 2, sizes)
     assert {name: len(judges) for name, judges in shown.items()} == {
         "S": 2, "S, seed 1 alone": 1, "M, seed 1 alone": 1}
@@ -220,6 +220,21 @@ def test_bias_of_a_judge_that_knows_the_place_only():
     ties = truth.bias_of("position", items, [[5] * item.n for item in items])
     assert np.isnan(ties).all() and truth.mean_known([ties, np.ones(200)]).tolist() == [1.0] * 200
     assert np.isnan(truth.mean_known([ties])).all()          # no pick is no preference: it is left out
+
+
+def test_biases_are_paired():
+    """Guards against a difference of biases over different items: some have no pick, and so no bias."""
+    one, other = np.array([1.0, np.nan, 0.0, 1.0]), np.array([0.0, 1.0, np.nan, 1.0])
+    assert truth.change([one], [other]).startswith("+0.500")
+    assert [values.tolist() for values in truth.known([one, other])] == [[1, 0, 1], [0, 1, 1]]
+
+
+def test_impressions_are_no_checks():
+    """Guards against an AUC among judgements that check everything which counts those that do not."""
+    check, principles = ["correct", "x", True], [["correct", 10]]
+    of = lambda *checks: judged([1, 9], [{"checks": c} for c in checks], principles)
+    assert truth.all_checked(of([check], [check]))
+    assert not truth.all_checked(of([check], [])) and not truth.all_checked(of([], []))
 
 
 def judged(scores, critiques=None, principles=None):

@@ -124,7 +124,7 @@ def test_base_has_no_guided_votes():
     for j in sum(samples, []):
         j.meta = None
     ways = report.answers(Config(k=4), {"greedy": (items, random_judgements(rng, items, 1)),
-                                             "votes": (items, samples)}, guided=False)
+                                        "votes": (items, samples)}, guided=False)
     plain = {f"{way}@{k}" for way in ("sum", "plurality", "weighted") for k in (2, 4)}
     assert set(ways) == {"greedy", "one sample", *plain}
 
