@@ -15,6 +15,7 @@ import re
 import torch
 
 from data import Parser, UserError
+from metarm import BATCH
 from parallel import processes
 from run import UNITS, pick_device, read_json
 
@@ -68,7 +69,7 @@ class Config:
     meta_lr: float = 1e-3          # peak learning rate
     # evaluation
     eval_split: str = "test"       # val while you tune
-    eval_items: int = 500          # items of that split with n >= 2
+    eval_items: int = 500          # items of that split with n >= 2; of the other sets half as many
     k: int = 32                    # votes, a power of two
 
 PRESETS = {
@@ -139,7 +140,7 @@ def check_values(cfg):
             positive = name.endswith(("lr", "temperature"))
             if not (0 < value < math.inf or value == 0 and not positive):
                 raise UserError(f"--{name} {value}: expected {'more than 0' if positive else '0 or more'}")
-    rows = min(cfg.pretrain_rows, cfg.rft_rows, cfg.rl_points, 32)     # 32: the Meta RM's
+    rows = min(cfg.pretrain_rows, cfg.rft_rows, cfg.rl_points, BATCH)          # BATCH: the Meta RM's
     if processes() > rows:
         raise UserError(f"{processes()} processes: a step may have {rows} rows only, start as many or fewer")
     if cfg.device == "cuda" and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > torch.cuda.device_count():
@@ -171,8 +172,8 @@ def check_values(cfg):
 def make_config(argv, doc):
     """Flags over preset over defaults, or with --resume over the folder's own config -> config, --stage."""
     values, resume, stage = parse_flags(argv, doc)
-    for name in ("device", "dtype"):
-        if values.get(name) == "auto":             # the default
+    for name in ("device", "dtype", "threads"):
+        if values.get(name) in ("auto", 0):        # the default: with --resume, as the run has it
             del values[name]
     device = pick_device(values.get("device", "auto"))
     preset = values.get("preset", "gpu" if device == "cuda" else "cpu")

@@ -62,6 +62,9 @@ PLAIN = ("sum", "plurality", "weighted")           # those that need no Meta RM
 # ----------------------------------------------------------------------------------------
 # Training
 
+BATCH = 32                                         # judgements a step
+
+
 def meta_loss(logit, right):
     """Binary cross-entropy, summed over the batch: logit (B,), right (B,) 1.0 or 0.0 -> a number.
 
@@ -101,7 +104,7 @@ def train(run, unit, model, examples):
     """Binary cross-entropy on examples, (ids, right) pairs, each seen once."""
     rows, labels = zip(*examples)
     opt = Optimizer(model, run.cfg.meta_lr, run.dtype)
-    batches = batches_by_length(rows, 32, random.Random(seed_of(run.cfg.seed, unit)))
+    batches = batches_by_length(rows, BATCH, random.Random(seed_of(run.cfg.seed, unit)))
     batches = [batch for batch in batches if len(batch) >= processes()]      # each process needs a row
     for step in run.steps(unit, len(batches)):
         batch = share(batches[step])

@@ -5,8 +5,9 @@ squared ReLU, tied embeddings, a KV cache for sampling, and a scalar head for re
 Shapes: B batch, T tokens, C channels, V vocabulary, H query heads, K key/value heads, D head size, L layers,
 N tokens that were picked out of B * T.
 
-Simplifications: no dropout (KL to a reference must be 0 at step 0), no biases; documents packed in one row
-of pre-training or RFT see those before them, which is noise: they have nothing to do with each other.
+Simplifications: no dropout (KL to a reference must be 0 at step 0), no biases (but the scalar head's);
+documents packed in one row of pre-training or RFT see those before them, which is noise: they have nothing to
+do with each other.
 """
 
 import math

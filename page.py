@@ -36,7 +36,8 @@ def judgement_data(j, item, tok):
     """One judgement, with each check and total marked true or false (None: there is no truth)."""
     known, weights = item.truth is not None, dict(map(tuple, j.principles or []))
     found = {"sample": j.sample, "order": j.order, "scores": j.scores, "meta": j.meta, "status": j.status,
-             "logp": j.mean_logp, "confidence": j.confidence, "principles": j.principles, "critiques": []}
+             "mean_logp": j.mean_logp, "confidence": j.confidence, "principles": j.principles,
+             "critiques": []}
     if j.scores is None:
         return {**found, "text": tok.readable(j.ids)}
     found["right"] = correct(j.scores, item.gold) if item.gold else None

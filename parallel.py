@@ -6,7 +6,7 @@ Several processes, each with a share of the work:
 All processes hold the same data, models and random seeds, and so agree on every batch. Each trains on its
 share() of the rows and samples its share of the judgements; add_up() and join() bring the results together.
 The first process alone prints and writes files; all of them must see its run folder, also from other
-machines. With one process they give back what they got, and only new_file() has work to do.
+machines. In a single process share(), add_up() and join() give back what they got.
 """
 
 import contextlib

@@ -12,7 +12,7 @@ hand: some queries of the toy world come up in many items, and another seed trai
 How to read rl.png, the curves of RL:
 
 - reward is the mean of +1 and -1: accuracy is (reward + 1) / 2. It must rise; it is noisy, 512 samples a
-  step.
+  step by default.
 - kl (to the RFT model, per token) rises and then levels off where the penalty balances the gain. If it
   shoots up, lower --rl_lr or raise --beta; if it stays at zero, nothing is learned.
 - entropy falls as the policy makes up its mind. Near zero all samples agree: votes then cannot help.
@@ -352,7 +352,7 @@ def show_unfinished(folder):
     done = read_json(path) if os.path.exists(path) else {}
     units = ", ".join(f"{unit} {s:.0f} s" for unit, s in done.items())
     print("not finished; done: " + (units or "nothing yet"))
-    for path in sorted(glob.glob(os.path.join(folder, "metrics-*.jsonl")), key=os.path.getmtime):
+    for path in sorted(glob.glob(os.path.join(glob.escape(folder), "metrics-*.jsonl")), key=os.path.getmtime):
         steps = read_lines(path)
         last = json.dumps(steps[-1] if steps else {})
         print(f"{os.path.basename(path)}, {len(steps)} lines, the last: {last}")

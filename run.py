@@ -109,8 +109,8 @@ EMULATION = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIO
 def machine():
     """The machine in words, for every figure of speed: CPU, instruction set, matrix rate, threads, torch."""
     name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, AttributeError), open("/proc/cpuinfo") as f:
-        name = re.search("model name\\s*: (.*)", f.read())[1]
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as f:
+        name = (re.findall("model name\\s*: (.*)", f.read()) or [name])[0]      # ARM's names none
     x = torch.ones(1024, 1024)
     rate = 2 * 1024 ** 3 / min(timeit.repeat(lambda: x @ x, number=1, repeat=9)) / 1e9
     emulated = " (emulated)" if any(v in os.environ for v in EMULATION) else ""
@@ -229,9 +229,9 @@ class Run:
             self.seconds_of.pop(unit, None)
         write_json(self.path("progress.json"), self.seconds_of)
         patterns = [p for s in later for p in FILES[s] + [f"metrics-{unit}.jsonl" for unit in UNITS[s]]]
-        found = [path for pattern in patterns for path in glob.glob(self.path(pattern))]
+        found = [path for pattern in patterns for path in glob.glob(pattern, root_dir=self.folder)]
         # The last written first: if this is interrupted, what is left is the beginning of the run.
-        for path in sorted(found, key=os.path.getmtime, reverse=True):
+        for path in sorted(map(self.path, found), key=os.path.getmtime, reverse=True):
             shutil.move(path, self.path(f"old-{number}"))
 
 

@@ -81,7 +81,7 @@ def complete(model, prompts, seeds, temperature):
     """Complete a batch of B prompts, tuples of ids -> list of (ids, logp): see generate."""
     device = model.wte.weight.device
     # All but the last token of each prompt is read at once; the last one starts the row. Equal prompts are
-    # read once, and each of their samples takes a copy of the keys and values.
+    # read once, and each of their samples takes a copy of the keys and values. U: different prompts.
     unique = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
     read, length = pad_rows([prompt[:-1] for prompt in unique], PAD, device)                 # (U, T), (U,)
     read = read[:, :int(length.max())]             # each column of padding would cost time in every step

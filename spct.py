@@ -43,8 +43,9 @@ from sample import SHIPPED, judge, load_judge
 # 1. Pre-training
 #
 # `run` (run.py) is the run folder. run.done(unit, model): is this unit of work done? Then its weights are
-# loaded. run.steps(...) counts the steps behind a progress bar, run.log(...) writes a line of metrics,
-# run.finish(unit, model) keeps the weights; run.autocast() and run.sampling() set the precision.
+# loaded (a unit that has no model is done if its `file` is there). run.steps(...) counts the steps behind a
+# progress bar, run.log(...) writes a line of metrics, run.finish(unit, model) keeps the weights;
+# run.autocast() and run.sampling() set the precision.
 
 def train_lm(run, unit, model, ids, mask, lr, batch, epochs=1):
     """Next-token training on packed rows, for pre-training and RFT. ids, mask: (rows, T)."""
@@ -189,7 +190,7 @@ def advantages(rewards):
 
     A group that is all right or all wrong says nothing about which sample is better: its advantages are
     0 (and not 0 / 0). Groups are rows, so they never mix. The std is that of the group itself (divided by G);
-    it is clamped from below, by no more than 1e-5, so that nothing is divided by 0.
+    it is clamped from below, at 1e-6 (up to 1e-5 will do), so that nothing is divided by 0.
 
     >>> advantages(torch.tensor([[1.0, -1.0, 1.0, -1.0], [1.0, 1.0, 1.0, 1.0]])).round(decimals=3)
     tensor([[ 1., -1.,  1., -1.],

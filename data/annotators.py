@@ -206,15 +206,15 @@ def encode_document(tok, document):
     return ids, mask
 
 
-def pack(documents, T, seed):
+def pack(examples, T, seed):
     """Whole documents into rows of up to T tokens -> (ids, mask), each (rows, T).
 
-    documents: (ids, mask) pairs, as of encode_document. Each goes into the first of the last few rows that
-    has room. The rest of a row is PAD and not learned, END is.
+    examples: encoded documents, (ids, mask) pairs. Each goes into the first of the last few rows that has
+    room. The rest of a row is PAD and not learned, END is.
     """
-    rows, used = [], []                            # the documents of each row, and its number of tokens
-    for document in documents:
-        size = len(document[0])
+    rows, used = [], []                            # the examples of each row, and its number of tokens
+    for example in examples:
+        size = len(example[0])
         if size > T:
             raise UserError(f"a document of {size} tokens: raise --block_size or --vocab_size")
         last = range(max(0, len(rows) - 8), len(rows))
@@ -222,7 +222,7 @@ def pack(documents, T, seed):
         if i == len(rows):
             rows.append([])
             used.append(0)
-        rows[i].append(document)
+        rows[i].append(example)
         used[i] += size
     ids, mask = np.full((len(rows), T), PAD, np.int16), np.zeros((len(rows), T), bool)
     rng = random.Random(seed)
@@ -237,8 +237,8 @@ def pack(documents, T, seed):
 
 def corpus(tok, seed, tokens, T, annotate=annotate):
     """Documents 0, 1, 2, ... until they hold `tokens` tokens, packed -> (ids, mask), each (rows, T)."""
-    documents, count = [], 0
+    examples, count = [], 0
     while count < tokens:
-        documents.append(encode_document(tok, document(seed, len(documents), annotate)))
-        count += len(documents[-1][0])
-    return pack(documents, T, seed_of(seed, "pack"))
+        examples.append(encode_document(tok, document(seed, len(examples), annotate)))
+        count += len(examples[-1][0])
+    return pack(examples, T, seed_of(seed, "pack"))

@@ -72,11 +72,11 @@ def plurality(ballots, weights=None):
     if not voters:
         return None
     scale = 1e-6 * sum(abs(weight) for _, weight in voters) / len(voters) ** 2
-    votes = [scale * total for total in vote(ballots)]
+    parts = [[scale * total] for total in vote(ballots)]           # what each response gets, by voter
     for scores, weight in voters:
         for i, score in enumerate(scores):
-            votes[i] += weight * (score == max(scores)) / scores.count(max(scores))
-    return votes
+            parts[i].append(weight * (score == max(scores)) / scores.count(max(scores)))
+    return [math.fsum(part) for part in parts]     # exact: the order of the voters breaks no tie
 
 # ----------------------------------------------------------------------------------------
 # Prompt and writer: parts for Tokenizer.encode, in which an int is a mark and a str is text
@@ -84,9 +84,9 @@ def plurality(ballots, weights=None):
 def render_prompt(query, responses, hint=None):
     """What the judge reads: the query, and the responses in the order given.
 
-    hint: the slot of the best response, for RFT's hinted sampling. It is a mark after that response: a tiny
-    model does not learn to use "the best is response j" at the end. The prompt ends with <principles>: what
-    follows is the first principle.
+    hint: the slot (place in the prompt, from 0) of the best response, for RFT's hinted sampling. It is a mark
+    after that response: a tiny model does not learn to use "the best is response j" at the end. The prompt
+    ends with <principles>: what follows is the first principle.
     """
     parts = [QUERY, " " + query]
     for slot, (mark, response) in enumerate(zip(RESPONSE, responses)):
@@ -154,7 +154,8 @@ class Judgement:
     @property
     def confidence(self):
         """The policy's own, a weight for `plurality` that costs nothing: the mean probability of a token
-        (geometric), to the power of 20 (5 to 40 did much the same on validation items, at T = 1)."""
+        (geometric), to the power of 20. That was chosen on validation items at T = 1, where 5 to 40 did much
+        the same, and kept for T = 0.5."""
         return math.exp(20 * self.mean_logp)
 
 

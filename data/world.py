@@ -18,8 +18,8 @@ How to add a domain, all in this file:
 1. a row of weights for each cue in TASTE, with the sum 10;
 2. the query, in make_query;
 3. the response and the truth about it, with evidence, in make_content, once right and once narrowly wrong
-   (in both functions above the final lines, which serve harmful and harmless); a criterion of a new name
-   (lower-case letters only) also in CONTENT_CRITERIA;
+   (an `if domain == ...` of your own in both functions, above the last lines: they have no `if`, and serve
+   harmful and harmless); a criterion of a new name (lower-case letters only) also in CONTENT_CRITERIA;
 4. its name in VERIFIABLE if it can be checked by computing; one of its cues in OOD_PAIRS if you like.
 
 The annotators, the prompts and the report pick it up. Then `python -m pytest tests/test_data.py`: it reads
@@ -242,7 +242,8 @@ def make_content(rng, domain, problem, good):
             others = [thing for other in KINDS if other != kind for thing in KINDS[other]]
             things[rng.randrange(len(things))] = rng.choice(others)
         kinds = [next(k for k in KINDS if thing in KINDS[k]) for thing in things]
-        odd = next((i for i, k in enumerate(kinds) if k != kind), len(kinds) - 1)   # where the look may end
+        # the evidence ends with the first thing of another kind
+        odd = next((i for i, k in enumerate(kinds) if k != kind), len(kinds) - 1)
         sorted_out = " ".join(f"{thing} {k}" for thing, k in zip(things[:odd + 1], kinds))
         counted = " ".join(str(i) for i in range(1, len(things) + 1))
         return " ".join(things), {"count": (len(things) == count, f"{counted} of {count}"),

@@ -11,10 +11,10 @@ Each arm differs in one thing from the default run, and starts from the same bas
 - the data of RFT: which samples are kept, and whether general text is mixed in ("neither": general text
   alone). Then RL from some of it, as always. Fewer examples are fewer steps of RFT, too.
 - RL: the KL coefficient beta; the paper's group size of 4 (as many samples a step, of more points), and
-  how many of a group are learned from; no RFT before it; judges without principles. All arms have the steps
-  of the default run, but where it says longer.
-- votes: the order of responses, k_meta. They are drawn at T = 1, where the paper and the default run vote at
-  0.5.
+  how many of a group are learned from (a group is silent if all its samples are right, or all wrong); no RFT
+  before it; judges without principles. All arms have the steps of the default run, but where it says longer.
+- votes: the order of responses; k_meta, how many of k the Meta RM lets vote. They are drawn at T = 1, where
+  the paper and the default run vote at 0.5.
 
 What to look at: what is lost after RFT, and how much of that RL makes good. In the sweep of beta: the worst
 subset (a collapse hides in a mean). KL is the mean a token of the samples that the last step learned from.
@@ -261,7 +261,7 @@ one thread):
 - **Hinted samples matter for the greedy judgement**: without them .392 after RFT, .689 with them. The right
   judgements that the base model finds by itself are mostly short impressions ("looks fine"), and so are the
   greedy judgements of a model that learns from these alone: short, and often ties; with general text alone
-  (.540) it is better. Eight weighted votes lose -.021, which may be noise. In the paper hinted samples are
+  (.540) it is better. Eight weighted votes lose .021, which may be noise. In the paper hinted samples are
   worth .8 points.
 - **The rules matter for RFT**: as many judgements of each kind at random lose .094, with 8 votes .064.
 - **Against the paper: general text does not matter** for RFT's greedy judgement (the paper: -5.5, its
@@ -278,15 +278,15 @@ one thread):
   or wrong and a grammar leave little to exploit in a world this small. beta = .5 holds the judge back: a sum
   of 8 is at .812, not .863 (32 weighted votes: -.010, seeds disagree). In 0.1.0 the penalty cost more (8
   votes .047 after the longer run): a better base has less to gain by going far.
-- **Longer RL** helps the sum of scores most: 72 steps bring that of 8 from .863 to .929, 32 weighted votes
-  from .936 to .945, greedy from .875 to .885 (no intervals were taken of these differences).
+- **Longer RL** helps the sum of scores most: 72 steps bring that of 8 from .863 to .929, greedy from .875
+  to .885 (no intervals were taken of these two), 32 weighted votes from .936 to .945 (noise).
 - **RL and guided votes are substitutes**: after RFT the filter adds .050 to a sum of 32 (half of them) or
   .072 (a quarter), after RL it takes .008 or .032 away; of 8 half adds .012. RL and all 32, .921, are far
   ahead of RFT and the filter. (In 0.1.0 both together were the best.)
 - **Groups**: with 4 samples of twice as many points twice as many groups are silent, and all the same it is
   level. To learn from all 8 is no better than from 4 chosen by contrast (+.007, noise), at twice the update.
-- **A fresh order for each vote** is worth .016 to 32 weighted votes (.005 to .027; in 0.1.0 noise), not to
-  8; see the last chapter for judges with a bias.
+- **A fresh order for each vote** is worth .016 to 32 weighted votes (.005 to .027; in 0.1.0 noise); with 8
+  .005, without an interval. See the last chapter for judges with a bias.
 - **k_meta**: as in the paper, one judgement of 32 is too few. After RFT a quarter of 32 is the best, after
   RL no filter is; of 8 a quarter or a half.
 """

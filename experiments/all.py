@@ -25,9 +25,9 @@ def chapter(module, results):
     """One study's part of RESULTS.md: its question, what was seen, its figure, its tables, how it was run."""
     question, rest = module.__doc__.strip().split("\n\n", 1)
     hours = results["seconds"] / 3600
-    made = (f"`python -m experiments.{module.NAME}`, summed up on {results['date']}, commit "
-            f"{results['commit']}; seeds {', '.join(map(str, results['seeds']))}; {hours:.1f} hours of work "
-            f"in all its runs; {results['machine']}.")
+    made = (f"`python -m experiments.{module.NAME}`: seeds {', '.join(map(str, results['seeds']))}; "
+            f"{hours:.1f} hours of work in all its runs, those shared with other studies, too; summed up on "
+            f"{results['date']}, commit {results['commit']}, {results['machine']}.")
     figure = f"![{module.NAME}](reference/{module.NAME}.png)"
     title = "## " + question.replace("\n", " ")
     return "\n\n".join([title, rest, module.FINDINGS.strip(), figure, results["text"], made])
@@ -49,7 +49,8 @@ def write_results(names):
     parts = ["# Results",
              "Written by `python -m experiments.all`: the default runs, then for each study its question, "
              "what was seen, its figure, its tables. \"Noise\": the 95% interval of a difference contains 0; "
-             "\"seeds disagree\": it does not, but single seeds differ in sign.",
+             "\"seeds disagree\": it does not, but single seeds differ in sign. The studies' base runs are "
+             "other trainings of seeds 1 to 3 than the default runs: their figures are a little different.",
              default_runs()]
     for name, module in STUDIES.items():
         kept = os.path.join(REFERENCE, f"{name}.json")

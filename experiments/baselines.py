@@ -38,7 +38,9 @@ bold):
 Votes, and the samples that Meta RMs learn from, are drawn at T = 1, where the paper and the default run vote
 at 0.5. Guided votes keep k/2, as in the paper. A tie is wrong here (the paper draws lots): the scalar RM
 never ties, scores of 1 to 10 do; the column "ties 1/m" is without that difference. Order flips are those of
-pairs with a pick in both orders; both orders: right in the sum of the two.
+pairs with a pick in both orders; both orders: right in the sum of the two. n = 1, AUC: the chance that a good
+single response (gold reward of 6 or more) is scored above another one. ms: a judgement's share of the time of
+many at once.
 
 What to look at: verifiable subsets against the others, greedy against votes, and what a judgement costs.
 """
@@ -475,8 +477,8 @@ rest on an AMD EPYC):
   and a weaker base model, it was ahead of the greedy GRM by .06, and level with 32 votes.)
 - **Out of distribution the greedy GRM is level with the scalar RM** (.715, .716). Votes are not: 8 are ahead
   by .103, 32 by .127.
-- **CLoud, one critique of each response, is level with the scalar RM** (.798 and .779), and its votes add
-  nothing but out of distribution. (In version 0.1.0 it was level with the GRM's 32 votes.)
+- **CLoud, one critique of each response, is level with the scalar RM** (.798 and .779); with votes it is
+  ahead of it out of distribution alone. (In version 0.1.0 it was level with the GRM's 32 votes.)
 - **LLM-as-a-Judge is the strongest baseline, far from the paper's order**: greedy it is ahead of the GRM
   (.896; one seed of three disagrees), level with 8 weighted votes, .021 behind with 32. It says only which
   of two is better, so that a pair cannot tie, and a round robin of three or four responses is a small vote

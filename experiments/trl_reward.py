@@ -7,9 +7,9 @@ Our judge as the reward of somebody else's RL: TRL's GRPOTrainer.
 A tiny Llama first learns to answer queries of the world, badly as well as well: its training texts are all
 responses, whatever they deserve. Then GRPO, with the judge that comes along as the reward: it reads a query
 and one response, k times, and the reward is the mean of the scores. Does the reward rise? It does, most of it
-soon (judge of version 0.5.0, seed 0, 60 steps: 4.92 over the first ten, 5.67 over the last ten, standard
-error of the difference .20). Without a KL penalty it rose to 7, and then the policy wrote what the judge
-cannot read: for that there is no reward, and so nothing that called it back.
+soon (seed 0, 60 steps: 4.49 over the first ten, 5.29 over the last ten, standard error of the difference
+.16). Without a KL penalty, with the judge of version 0.5.0, it rose to 7, and then the policy wrote what the
+judge cannot read: for that there is no reward, and so nothing that called it back.
 """
 
 import os

@@ -21,7 +21,8 @@ k samples:
 - rho: the correlation of two samples of one item, and k / (1 + (k - 1) rho), the number of independent
   samples that would be worth as much;
 - what is left to win: the plurality if each check were true, if the weights were the raters' (what was not
-  checked counts as bad), and with each sample weighted by its share of checks that are true;
+  checked counts as bad), and with each sample weighted by its share of checks that are true. To be compared
+  with "added up anew", scores that follow from the judge's own checks and weights;
 - stop early: draw until the leader is some votes ahead; for each lead, samples drawn and accuracy.
 
 What to look at: rules at few and at many samples, at which temperature (log-probabilities are those of the
@@ -386,9 +387,10 @@ processes of one thread):
   paper's T = 0.5, a weighted plurality at .901 and .919: at T = 1 it is no better than the paper's own 4, a
   sum at T = 0.5 (-.005, noise). At T = 0.5 a plurality is: +.011 with 4 samples, +.010 with 8, weighted
   +.013 and +.009; after RFT, weighted, +.097, +.094 and, with 32, +.045. From 0.3 to 0.7 all is about level
-  after RL; after RFT a sum of 4 or 8 is best at 0.3. After RL neither rule nor T matters with 32, but for a
-  sum at T = 1. Validation items had said the same of 2, 4 and 8 weighted votes (T = 1: .856, .907, .920;
-  0.5: .909, .931, .928; seeds 1 and 2): so the default draws votes at T = 0.5.
+  after RL, but for a sum of 4, best at 0.3; after RFT a sum of 4 or 8 is, too. After RL neither rule nor T
+  matters with 32, but for a sum at T = 1. This was seen here first, and then asked of validation items of
+  seeds 1 and 2, which said the same of 2, 4 and 8 weighted votes (T = 1: .856, .907, .920; 0.5: .909, .931,
+  .928): so the default draws votes at the paper's T.
 - **Weights matter before RL and with few samples**: they make a plurality of 8 better by .07 to .09 after
   RFT, by about .01 after RL. Which weight hardly matters: from four samples on the Meta RM's probability or
   log-odds, the policy's log-probability, a linear probe on its own state, even the length are within .02 of

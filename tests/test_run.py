@@ -1,5 +1,6 @@
 """The main job as a whole, with the smoke preset and fewer tokens, in processes of its own."""
 
+import io
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import torch
 import report
 import run as bookkeeping
 import sample
-from data import UserError
+from data import UserError, command
 from data.judgement import pick
 from run import FILES, UNITS, Run, load_tensors, machine, pick_device, pick_dtype, pick_threads, read_json
 
@@ -148,6 +149,15 @@ def test_control_c(tmp_path):
     assert "Traceback" not in stderr
 
 
+def test_control_c_in_any_program(capsys):
+    """Guards against programs that end without a word, or with a traceback, on Ctrl-C."""
+    def stopped(argv):
+        raise KeyboardInterrupt
+    with pytest.raises(SystemExit, match="130"):
+        command(stopped)
+    assert capsys.readouterr().err == "\nstopped\n"
+
+
 @pytest.mark.slow
 def test_a_run_is_never_destroyed_silently(finished):
     """Guards against a second start, or a repeated stage, that overwrites results."""
@@ -204,8 +214,10 @@ def files_of_a_run(folder):
 
 
 def test_repeating_a_stage_moves_that_stage_and_later_ones(tmp_path):
-    """Guards against a stage that is not repeated because a file of it is left, results that are lost, and a
-    stage before it that is repeated, too."""
+    """Guards against a stage that is not repeated because a file of it is left, results that are lost, a
+    stage before it that is repeated, too, and a folder's name that is taken for a pattern."""
+    tmp_path = tmp_path / "a[1]"
+    tmp_path.mkdir()
     units = files_of_a_run(tmp_path)
     stages = {**UNITS, "eval": [*UNITS["eval"], "results"]}
     for number, stage in enumerate(["eval", "rl"], 1):
@@ -307,9 +319,13 @@ def test_gpu_without_kernels(monkeypatch, capsys):
     assert pick_device("auto") == "cpu" and "no kernel image" in capsys.readouterr().err
 
 
-def test_machine_in_words():
-    """Guards against figures of speed that do not say on what they were measured."""
-    assert re.search(rf"\d threads, \d+ GFLOP/s in float32, torch {re.escape(torch.__version__)}$", machine())
+def test_machine_in_words(monkeypatch):
+    """Guards against figures of speed that do not say on what they were measured, and against a crash where
+    the system does not name its CPU, as Linux on ARM."""
+    words = rf"\w.*\d threads, \d+ GFLOP/s in float32, torch {re.escape(torch.__version__)}$"
+    assert re.match(words, machine())
+    monkeypatch.setattr("builtins.open", lambda *_: io.StringIO("processor : 0\nBogoMIPS : 243.75\n"))
+    assert re.match(words, machine())
 
 # ----------------------------------------------------------------------------------------
 # Programs that need a run

@@ -26,6 +26,21 @@ def test_interval_over_runs_is_that_of_a_mean():
     assert float(half) == pytest.approx(1.96 * error, rel=0.12)
 
 
+def test_interval_over_queries():
+    """Guards against intervals for other queries that take each item for one: 20 queries with 50 items each,
+    all right or all wrong, are 20 numbers, in two runs of the same queries, too. With a query for each item
+    it is the interval over items, and with queries that are half right it is much narrower."""
+    rng = np.random.default_rng(0)
+    right = (rng.random(20) < 0.5).astype(float)
+    values, queries = right.repeat(50), [str(i) for i in range(20) for _ in range(50)]
+    error = np.sqrt(right.var() / 20)
+    assert runs.by_query([values], [queries]).std() == pytest.approx(error, rel=0.1)
+    assert runs.by_query([values] * 2, [queries] * 2).std() == pytest.approx(error, rel=0.1)
+    alone = [str(i) for i in range(1000)]
+    assert runs.by_query([values], [alone]).std() == pytest.approx(bootstrap([values]).std(), rel=0.1)
+    assert runs.by_query([np.tile([0.0, 1.0], 500)], [queries]).std() < 1e-9
+
+
 def test_combined_interval():
     """Guards against a half-width that is multiplied by the number of runs in place of divided, or not at
     all: four independent runs with a half-width of .08 have a mean with .04."""
@@ -58,7 +73,8 @@ def test_tables_of_runs(tmp_path, capsys):
             for line in capsys.readouterr().out.splitlines() if line.startswith("|")}
     assert rows["sums"][1] == "0.250 ±0.000" and rows["others"][1] == "0.750 ±0.000"
     assert rows["greedy"][3] == "0.536 ±0.055" or float(rows["greedy"][3].split()[0]) == 0.536
-    assert rows["rl/greedy - rft/greedy"][1:] == ["+0.000", "+0.000 to +0.000", "+0.000, +0.000"]
+    assert rows["rl/greedy - rft/greedy"][1:] == ["+0.000", *["+0.000 to +0.000"] * 2, "+0.000, +0.000"]
+    assert rows["rl/greedy"][1].split()[0] == rows["rl/greedy"][2].split()[0] == "0.536"
     assert rows["one response, exact score"][1] == "0.500 ±0.071"             # .1 / sqrt(2)
     other = made_run(tmp_path / "c", 3, beta=0.5)
     for argv, message in [([], "folders"), ([str(tmp_path / "none")], "no results in"),

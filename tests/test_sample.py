@@ -1,3 +1,4 @@
+import itertools
 import math
 import random
 
@@ -411,11 +412,13 @@ def test_verdict_of_ties_and_failures():
 
 def test_plurality_by_hand():
     """Guards against a sample that is far off and outweighs two, a tie that counts twice or not at all,
-    scores that outweigh a vote, and failures that vote."""
+    scores that outweigh a vote, failures that vote, and ties that rounding breaks."""
     assert pick(vote([[1, 10], [6, 5], [6, 5]])) == 1                        # the sum falls for the first one
     assert plurality([[1, 10], [6, 5], None, [6, 5]]) == pytest.approx([2, 1], abs=1e-4)
     assert plurality([[5, 5, 1], [2, 8, 8]]) == pytest.approx([0.5, 1, 0.5], abs=1e-4)
     assert pick(plurality([[9, 1], [4, 5]])) == 0 and pick(plurality([[9, 1], [1, 9]])) is None
+    level = [[8, 3], [6, 6], [6, 6], [3, 8]]       # a tie of votes and sums, in whatever order they are added
+    assert all(pick(plurality(ballots)) is None for ballots in itertools.permutations(level))
     assert pick(plurality([[10, 1], [4, 5], [4, 5]], [1.0, 0.6, 0.3])) == 0  # 1 against 0.9
     assert plurality([None, None]) is None
 
