@@ -114,7 +114,10 @@ def earlier_config(folder, values, resume, free):
         raise UserError("--stage repeats a part of an earlier run: add --resume")
     if not os.path.exists(saved):
         if resume:
-            raise UserError(f"--resume: there is no run in {folder}; leave --resume out to start one")
+            raise UserError(f"--resume: there is no run in {folder}; name its --out, or --preset and --seed, "
+                            f"or leave --resume out to start one")
+        if os.path.isdir(folder) and os.listdir(folder):
+            raise UserError(f"{folder} holds other files, and no run: use --out FOLDER for another folder")
         return None
     if not resume:
         raise UserError(f"{folder} holds a run already: add --resume to go on, or --out FOLDER for another")
@@ -157,6 +160,11 @@ def check_values(cfg):
         raise UserError("--n_embd must be a multiple of 2 n_head, --n_head of n_kv_head, --block_size of 16")
     if cfg.eval_split not in ("test", "val"):
         raise UserError(f"--eval_split {cfg.eval_split}: expected test or val")
+    shape = ("n_layer", "n_head", "n_kv_head", "n_embd", "block_size", "vocab_size")
+    for name in shape if cfg.pretrain_tokens == 0 else ():
+        if getattr(cfg, name) != getattr(Config, name):
+            raise UserError(f"--{name} {getattr(cfg, name)}: the base model that comes along (with "
+                            f"--pretrain_tokens 0) has {getattr(Config, name)}")
     if cfg.vocab_size < 600 or cfg.dtype not in ("auto", "float32", "bfloat16"):
         raise UserError("--vocab_size must be 600 or more, --dtype auto, float32 or bfloat16")
     if cfg.device == "mps" and cfg.dtype == "bfloat16":

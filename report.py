@@ -327,6 +327,7 @@ def draw_votes(path, r):
                     axes.plot(ks, means, style, ms=4, lw=1, color=color, label=f"{name}: {label}")
         axes.set(xscale="log", xticks=x, xticklabels=x, xlabel="samples k",
                  ylabel=f"strict accuracy, {r['config']['eval_split']} split")
+        axes.minorticks_off()
 
 
 def draw_rl(path, steps):

@@ -46,6 +46,11 @@ FILES = {"pretrain": ["tokenizer.tiktoken", "base.pt"],
 SHARES = {"base": 45, "rft-samples": 3, "rft": 9, "rl": 13, "meta-rft": 4, "meta-rl": 5, "eval-base": 4,
           "eval-rft": 7, "eval-rl": 10}
 
+
+def shares(cfg):
+    """Those of a run: the base model that comes along takes no time."""
+    return {**SHARES, "base": 0} if cfg.pretrain_tokens == 0 else SHARES
+
 # ----------------------------------------------------------------------------------------
 # What to compute on, and how: measured and not looked up
 
@@ -196,7 +201,7 @@ class Run:
             with new_file(self.path(unit + ".pt"), "wb") as f:
                 torch.save({"config": dataclasses.asdict(cfg), "weights": model.state_dict()}, f)
         if self.whole is not None:
-            self.whole.update(SHARES[unit])
+            self.whole.update(shares(self.cfg)[unit])
         self.unit = None
         wait()                                     # now the others may read what the first process wrote
 
@@ -233,6 +238,7 @@ class Run:
         # The last written first: if this is interrupted, what is left is the beginning of the run.
         for path in sorted(map(self.path, found), key=os.path.getmtime, reverse=True):
             shutil.move(path, self.path(f"old-{number}"))
+        print(f"what {stage} and later stages had written is now in {self.path(f'old-{number}')}")
 
 
 def open_run(cfg, repeat):
@@ -252,7 +258,7 @@ def open_run(cfg, repeat):
     write_json(run.path("config.json"), dataclasses.asdict(cfg))
     print("\n".join(f"{name:16s} {value}" for name, value in vars(cfg).items()))
     print(f"{'machine':16s} {machine()}")
-    before = sum(share for unit, share in SHARES.items() if unit in run.seconds_of)
-    run.whole = tqdm(total=sum(SHARES.values()), initial=before, delay=1e-3, disable=rank() > 0,
+    before = sum(share for unit, share in shares(cfg).items() if unit in run.seconds_of)
+    run.whole = tqdm(total=sum(shares(cfg).values()), initial=before, delay=1e-3, disable=rank() > 0,
                      bar_format="{desc}{percentage:3.0f}%|{bar}| {elapsed} so far, about {remaining} left")
     return run

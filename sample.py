@@ -188,7 +188,8 @@ def load_judge(folder, stage, device, guided=False):
     def load(name, make):
         path = os.path.join(folder, name + ".pt")
         if not os.path.exists(path):
-            raise UserError(f"there is no {path}: train it with `python spct.py`, and name its --run")
+            raise UserError(f"there is no {path}: name the --run of a `python spct.py` that has come so far, "
+                            f"or another --stage")
         saved = load_tensors(path, device)
         model = make(GPTConfig(**saved["config"])).to(device)
         model.load_state_dict(saved["weights"])
@@ -344,8 +345,9 @@ def main(argv):
             metarm.score(meta, sum(judged, []))
         return judged
 
-    if not args.run and not args.json:
-        print(f"judge       the {args.stage} policy that came with the code; --run takes your own")
+    if not args.json:
+        print(f"judge       the {args.stage} policy " + (f"of {args.run}" if args.run else
+                                                         "that came with the code; --run takes your own"))
     if args.data:
         judge_file(items, judge_all, args)
         return

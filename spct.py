@@ -77,9 +77,6 @@ def pretrain(run, tok, annotate=annotate):
         return model
     if cfg.pretrain_tokens == 0:
         there, _, _ = load_judge(SHIPPED, "base", run.device)
-        if there.cfg != model.cfg:
-            raise UserError("--pretrain_tokens 0: the base model that comes along has the default shape, "
-                            "leave out the flags that change it, and name another --out")
         model.load_state_dict(there.state_dict())
         run.finish("base", model)
         return model
@@ -396,9 +393,6 @@ def make_tokenizer(run):
         return Tokenizer.load(path)
     if run.cfg.pretrain_tokens == 0:
         _, tok, _ = load_judge(SHIPPED, "base", run.device)
-        if tok.vocab_size != run.cfg.vocab_size:
-            raise UserError(f"--pretrain_tokens 0: the base model that comes along has --vocab_size "
-                            f"{tok.vocab_size}; leave that flag out, and name another --out")
     else:
         tok = Tokenizer(train_bpe(corpus_texts(run.cfg.seed, 8000), run.cfg.vocab_size))
     tok.save(path)
@@ -442,11 +436,12 @@ def main(argv):
     try:
         train_and_evaluate(run)
     except KeyboardInterrupt:
-        where = f" in {run.unit}; --resume repeats it" if run.unit else "; --resume goes on"
-        raise KeyboardInterrupt("stopped" + where) from None
+        where = f" in {run.unit}, which begins anew" if run.unit else ""
+        again = "go on by the same command (spct.py: with --resume)"
+        raise KeyboardInterrupt(f"stopped{where}: {again}") from None
     print(f"\nLook at it: {run.path('report.html')}")
-    print(f'Judge with it: python sample.py --run {run.folder} --query "what is 230+481?" '
-          '--response "it is 711" --response "it is 611"')
+    print(f'Judge with it: python sample.py --run {run.folder} --query "capital of peru?" '
+          '--response "it is lima" --response "it is cairo"')
     stop_processes()
 
 

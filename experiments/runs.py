@@ -184,7 +184,8 @@ def read_runs(folders):
     """-> their results, their numbers per item; refuses runs of which no mean can be taken."""
     for folder in folders:
         if not all(os.path.exists(os.path.join(folder, name)) for name in ("results.json", "per_item.npz")):
-            raise UserError(f"no results in {folder}: name a run folder whose run has finished")
+            raise UserError(f"no results.json and per_item.npz in {folder}: name a run folder whose run has "
+                            f"finished")
     runs, arrays = [read_json(os.path.join(folder, "results.json")) for folder in folders], []
     if not all({"config", "stages", "meta", "machine"} <= set(r) for r in runs):
         raise UserError("one of the folders holds results of another version: name run folders of this one")

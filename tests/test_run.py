@@ -145,7 +145,8 @@ def test_control_c(tmp_path):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130 and stderr.splitlines()[-1] == "stopped in base; --resume repeats it"
+    assert process.returncode == 130 and stderr.splitlines()[-1] == \
+        "stopped in base, which begins anew: go on by the same command (spct.py: with --resume)"
     assert "Traceback" not in stderr
 
 

@@ -77,7 +77,7 @@ def test_tables_of_runs(tmp_path, capsys):
     assert rows["rl/greedy"][1].split()[0] == rows["rl/greedy"][2].split()[0] == "0.536"
     assert rows["one response, exact score"][1] == "0.500 ±0.071"             # .1 / sqrt(2)
     other = made_run(tmp_path / "c", 3, beta=0.5)
-    for argv, message in [([], "folders"), ([str(tmp_path / "none")], "no results in"),
+    for argv, message in [([], "folders"), ([str(tmp_path / "none")], "no results.json"),
                           ([a, a], "the same seed"), ([a, other], "differ in --beta")]:
         with pytest.raises(UserError, match=message):
             runs.main(argv)
