@@ -15,8 +15,13 @@ filter are two of many rules, and the Meta RM's is not the only number that says
 - all of it in one: shares of picks under each weight and margins of scores, combined by a logistic choice
   among the responses, with and without the Meta RM's numbers. What they add to it is what a Meta RM is worth.
 
-The probe is fitted on one half of the validation items, constants and the combination on the other. Then, for
-k samples:
+The probe is fitted on one half of the validation items, constants and the combination on the other.
+
+Scores need not be read as they are written: "expected" scores take for each verdict the chance that the
+policy gave to "good", times the judgement's own weight (arXiv 2503.03064 does so with the tokens of a score;
+here a score follows from its verdicts). That takes one more forward pass, no training, and hardly ever ties.
+
+Then, for k samples:
 
 - rho: the correlation of two samples of one item, and k / (1 + (k - 1) rho), the number of independent
   samples that would be worth as much;
@@ -43,10 +48,12 @@ import torch.nn.functional as F
 
 import report
 from data import command
-from data.judgement import correct, plurality
+from data.judgement import correct, pick, plurality
+from data.tokenizer import CHECKS, TOTAL
 from data.world import make_items
 from experiments import study
-from experiments.study import accuracy, difference, mean, number, trajectories
+from experiments.baselines import llm_judge, scalar_rm
+from experiments.study import accuracy, difference, mean, number, overall, trajectories
 from metarm import RULES
 from model import pad_rows
 from report import faithfulness
@@ -186,6 +193,11 @@ class Voters:
         return trajectories(part, self.run, self.policy, split, k, temperature=temperature or self.usual,
                             meta=None if temperature else self.base.guide(self.stage))[0]
 
+    def greedy(self):
+        """One judgement of each test item at T = 0."""
+        run = self.base.arm(f"grm-{self.stage}")   # as in the study of baselines
+        return trajectories(self.base, run, self.policy, "test", 1, greedy=True)[0]
+
     def probe(self, count):
         """Set `probe` on each judgement: linear in the policy's last state, fitted on the first `count`
         validation items. The arm's folder keeps the numbers."""
@@ -254,6 +266,78 @@ def bounds(voters, k):
             for g, item in zip(voters.test, items)]
     found["weighted by true checks"] = np.array([correct(v, i.gold) for v, i in zip(true, items)], float)
     return found
+
+# ----------------------------------------------------------------------------------------
+# Scores read as expectations
+
+def with_chances(j, chances):
+    """The judgement with expected scores: the sum of its weights, each times the chance of "good" in place of
+    the verdict. chances: one a verdict, in the order written. A mere impression stays as it is."""
+    checks = [(i, name) for i in j.order for name, _, _ in j.critiques[i]["checks"]] if chances else []
+    if not checks or len(checks) != len(chances):
+        return j
+    weights, scores = dict(map(tuple, j.principles)), [0.0] * len(j.order)
+    for (i, name), chance in zip(checks, chances):
+        scores[i] += weights.get(name, 0) * chance
+    return replace(j, scores=scores)
+
+
+def verdict_places(j, verdicts):
+    """Where the verdicts of a judgement stand in its tokens: between <checks> and <total>. Of one that does
+    not parse, nowhere."""
+    places, inside = [], False
+    for t, token in enumerate(j.ids if j.scores is not None else [], len(j.prompt)):
+        inside = token == CHECKS or inside and token != TOTAL
+        places += [t] if inside and token in verdicts else []
+    return places
+
+
+@torch.inference_mode()
+def expected(policy, tok, groups):
+    """Groups of judgements, the same with expected scores."""
+    verdicts, device, judgements = tok.encode([" good", " bad"]), policy.wte.weight.device, sum(groups, [])
+    order = sorted(range(len(judgements)), key=lambda i: len(judgements[i].tokens))          # little padding
+    for start in range(0, len(order), 128):
+        chunk = order[start:start + 128]
+        ids, _ = pad_rows([judgements[i].tokens for i in chunk], device=device)              # (B, T)
+        where = [verdict_places(judgements[i], verdicts) for i in chunk]
+        # each verdict is predicted at the token before it
+        at = [b * ids.size(1) + t - 1 for b, places in enumerate(where) for t in places]
+        states = policy(ids, torch.tensor(at, dtype=torch.long, device=device))              # (N, C)
+        chances = iter(policy.logits(states)[:, verdicts].softmax(dim=1)[:, 0].tolist())     # of " good"
+        for i, places in zip(chunk, where):
+            judgements[i] = with_chances(judgements[i], [next(chances) for _ in places])
+    left = iter(judgements)
+    return [[next(left) for _ in g] for g in groups]
+
+
+def expected_tables(bases, found):
+    """-> rows of accuracies with scores as they are written and with expected ones, greedy and at the paper's
+    T; rows of the RL policy's greedy judgements against other judges, means over subsets."""
+    few, most = min(4, bases[0].votes[0]), bases[0].votes[0]
+    kinds = [(0, "sum", 1), *((1, name, k) for k in (few, most) for name in ("sum", "weighted"))]
+    rows = [["stage", "judgements", "ties", "as written", "expected", "difference"]]
+    against = [["greedy after RL, less", "as written", "expected"]]
+    for stage, seeds in found.items():
+        drawn = [v.judgements("test", max(bases[0].votes), PAPERS[0]) for v in seeds]
+        written = [[v.greedy() for v in seeds], [[g[:most] for g in groups] for groups in drawn]]
+        read = [[expected(v.policy, v.base.tok, groups) for v, groups in zip(seeds, part)]
+                for part in written]
+        for part, name, k in kinds:
+            rule = RULES[name]
+            hits, more = ([v.hits(rule, k, groups=groups) for v, groups in zip(seeds, way[part])]
+                          for way in (written, read))
+            ties = [np.array([pick(rule(g[:k])) is None for g in groups], float) for groups in written[part]]
+            rows.append([stage, f"{name}, k = {k}" if part else "greedy", f"{mean(ties):.3f}", accuracy(hits),
+                         accuracy(more), difference(more, hits)])
+    answers = lambda groups: {"test": {"greedy": {"scores": [g[0].scores for g in groups]}}}
+    # RL is the last stage
+    mine = [overall(bases, list(map(answers, way[0])), "greedy") for way in (written, read)]
+    for name, system, mode in [("scalar RM", scalar_rm, "greedy"), ("LLM-as-a-Judge", llm_judge, "greedy"),
+                               (f"LLM-as-a-Judge, probability@{most}", llm_judge, f"probability@{most}")]:
+        theirs = overall(bases, [system(base) for base in bases], mode)
+        against.append([name, *(difference(way, theirs) for way in mine)])
+    return rows, against
 
 # ----------------------------------------------------------------------------------------
 # Stop early
@@ -355,6 +439,7 @@ def bound_table(bases, found):
 def run(bases):
     found = {stage: [Voters(base, stage) for base in bases] for stage in STAGES}
     by_temperature, against, curves = temperature_tables(bases, found)
+    by_reading, others = expected_tables(bases, found)
     seeds, shown = found["rl"], ["sum (Eq 14)", "plurality", *GUIDED, *WEIGHTS]
     ks = seeds[0].counts
     by_k = {name: [mean([v.hits(v.rules[name], k) for v in seeds]) for k in ks] for name in shown}
@@ -372,6 +457,7 @@ def run(bases):
     tables = {"Rules": rule_table(found), "What a Meta RM is worth": worth_table(found),
               "Temperature": by_temperature,
               f"Against the paper's vote, a {PAPERS[1]} of as many at T = {PAPERS[0]}": against,
+              "Scores read as expectations": by_reading, "The same against other judges": others,
               "What is left to win": bound_table(bases, found), "Stop early": stop_table(bases, found)}
     return tables, {"k": ks, "by_k": by_k, "T": TEMPERATURES, "by_T": curves}, figure
 

@@ -6,6 +6,7 @@ import random
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 
 from data.annotators import annotate
 from data.judgement import Judgement, correct, judgement_parts, read_judgement
-from data.tokenizer import CRITIQUE, END, QUERY, SCORES
+from data.tokenizer import CRITIQUE, END, QUERY, RESPONSE, SCORES
 from data.world import make_item, make_items
 from experiments import ablations, scaling, study, trl_reward, truth, votes
 from experiments import all as all_studies
@@ -27,6 +28,7 @@ from experiments.baselines import (
     read_index,
     round_robin,
 )
+from sample import SHIPPED, judge, load_judge
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -262,6 +264,36 @@ def test_repairs():
     assert mended.scores == item.gold != votes.repaired(liar, item, verdicts=False).scores
     impression = judged(scores, [{"checks": []}] * item.n, [["overall", 10]])
     assert votes.repaired(impression, item, verdicts=True).scores == scores
+
+
+def test_expected_scores_by_hand():
+    """Guards against chances that go to another response or check: they stand in the order of the prompt."""
+    checks = [[["correct", "x", True], ["brief", None, False]], [["correct", "y", False]]]
+    j = Judgement("i", 0, [1, 0], 0, (1,), [2], 0.0, scores=[7, 1], principles=[["correct", 7], ["brief", 3]],
+                  critiques=[{"checks": c} for c in checks])
+    assert votes.with_chances(j, [0.1, 0.9, 0.5]).scores == pytest.approx([7 * 0.9 + 3 * 0.5, 7 * 0.1])
+    assert votes.with_chances(j, [0.1, 0.9]).scores == [7, 1] and votes.with_chances(j, []).scores == [7, 1]
+
+
+def test_expected_scores_are_the_policys():
+    """Guards against chances that are read at another token, or of another judgement, when many are read at
+    once, padded and sorted by length: here the policy reads one prefix after the other."""
+    policy, tok, _ = load_judge(SHIPPED, "rl", "cpu")
+    groups = judge(policy, tok, make_items(7, "val", 6), 2, 0, "test", 1.0)
+    groups[0][0] = replace(groups[0][0], scores=None)                        # one that does not parse
+    found = votes.expected(policy, tok, groups)
+    assert found[0][0] is groups[0][0] and [len(g) for g in found] == [2] * 6
+    good, bad = tok.encode([" good", " bad"])
+    for j, new in zip(sum(groups, [])[1:], sum(found, [])[1:]):
+        weights, scores, slot = dict(map(tuple, j.principles)), [0.0] * len(j.order), -1
+        names = iter([name for i in j.order for name, _, _ in j.critiques[i]["checks"]])
+        for t in range(len(j.prompt), len(j.tokens)):
+            slot += j.tokens[t] in RESPONSE
+            if j.tokens[t] in (good, bad):
+                with torch.no_grad():
+                    p = policy.logits(policy(torch.tensor([j.tokens[:t]]))[0, -1])[[good, bad]].softmax(0)
+                scores[j.order[slot]] += weights[next(names)] * float(p[0])
+        assert new.scores == pytest.approx(scores, abs=1e-3) and any(scores)
 
 
 def test_correlation_of_samples():
