@@ -483,7 +483,8 @@ rest on an AMD EPYC):
   (.896; one seed of three disagrees), level with 8 weighted votes, .021 behind with 32. It says only which
   of two is better, so that a pair cannot tie, and a round robin of three or four responses is a small vote
   by itself (twice the FLOPs). Ties are all of its lead: with lots drawn for them, as in the paper, the two
-  are level (.899, .901). In the pairs it changes its pick with the order in .10, the GRM in .05.
+  are level (.899, .901); or with scores read as expectations, see the next chapter. In the pairs it changes
+  its pick with the order in .10, the GRM in .05.
 - **Time to accuracy**: the base model takes six minutes (two cores of the EPYC, float32), the scalar RM then
   less than one, and stands at .779; the GRM is behind it after RFT, 1.4 minutes on (greedy; with 32 votes
   ahead by .033, seeds disagree), and ahead after RL, another 1.5 minutes on.

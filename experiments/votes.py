@@ -485,6 +485,10 @@ processes of one thread):
   with and without it, are level at every number of samples, after RFT and after RL. Nor is the paper's
   filter a good use of it: from four samples on a weight by its probability is ahead of the filter by .05 to
   .07 after RFT.
+- **Scores read as expectations break ties**: greedy judgements, of which .066 tie after RL, gain .031 there
+  and .029 after RFT, a sum of 4 gains .016, a sum of 8 .007 (after RL). Weighted pluralities gain nothing:
+  -.001 (noise) with 4, -.011 with 8. So read, the greedy judge is level with LLM-as-a-Judge (+.009, and
+  -.002 against its eight probabilities, both noise), of which it is .023 and .034 behind as written.
 - **Samples repeat each other**: two of one item are right together more often than by chance (rho .23 after
   RL, .07 after RFT), so that 32 of them are worth four independent ones (ten).
 - **What is left to win are checks**: with true verdicts 32 samples would be right in .98, with the raters'
