@@ -7,6 +7,7 @@ Every setting of a run: the Config, its presets, and how flags become a Config t
 
 import argparse
 import dataclasses
+import glob
 import inspect
 import math
 import os
@@ -17,7 +18,8 @@ import torch
 from data import Parser, UserError
 from metarm import BATCH
 from parallel import processes
-from run import UNITS, pick_device, read_json
+from run import UNITS, load_tensors, pick_device, read_json
+from sample import SHIPPED
 
 # ----------------------------------------------------------------------------------------
 # Every field is a flag, --field value, and its comment is the flag's help
@@ -116,8 +118,9 @@ def earlier_config(folder, values, resume, free):
         if resume:
             raise UserError(f"--resume: there is no run in {folder}; name its --out, or --preset and --seed, "
                             f"or leave --resume out to start one")
-        if os.path.isdir(folder) and os.listdir(folder):
-            raise UserError(f"{folder} holds other files, and no run: use --out FOLDER for another folder")
+        others = [name for name in glob.glob("*", root_dir=folder) if not name.endswith(".log")]
+        if others:
+            raise UserError(f"{folder} holds {others[0]}, and no run: name a folder of its own, --out FOLDER")
         return None
     if not resume:
         raise UserError(f"{folder} holds a run already: add --resume to go on, or --out FOLDER for another")
@@ -160,11 +163,11 @@ def check_values(cfg):
         raise UserError("--n_embd must be a multiple of 2 n_head, --n_head of n_kv_head, --block_size of 16")
     if cfg.eval_split not in ("test", "val"):
         raise UserError(f"--eval_split {cfg.eval_split}: expected test or val")
-    shape = ("n_layer", "n_head", "n_kv_head", "n_embd", "block_size", "vocab_size")
-    for name in shape if cfg.pretrain_tokens == 0 else ():
-        if getattr(cfg, name) != getattr(Config, name):
+    comes_along = os.path.join(SHIPPED, "base.pt")
+    for name, value in load_tensors(comes_along, "cpu")["config"].items() if cfg.pretrain_tokens == 0 else ():
+        if getattr(cfg, name) != value:
             raise UserError(f"--{name} {getattr(cfg, name)}: the base model that comes along (with "
-                            f"--pretrain_tokens 0) has {getattr(Config, name)}")
+                            f"--pretrain_tokens 0) has {value}, leave --{name} out or take --preset short")
     if cfg.vocab_size < 600 or cfg.dtype not in ("auto", "float32", "bfloat16"):
         raise UserError("--vocab_size must be 600 or more, --dtype auto, float32 or bfloat16")
     if cfg.device == "mps" and cfg.dtype == "bfloat16":

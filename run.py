@@ -48,7 +48,7 @@ SHARES = {"base": 45, "rft-samples": 3, "rft": 9, "rl": 13, "meta-rft": 4, "meta
 
 
 def shares(cfg):
-    """Those of a run: the base model that comes along takes no time."""
+    """SHARES of this run: a base model that comes along takes no time."""
     return {**SHARES, "base": 0} if cfg.pretrain_tokens == 0 else SHARES
 
 # ----------------------------------------------------------------------------------------

@@ -188,8 +188,8 @@ def load_judge(folder, stage, device, guided=False):
     def load(name, make):
         path = os.path.join(folder, name + ".pt")
         if not os.path.exists(path):
-            raise UserError(f"there is no {path}: name the --run of a `python spct.py` that has come so far, "
-                            f"or another --stage")
+            raise UserError(f"there is no {path}: name the --run of a finished `python spct.py`, or another "
+                            f"--stage")
         saved = load_tensors(path, device)
         model = make(GPTConfig(**saved["config"])).to(device)
         model.load_state_dict(saved["weights"])

@@ -18,8 +18,8 @@ How to add a domain, all in this file:
 1. a row of weights for each cue in TASTE, with the sum 10;
 2. the query, in make_query;
 3. the response and the truth about it, with evidence, in make_content, once right and once narrowly wrong
-   (an `if domain == ...` of your own in both functions, above the last lines: they have no `if`, and serve
-   harmful and harmless); a criterion of a new name (lower-case letters only) also in CONTENT_CRITERIA;
+   (an `if domain == ...` of your own in both functions, above the last lines, which unpack `verb, thing` and
+   serve harmful and harmless); a criterion of a new name (lower-case letters only) also in CONTENT_CRITERIA;
 4. its name in VERIFIABLE if it can be checked by computing; one of its cues in OOD_PAIRS if you like.
 
 The annotators, the prompts and the report pick it up. Then `python -m pytest tests/test_data.py`: it reads

@@ -1,7 +1,7 @@
 """
 How fast are the sampler and the trainer, against this machine's own limit and against other programs?
 
-    python -m experiments.bench                       # eleven minutes
+    python -m experiments.bench                       # seven to eleven minutes
     python -m experiments.bench --quick               # under a minute: the same table, smaller and noisier
 
 Everything is measured in one run, contenders in turn, medians of three rounds or more (but one round of the

@@ -19,7 +19,7 @@ How to read the tables:
   as many, drawn at random from those that parse. Guided votes must beat the plain vote *and* this.
 - **faithful**: the share of principles that the raters use for this query, of checks that are true, of
   sub-totals that add up and stand as the score. (Mere impressions, "looks fine", are no checks.)
-- **ties**: of single samples, the share with several largest scores, where the best response needs one.
+- **ties**: the share of single samples in which several responses have the largest score.
 - **one response**: a single response is right if its score is the gold reward exactly, one of ten. **out of
   distribution**: pairs of domain and cue, and lengths of lists, that no training data holds.
 - **verifiable** subsets (sums, sort, reverse: a program could check them) are behind the others, as in the
@@ -27,7 +27,7 @@ How to read the tables:
 - Intervals are 95% bootstraps over the items of these runs: they hold for these models and these queries.
   Other seeds train other models and differ by more: see the column "each run". And many items share a query
   (all list items come from 7, facts from 12, harmless from 19, harmful from 38): "queries drawn anew" are
-  wider intervals, for other queries.
+  intervals for other queries, far wider for accuracies, hardly for differences between votes.
 """
 
 import os
@@ -113,7 +113,7 @@ def by_query(values, queries):
     counts = np.array([np.bincount(w, minlength=len(index)) for w in where])             # (runs, queries)
     rng = np.random.default_rng(0)
     times = rng.multinomial(len(index), np.full(len(index), 1 / len(index)), 1000)       # (1000, queries)
-    return ((times @ sums.T) / (times @ counts.T)).mean(axis=1)
+    return ((times @ sums.T) / np.maximum(times @ counts.T, 1)).mean(axis=1)
 
 
 def query_rows(arrays, queries):
@@ -173,8 +173,8 @@ What stands out:
   (.66, .80): votes bring most where there is most to win.
 - **Out of distribution**, judges are behind by .15 when greedy, by .12 with 8 votes.
 - **A seed decides more than an interval says**: greedy after RL from .800 to .913, for the same code. So do
-  queries: for others greedy has ±.029, not ±.006. Differences hold for other queries as well, but for the
-  confidence's .002 and the filter against a random half of 32, which are at the limit in either case.
+  queries: for others greedy has ±.029, not ±.006. Differences hold for other queries as well, but for that of
+  the filter from a random half of 32, which is small in either case.
 """
 
 # ----------------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ def read_runs(folders):
     """-> their results, their numbers per item; refuses runs of which no mean can be taken."""
     for folder in folders:
         if not all(os.path.exists(os.path.join(folder, name)) for name in ("results.json", "per_item.npz")):
-            raise UserError(f"no results.json and per_item.npz in {folder}: name a run folder whose run has "
+            raise UserError(f"{folder} lacks results.json or per_item.npz: name a run folder whose run has "
                             f"finished")
     runs, arrays = [read_json(os.path.join(folder, "results.json")) for folder in folders], []
     if not all({"config", "stages", "meta", "machine"} <= set(r) for r in runs):
@@ -208,8 +208,10 @@ def tables(folders):
     """The four tables as text, and what they are of."""
     runs, arrays = read_runs(folders)
     seeds, cfg = ", ".join(str(r["seed"]) for r in runs), runs[0]["config"]
-    queries = [[item.query for item in make_items(r["seed"], cfg["eval_split"], r["items"], least=2)]
-               for r in runs]
+    items = [make_items(r["seed"], cfg["eval_split"], r["items"], least=2) for r in runs]
+    if any([item.subset for item in mine] != a["subset"].tolist() for mine, a in zip(items, arrays)):
+        raise UserError("the runs judged items of another world (data/world.py) than this one")
+    queries = [[item.query for item in mine] for mine in items]
     made = (f"{len(runs)} runs (seeds {seeds}), {runs[0]['items']} items of the {cfg['eval_split']} split "
             f"each, trained in {cfg['dtype']}; {runs[0]['machine']}.")
     rows = (main_rows(runs, arrays), query_rows(arrays, queries), difference_rows(arrays, queries),

@@ -19,20 +19,21 @@ The probe is fitted on one half of the validation items, constants and the combi
 
 Scores need not be read as they are written: "expected" scores take for each verdict the chance that the
 policy gave to "good", times the judgement's own weight (arXiv 2503.03064 does so with the tokens of a score;
-here a score follows from its verdicts). That takes one more forward pass, no training, and hardly ever ties.
+here a score follows from its verdicts). That takes one more forward pass and no training. Its control, "lots
+for ties": a tie is broken at random.
 
 Then, for k samples:
 
 - rho: the correlation of two samples of one item, and k / (1 + (k - 1) rho), the number of independent
   samples that would be worth as much;
 - what is left to win: the plurality if each check were true, if the weights were the raters' (what was not
-  checked counts as bad), and with each sample weighted by its share of checks that are true. To be compared
-  with "added up anew", scores that follow from the judge's own checks and weights;
+  checked counts as bad), and with each sample weighted by its share of checks that are true. Their control,
+  "added up anew": scores that follow from the judge's own checks and weights;
 - stop early: draw until the leader is some votes ahead; for each lead, samples drawn and accuracy.
 
 What to look at: rules at few and at many samples, at which temperature (log-probabilities are those of the
 tempered distribution: weights are flatter, too); and free numbers beside the Meta RM. But for the tables of
-temperatures all samples are drawn at T = 1, where they differ most.
+temperatures and of expected scores all samples are drawn at T = 1, where they differ most.
 """
 
 import copy
@@ -210,10 +211,10 @@ class Voters:
         for j, logit in zip(others, read_json(path), strict=True):
             j.probe = logit
 
-    def hits(self, rule, k, split="test", groups=None):
+    def hits(self, rule, k, split="test", groups=None, right=correct):
         """(items,): is the vote of the first k samples right?"""
         groups = groups or (self.test if split == "test" else self.val)
-        return np.array([correct(rule(g[:k]), i.gold) for g, i in zip(groups, self.items[split])], float)
+        return np.array([right(rule(g[:k]), i.gold) for g, i in zip(groups, self.items[split])], float)
 
     def best_constant(self, weight, constants):
         """The rule with the constant that is best on validation items, mean over the numbers of samples."""
@@ -272,7 +273,7 @@ def bounds(voters, k):
 
 def with_chances(j, chances):
     """The judgement with expected scores: the sum of its weights, each times the chance of "good" in place of
-    the verdict. chances: one a verdict, in the order written. A mere impression stays as it is."""
+    the verdict. chances: one a verdict, in the order written. One without any stays as it is."""
     checks = [(i, name) for i in j.order for name, _, _ in j.critiques[i]["checks"]] if chances else []
     if not checks or len(checks) != len(chances):
         return j
@@ -294,7 +295,8 @@ def verdict_places(j, verdicts):
 
 @torch.inference_mode()
 def expected(policy, tok, groups):
-    """Groups of judgements, the same with expected scores."""
+    """Groups of judgements -> the same with expected scores. A chance is that of " good" against " bad" at
+    T = 1, whatever T the judgement was drawn at."""
     verdicts, device, judgements = tok.encode([" good", " bad"]), policy.wte.weight.device, sum(groups, [])
     order = sorted(range(len(judgements)), key=lambda i: len(judgements[i].tokens))          # little padding
     for start in range(0, len(order), 128):
@@ -311,12 +313,18 @@ def expected(policy, tok, groups):
     return [[next(left) for _ in g] for g in groups]
 
 
+def tied(scores, gold):
+    return scores is not None and pick(scores) is None
+
+
 def expected_tables(bases, found):
     """-> rows of accuracies with scores as they are written and with expected ones, greedy and at the paper's
     T; rows of the RL policy's greedy judgements against other judges, means over subsets."""
-    few, most = min(4, bases[0].votes[0]), bases[0].votes[0]
-    kinds = [(0, "sum", 1), *((1, name, k) for k in (few, most) for name in ("sum", "weighted"))]
-    rows = [["stage", "judgements", "ties", "as written", "expected", "difference"]]
+    most = bases[0].votes[0]
+    kinds = [(0, "sum", 1), *((1, name, k) for k in sorted({2, 4, most}) if k <= most
+                              for name in ("sum", "weighted"))]
+    rows = [["stage", "judgements", "ties", "as written", "lots for ties", "expected",
+             "expected, less written", "expected, less lots"]]
     against = [["greedy after RL, less", "as written", "expected"]]
     for stage, seeds in found.items():
         drawn = [v.judgements("test", max(bases[0].votes), PAPERS[0]) for v in seeds]
@@ -327,9 +335,10 @@ def expected_tables(bases, found):
             rule = RULES[name]
             hits, more = ([v.hits(rule, k, groups=groups) for v, groups in zip(seeds, way[part])]
                           for way in (written, read))
-            ties = [np.array([pick(rule(g[:k])) is None for g in groups], float) for groups in written[part]]
-            rows.append([stage, f"{name}, k = {k}" if part else "greedy", f"{mean(ties):.3f}", accuracy(hits),
-                         accuracy(more), difference(more, hits)])
+            lots, ties = ([v.hits(rule, k, groups=groups, right=measure)
+                           for v, groups in zip(seeds, written[part])] for measure in (report.coin_flip, tied))
+            rows.append([stage, f"{name}, k = {k}" if part else "greedy", f"{mean(ties):.3f}",
+                         *map(accuracy, (hits, lots, more)), difference(more, hits), difference(more, lots)])
     answers = lambda groups: {"test": {"greedy": {"scores": [g[0].scores for g in groups]}}}
     # RL is the last stage
     mine = [overall(bases, list(map(answers, way[0])), "greedy") for way in (written, read)]
@@ -457,7 +466,8 @@ def run(bases):
     tables = {"Rules": rule_table(found), "What a Meta RM is worth": worth_table(found),
               "Temperature": by_temperature,
               f"Against the paper's vote, a {PAPERS[1]} of as many at T = {PAPERS[0]}": against,
-              "Scores read as expectations": by_reading, "The same against other judges": others,
+              f"Scores read as expectations, votes at T = {PAPERS[0]}": by_reading,
+              "The same against other judges": others,
               "What is left to win": bound_table(bases, found), "Stop early": stop_table(bases, found)}
     return tables, {"k": ks, "by_k": by_k, "T": TEMPERATURES, "by_T": curves}, figure
 

@@ -284,7 +284,11 @@ def test_expected_scores_are_the_policys():
     found = votes.expected(policy, tok, groups)
     assert found[0][0] is groups[0][0] and [len(g) for g in found] == [2] * 6
     good, bad = tok.encode([" good", " bad"])
+    compared = 0
     for j, new in zip(sum(groups, [])[1:], sum(found, [])[1:]):
+        if j.scores is None or not any(c["checks"] for c in j.critiques):
+            assert new is j
+            continue
         weights, scores, slot = dict(map(tuple, j.principles)), [0.0] * len(j.order), -1
         names = iter([name for i in j.order for name, _, _ in j.critiques[i]["checks"]])
         for t in range(len(j.prompt), len(j.tokens)):
@@ -292,8 +296,10 @@ def test_expected_scores_are_the_policys():
             if j.tokens[t] in (good, bad):
                 with torch.no_grad():
                     p = policy.logits(policy(torch.tensor([j.tokens[:t]]))[0, -1])[[good, bad]].softmax(0)
-                scores[j.order[slot]] += weights[next(names)] * float(p[0])
-        assert new.scores == pytest.approx(scores, abs=1e-3) and any(scores)
+                scores[j.order[slot]] += weights.get(next(names), 0) * float(p[0])
+        assert new.scores == pytest.approx(scores, abs=1e-3)
+        compared += 1
+    assert compared >= 3
 
 
 def test_correlation_of_samples():

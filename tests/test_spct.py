@@ -331,7 +331,7 @@ def test_presets_and_values(tmp_path):
     (tmp_path / "full/notes.txt").write_text("mine")
     for argv, message in [(["--preset", "x"], "expected one of"), (["--resume"], "there is no run"),
                           (["--stage", "rl"], "add --resume"),
-                          (["--out", str(tmp_path / "full")], "holds other files")]:
+                          (["--out", str(tmp_path / "full")], "full holds notes.txt, and no run")]:
         with pytest.raises(UserError, match=message):
             make_config(["--out", str(tmp_path / "new"), *argv])
 
