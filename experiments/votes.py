@@ -335,10 +335,10 @@ def expected_tables(bases, found):
             rule = RULES[name]
             hits, more = ([v.hits(rule, k, groups=groups) for v, groups in zip(seeds, way[part])]
                           for way in (written, read))
-            lots, ties = ([v.hits(rule, k, groups=groups, right=measure)
-                           for v, groups in zip(seeds, written[part])] for measure in (report.coin_flip, tied))
-            rows.append([stage, f"{name}, k = {k}" if part else "greedy", f"{mean(ties):.3f}",
-                         *map(accuracy, (hits, lots, more)), difference(more, hits), difference(more, lots)])
+            lots, ties = ([v.hits(rule, k, groups=groups, right=measure) for v, groups
+                           in zip(seeds, written[part])] for measure in (report.coin_flip, tied))
+            cells = *map(accuracy, (hits, lots, more)), difference(more, hits), difference(more, lots)
+            rows.append([stage, f"{name}, k = {k}" if part else "greedy", f"{mean(ties):.3f}", *cells])
     answers = lambda groups: {"test": {"greedy": {"scores": [g[0].scores for g in groups]}}}
     # RL is the last stage
     mine = [overall(bases, list(map(answers, way[0])), "greedy") for way in (written, read)]
@@ -495,10 +495,11 @@ processes of one thread):
   with and without it, are level at every number of samples, after RFT and after RL. Nor is the paper's
   filter a good use of it: from four samples on a weight by its probability is ahead of the filter by .05 to
   .07 after RFT.
-- **Scores read as expectations break ties**: greedy judgements, of which .066 tie after RL, gain .031 there
-  and .029 after RFT, a sum of 4 gains .016, a sum of 8 .007 (after RL). Weighted pluralities gain nothing:
-  -.001 (noise) with 4, -.011 with 8. So read, the greedy judge is level with LLM-as-a-Judge (+.009, and
-  -.002 against its eight probabilities, both noise), of which it is .023 and .034 behind as written.
+- **Scores read as expectations break ties, no better than lots**: greedy judgements, of which .065 tie after
+  RL, gain .031 there and .029 after RFT; lots gain as much (.003 less and .004 more, noise). Sums gain after
+  RFT (of 8 .025, .017 more than by lots), weighted votes of 8 lose .011. So read, the greedy judge is level
+  with LLM-as-a-Judge (+.009, and -.002 against its eight probabilities, both noise), to which it loses by
+  .023 and .034 as written; with lots it is level, too (the chapter before).
 - **Samples repeat each other**: two of one item are right together more often than by chance (rho .23 after
   RL, .07 after RFT), so that 32 of them are worth four independent ones (ten).
 - **What is left to win are checks**: with true verdicts 32 samples would be right in .98, with the raters'
