@@ -163,11 +163,11 @@ def check_values(cfg):
         raise UserError("--n_embd must be a multiple of 2 n_head, --n_head of n_kv_head, --block_size of 16")
     if cfg.eval_split not in ("test", "val"):
         raise UserError(f"--eval_split {cfg.eval_split}: expected test or val")
-    comes_along = os.path.join(SHIPPED, "base.pt")
-    for name, value in load_tensors(comes_along, "cpu")["config"].items() if cfg.pretrain_tokens == 0 else ():
-        if getattr(cfg, name) != value:
-            raise UserError(f"--{name} {getattr(cfg, name)}: the base model that comes along (with "
-                            f"--pretrain_tokens 0) has {value}, leave --{name} out or take --preset short")
+    if cfg.pretrain_tokens == 0:
+        for name, value in load_tensors(os.path.join(SHIPPED, "base.pt"), "cpu")["config"].items():
+            if getattr(cfg, name) != value:
+                raise UserError(f"--{name} {getattr(cfg, name)}: the base model that comes along (with "
+                                f"--pretrain_tokens 0) has {value}: drop it, or take --preset short")
     if cfg.vocab_size < 600 or cfg.dtype not in ("auto", "float32", "bfloat16"):
         raise UserError("--vocab_size must be 600 or more, --dtype auto, float32 or bfloat16")
     if cfg.device == "mps" and cfg.dtype == "bfloat16":

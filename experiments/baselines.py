@@ -53,7 +53,6 @@ import time
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 import metarm
 import report
@@ -63,6 +62,7 @@ from data.judgement import read_judgement, render_prompt
 from data.tokenizer import CRITIQUE, END, SCORES
 from data.world import DOMAINS, VERIFIABLE, seed_of
 from experiments import study
+from experiments.reading import index_probability
 from experiments.study import (
     accuracy,
     difference,
@@ -301,21 +301,6 @@ def round_robins(items, answers):
         pairs = {pair: next(scores) for pair in pairs_of(item)}
         found.append(round_robin(item.n, {pair: s and s[0] - s[1] for pair, s in pairs.items()}))
     return {"scores": found, "flops": answers["flops"] * duels, "ms": answers["ms"] * duels}
-
-
-@torch.inference_mode()
-def index_probability(policy, tok, group):
-    """The mean probability, over samples that parse, that the index names response 0 of a pair."""
-    parsed = [j for j in group if j.scores is not None]
-    if not parsed:
-        return 0.5
-    device = policy.wte.weight.device
-    rows = [j.tokens[:len(j.prompt) + j.ids.index(SCORES) + 1] for j in parsed]
-    ids, length = pad_rows(rows, device=device)                                  # (B, T), (B,)
-    last = policy(ids, torch.arange(len(parsed), device=device) * ids.size(1) + length - 1)  # (B, C)
-    one_or_two = tok.encode(["12"])                # digits are tokens: the ids of 1 and of 2
-    p = policy.logits(last)[:, one_or_two].softmax(dim=1).tolist()                           # (B, 2)
-    return float(np.mean([slots[j.order.index(0)] for slots, j in zip(p, parsed)]))
 
 
 def no_principles(base):

@@ -50,10 +50,10 @@ import torch.nn.functional as F
 import report
 from data import command
 from data.judgement import correct, pick, plurality
-from data.tokenizer import CHECKS, TOTAL
 from data.world import make_items
 from experiments import study
 from experiments.baselines import llm_judge, scalar_rm
+from experiments.reading import expected
 from experiments.study import accuracy, difference, mean, number, overall, trajectories
 from metarm import RULES
 from model import pad_rows
@@ -269,84 +269,51 @@ def bounds(voters, k):
     return found
 
 # ----------------------------------------------------------------------------------------
-# Scores read as expectations
-
-def with_chances(j, chances):
-    """The judgement with expected scores: the sum of its weights, each times the chance of "good" in place of
-    the verdict. chances: one a verdict, in the order written. One without any stays as it is."""
-    checks = [(i, name) for i in j.order for name, _, _ in j.critiques[i]["checks"]] if chances else []
-    if not checks or len(checks) != len(chances):
-        return j
-    weights, scores = dict(map(tuple, j.principles)), [0.0] * len(j.order)
-    for (i, name), chance in zip(checks, chances):
-        scores[i] += weights.get(name, 0) * chance
-    return replace(j, scores=scores)
-
-
-def verdict_places(j, verdicts):
-    """Where the verdicts of a judgement stand in its tokens: between <checks> and <total>. Of one that does
-    not parse, nowhere."""
-    places, inside = [], False
-    for t, token in enumerate(j.ids if j.scores is not None else [], len(j.prompt)):
-        inside = token == CHECKS or inside and token != TOTAL
-        places += [t] if inside and token in verdicts else []
-    return places
-
-
-@torch.inference_mode()
-def expected(policy, tok, groups):
-    """Groups of judgements -> the same with expected scores. A chance is that of " good" against " bad" at
-    T = 1, whatever T the judgement was drawn at."""
-    verdicts, device, judgements = tok.encode([" good", " bad"]), policy.wte.weight.device, sum(groups, [])
-    order = sorted(range(len(judgements)), key=lambda i: len(judgements[i].tokens))          # little padding
-    for start in range(0, len(order), 128):
-        chunk = order[start:start + 128]
-        ids, _ = pad_rows([judgements[i].tokens for i in chunk], device=device)              # (B, T)
-        where = [verdict_places(judgements[i], verdicts) for i in chunk]
-        # each verdict is predicted at the token before it
-        at = [b * ids.size(1) + t - 1 for b, places in enumerate(where) for t in places]
-        states = policy(ids, torch.tensor(at, dtype=torch.long, device=device))              # (N, C)
-        chances = iter(policy.logits(states)[:, verdicts].softmax(dim=1)[:, 0].tolist())     # of " good"
-        for i, places in zip(chunk, where):
-            judgements[i] = with_chances(judgements[i], [next(chances) for _ in places])
-    left = iter(judgements)
-    return [[next(left) for _ in g] for g in groups]
-
+# Scores read as expectations (reading.py)
 
 def tied(scores, gold):
+    """Is there a vote that names no response? A measure, as correct and coin_flip are."""
     return scores is not None and pick(scores) is None
 
 
-def expected_tables(bases, found):
-    """-> rows of accuracies with scores as they are written and with expected ones, greedy and at the paper's
-    T; rows of the RL policy's greedy judgements against other judges, means over subsets."""
+def read_anew(seeds, judged):
+    """judged: for each of the Voters its groups of judgements -> the same with expected scores."""
+    return [expected(v.policy, v.base.tok, groups) for v, groups in zip(seeds, judged)]
+
+
+def expected_table(bases, found):
+    """Accuracies with scores as they are written, with lots for ties, and with expected scores."""
     most = bases[0].votes[0]
-    kinds = [(0, "sum", 1), *((1, name, k) for k in sorted({2, 4, most}) if k <= most
-                              for name in ("sum", "weighted"))]
+    votes = [(f"{name}, k = {k}", name, k) for k in sorted({2, 4, most}) if k <= most
+             for name in ("sum", "weighted")]
     rows = [["stage", "judgements", "ties", "as written", "lots for ties", "expected",
              "expected, less written", "expected, less lots"]]
-    against = [["greedy after RL, less", "as written", "expected"]]
     for stage, seeds in found.items():
         drawn = [v.judgements("test", max(bases[0].votes), PAPERS[0]) for v in seeds]
-        written = [[v.greedy() for v in seeds], [[g[:most] for g in groups] for groups in drawn]]
-        read = [[expected(v.policy, v.base.tok, groups) for v, groups in zip(seeds, part)]
-                for part in written]
-        for part, name, k in kinds:
-            rule = RULES[name]
-            hits, more = ([v.hits(rule, k, groups=groups) for v, groups in zip(seeds, way[part])]
-                          for way in (written, read))
-            lots, ties = ([v.hits(rule, k, groups=groups, right=measure) for v, groups
-                           in zip(seeds, written[part])] for measure in (report.coin_flip, tied))
-            cells = *map(accuracy, (hits, lots, more)), difference(more, hits), difference(more, lots)
-            rows.append([stage, f"{name}, k = {k}" if part else "greedy", f"{mean(ties):.3f}", *cells])
+        for written, ways in [([v.greedy() for v in seeds], [("greedy", "sum", 1)]),
+                              ([[g[:most] for g in groups] for groups in drawn], votes)]:
+            anew = read_anew(seeds, written)
+            for label, name, k in ways:
+                ties, hits, lots, more = (
+                    [v.hits(RULES[name], k, groups=g, right=measure) for v, g in zip(seeds, judged)]
+                    for judged, measure in [(written, tied), (written, correct), (written, report.coin_flip),
+                                            (anew, correct)])
+                rows.append([stage, label, f"{mean(ties):.3f}", *map(accuracy, (hits, lots, more)),
+                             difference(more, hits), difference(more, lots)])
+    return rows
+
+
+def others_table(bases, seeds):
+    """The RL policy's greedy judgements, read in both ways, against other judges: means over subsets."""
+    rows, greedy = [["greedy after RL, less", "as written", "expected"]], [v.greedy() for v in seeds]
     answers = lambda groups: {"test": {"greedy": {"scores": [g[0].scores for g in groups]}}}
-    # RL is the last stage
-    mine = [overall(bases, list(map(answers, way[0])), "greedy") for way in (written, read)]
+    ways = [overall(bases, list(map(answers, way)), "greedy") for way in (greedy, read_anew(seeds, greedy))]
+    eight = f"probability@{bases[0].votes[0]}"
     for name, system, mode in [("scalar RM", scalar_rm, "greedy"), ("LLM-as-a-Judge", llm_judge, "greedy"),
-                               (f"LLM-as-a-Judge, probability@{most}", llm_judge, f"probability@{most}")]:
+                               (f"LLM-as-a-Judge, {eight}", llm_judge, eight)]:
         theirs = overall(bases, [system(base) for base in bases], mode)
-        against.append([name, *(difference(way, theirs) for way in mine)])
-    return rows, against
+        rows.append([name, *(difference(way, theirs) for way in ways)])
+    return rows
 
 # ----------------------------------------------------------------------------------------
 # Stop early
@@ -448,7 +415,6 @@ def bound_table(bases, found):
 def run(bases):
     found = {stage: [Voters(base, stage) for base in bases] for stage in STAGES}
     by_temperature, against, curves = temperature_tables(bases, found)
-    by_reading, others = expected_tables(bases, found)
     seeds, shown = found["rl"], ["sum (Eq 14)", "plurality", *GUIDED, *WEIGHTS]
     ks = seeds[0].counts
     by_k = {name: [mean([v.hits(v.rules[name], k) for v in seeds]) for k in ks] for name in shown}
@@ -466,8 +432,8 @@ def run(bases):
     tables = {"Rules": rule_table(found), "What a Meta RM is worth": worth_table(found),
               "Temperature": by_temperature,
               f"Against the paper's vote, a {PAPERS[1]} of as many at T = {PAPERS[0]}": against,
-              f"Scores read as expectations, votes at T = {PAPERS[0]}": by_reading,
-              "The same against other judges": others,
+              f"Scores read as expectations, votes at T = {PAPERS[0]}": expected_table(bases, found),
+              "The same against other judges": others_table(bases, found["rl"]),
               "What is left to win": bound_table(bases, found), "Stop early": stop_table(bases, found)}
     return tables, {"k": ks, "by_k": by_k, "T": TEMPERATURES, "by_T": curves}, figure
 

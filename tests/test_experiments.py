@@ -17,7 +17,7 @@ from data.annotators import annotate
 from data.judgement import Judgement, correct, judgement_parts, read_judgement
 from data.tokenizer import CRITIQUE, END, QUERY, RESPONSE, SCORES
 from data.world import make_item, make_items
-from experiments import ablations, scaling, study, trl_reward, truth, votes
+from experiments import ablations, reading, scaling, study, trl_reward, truth, votes
 from experiments import all as all_studies
 from experiments.baselines import (
     alone,
@@ -271,8 +271,9 @@ def test_expected_scores_by_hand():
     checks = [[["correct", "x", True], ["brief", None, False]], [["correct", "y", False]]]
     j = Judgement("i", 0, [1, 0], 0, (1,), [2], 0.0, scores=[7, 1], principles=[["correct", 7], ["brief", 3]],
                   critiques=[{"checks": c} for c in checks])
-    assert votes.with_chances(j, [0.1, 0.9, 0.5]).scores == pytest.approx([7 * 0.9 + 3 * 0.5, 7 * 0.1])
-    assert votes.with_chances(j, [0.1, 0.9]).scores == [7, 1] and votes.with_chances(j, []).scores == [7, 1]
+    assert reading.with_chances(j, [0.1, 0.9, 0.5]).scores == pytest.approx([7 * 0.9 + 3 * 0.5, 7 * 0.1])
+    for chances in ([0.1, 0.9], []):               # not those of its verdicts, or an impression
+        assert reading.with_chances(j, chances).scores == [7, 1]
 
 
 def test_expected_scores_are_the_policys():
@@ -281,7 +282,7 @@ def test_expected_scores_are_the_policys():
     policy, tok, _ = load_judge(SHIPPED, "rl", "cpu")
     groups = judge(policy, tok, make_items(7, "val", 6), 2, 0, "test", 1.0)
     groups[0][0] = replace(groups[0][0], scores=None)                        # one that does not parse
-    found = votes.expected(policy, tok, groups)
+    found = reading.expected(policy, tok, groups)
     assert found[0][0] is groups[0][0] and [len(g) for g in found] == [2] * 6
     good, bad = tok.encode([" good", " bad"])
     compared = 0

@@ -17,6 +17,7 @@ import torch
 import report
 import run as bookkeeping
 import sample
+from config import Config
 from data import UserError, command
 from data.judgement import pick
 from run import FILES, UNITS, Run, load_tensors, machine, pick_device, pick_dtype, pick_threads, read_json
@@ -301,6 +302,25 @@ def test_threads_are_measured(monkeypatch, cores, useful, picked):
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     monkeypatch.setattr(bookkeeping, "times", lambda *_: 1 / min(threads[-1], useful))
     assert pick_threads() == picked and max(threads) <= cores
+
+
+@pytest.mark.parametrize("tokens, after_base", [(0, 0), (1000, 45)])
+def test_bar_of_the_whole_run(tmp_path, tokens, after_base):
+    """Guards against a bar that counts a base model which comes along as half of the work, or one that does
+    not end at its end, also after an interruption."""
+    start = lambda: bookkeeping.open_run(Config(device="cpu", dtype="float32", threads=1, out=str(tmp_path),
+                                                pretrain_tokens=tokens), None)
+    first, units = start(), sum(UNITS.values(), [])
+    for unit in units[:3]:
+        first.done(unit)
+        first.finish(unit)
+        assert unit != "base" or first.whole.n == after_base
+    again = start()
+    assert again.whole.n == first.whole.n < again.whole.total
+    for unit in units[3:]:
+        again.done(unit)
+        again.finish(unit)
+    assert again.whole.n == again.whole.total
 
 
 def test_device_that_is_not_there():

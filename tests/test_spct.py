@@ -368,11 +368,13 @@ def test_what_may_change_on_resume(tmp_path):
     """Guards against a run that goes on with other settings than it has begun with, and against a repeated
     stage whose own settings stay fixed."""
     folder = str(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(asdict(Config(device="cpu", out=folder, rl_lr=0.5))))
+    before = Config(device="cpu", out=folder, rl_lr=0.5, threads=3)
+    (tmp_path / "config.json").write_text(json.dumps(asdict(before)))
     again = lambda *argv: make_config(["--out", folder, *argv])
     assert again("--resume")[0].rl_lr == 0.5       # the folder's own, not the default
     assert again("--resume", "--stage", "rl", "--rl_lr", "0.25")[0].rl_lr == 0.25
     assert again("--resume", "--stage", "rft", "--k", "8")[0].k == 8
+    assert again("--resume", "--threads", "0")[0].threads == 3               # 0: as it was measured
     for argv, message in [([], "holds a run already"), (["--resume", "--rl_lr", "1"], "--rl_lr differs"),
                           (["--resume", "--stage", "eval", "--rl_lr", "1"], "--rl_lr differs"),
                           (["--resume", "--stage", "rl", "--rft_lr", "1"], "--rft_lr differs")]:
