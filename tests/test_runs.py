@@ -40,9 +40,10 @@ def test_interval_over_queries():
     assert runs.by_query([values], [alone]).std() == pytest.approx(bootstrap([values]).std(), rel=0.1)
     assert runs.by_query([np.tile([0.0, 1.0], 500)], [queries]).std() < 1e-9
     many = [1.0] * 900 + [0.0] * 100               # 10 queries are right 90 times each, 10 are wrong 10 times
-    draws = runs.by_query([np.array(many)], [[str(i % 10) for i in range(900)]
-                                             + [str(10 + i % 10) for i in range(100)]])
+    unequal = [str(i % 10) for i in range(900)] + [str(10 + i % 10) for i in range(100)]
+    draws = runs.by_query([np.array(many)], [unequal])
     assert np.median(draws) == pytest.approx(0.9, abs=0.02)                  # of items, not .5 of queries
+    assert (runs.by_query([np.ones(1000)], [unequal]) == 1).all()            # a share of the items drawn
 
 
 def test_combined_interval():
