@@ -1,145 +1,95 @@
 """
-A modern small GPT, written out: RMSNorm without weights, rotary positions, multi-query attention,
-squared ReLU, tied embeddings, a KV cache for sampling, and a scalar head for reward models.
+A small modern GPT, written out: token embeddings, blocks of attention and MLP, a KV cache for sampling,
+a scalar head for reward models, and the optimizer.
 
-Shapes: B batch, T tokens, C channels, V vocabulary, H query heads, K key/value heads, D head size, L layers,
-N tokens that were picked out of B * T.
+It differs from GPT-2 in five places: RMSNorm without weights in place of LayerNorm, rotary positions in
+place of learned ones, multi-query attention (all query heads share one key/value head, which makes sampling
+several times faster), squared ReLU in place of GELU, and no biases.
 
-Simplifications: no dropout (KL to a reference must be 0 at step 0), no biases (but the scalar head's);
-documents packed in one row of pre-training or RFT see those before them, which is noise: they have nothing to
-do with each other.
+Shapes: B batch, T tokens, S columns of the KV cache, C channels, V vocabulary, H query heads, D = C / H
+channels of a head, L layers, N tokens that were picked out of a batch.
+
+What is simplified:
+1. No dropout: the KL divergence to a reference model must be 0 at the first step of RL.
+2. Several documents share a row in pre-training and RFT, and see those before them. They have nothing to do
+   with each other, so this is a little noise and saves a mask.
 """
 
+import io
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from data import UserError
-from parallel import add_up, add_up_numbers
+from data import UserError, new_file
+from data.tokenizer import PAD
 
 
 @dataclass
 class GPTConfig:
     vocab_size: int
-    block_size: int            # longest prompt + judgement, in tokens
-    n_layer: int
-    n_head: int                # query heads
-    n_kv_head: int             # key/value heads: 1 is multi-query attention, n_head is the usual kind
-    n_embd: int
+    block_size: int      # the context: longest prompt + judgement, in tokens
+    n_layer: int         # blocks
+    n_head: int          # query heads
+    n_embd: int          # channels
 
+# ----------------------------------------------------------------------------------------
+# The model
 
 def norm(x):
+    """RMSNorm: scale each vector of channels to a mean square of 1."""
     return F.rms_norm(x, (x.size(-1),))
 
 
-def rotate(x, turn):
-    """Rotary embedding: turn each pair of neighbouring channels by an angle that grows with the position.
+def rotate(x, cos, sin):
+    """Rotary positions: turn pairs of channels (i, i + D/2) by an angle proportional to the token's position.
 
-    (a, b) becomes (a cos - b sin, b cos + a sin), so that scores depend on distances alone. x (..., T, D) or
-    (B, heads, D); turn: cos and sin, (T, D) or (B, 1, D), of the tokens' positions, and `swap` (D, D), which
-    makes (-b, a) of (a, b): a product with a constant matrix is faster than to take the channels apart.
+    The product of a rotated query and a rotated key then depends on the distance of their tokens alone.
+    x (B, T, H, D); cos and sin (T, 1, D/2), of each token's angles -> (B, T, H, D)
 
-    >>> swap = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
-    >>> rotate(torch.tensor([[3.0, 4.0]]), (torch.zeros(1, 2), torch.ones(1, 2), swap))     # a quarter turn
-    tensor([[-4.,  3.]])
+    >>> quarter = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)            # cos and sin of 90 degrees
+    >>> rotate(torch.tensor([3.0, 4.0]).view(1, 1, 1, 2), *quarter).flatten()
+    tensor([-4.,  3.])
     """
-    cos, sin, swap = turn
-    return (x.float() * cos + (x @ swap).float() * sin).to(x.dtype)
+    a, b = x.chunk(2, dim=-1)                                                # (B, T, H, D/2) each
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
 
 
-def attend(q, k, v):
-    """Causal attention: q (B, H, T, D), k and v (B, K, T, D) -> (B, H, T, D).
+def attend(q, k, v, mask):
+    """Multi-query attention: all heads look at the same keys and values.
 
-    PyTorch's fused kernel, but on a CPU, where its backward pass is slow, two plain matrix products. 184
-    queries at a time need only the keys up to the last of them: for a row of 368 that saves a quarter.
+    q (B, T, H, D); k and v (B, S, D); mask (1 or B, T, 1, S) is added to the scores: 0 where a query may see
+    a key, -1e9 where it may not -> (B, T, H, D)
 
-    >>> alike, v = torch.zeros(1, 1, 2, 1), torch.tensor([3.0, 5.0]).view(1, 1, 2, 1)
-    >>> attend(alike, alike, v).flatten()          # keys that are all alike: the mean of the values so far
+    >>> q, k, v = torch.zeros(1, 2, 1, 1), torch.zeros(1, 2, 1), torch.tensor([[[3.0], [5.0]]])
+    >>> causal = torch.tensor([[0.0, -1e9], [0.0, 0.0]]).view(1, 2, 1, 2)
+    >>> attend(q, k, v, causal).flatten()          # equal scores: the mean of the values seen so far
     tensor([3., 4.])
     """
-    (B, H, T, D), K = q.shape, k.size(1)
-    if q.device.type != "cpu":
-        wide = lambda x: x if K == H else x.repeat_interleave(H // K, dim=1)     # (B, H, T, D)
-        return F.scaled_dot_product_attention(q, wide(k), wide(v), is_causal=True)
-    future, out, end = torch.full((T, T), -math.inf, dtype=q.dtype, device=q.device).triu(1), [], 0
-    for rows in (q * D ** -0.5).split(184, dim=2):                           # (B, H, up to 184, D)
-        start, end = end, end + rows.size(2)
-        # the H/K query heads of a group stand below each other: they share one key/value head
-        att = rows.reshape(B, K, -1, D) @ k[:, :, :end].mT                   # (B, K, H/K * 184, end)
-        att = att.view(B, K, H // K, end - start, end) + future[start:end, :end]
-        y = att.softmax(dim=-1).view(B, K, -1, end) @ v[:, :, :end]          # (B, K, H/K * 184, D)
-        out.append(y.view(B, H, end - start, D))
-    return torch.cat(out, dim=2)
-
-
-def attend_cached(q, keys, values, bias):
-    """One new token a row looks at what its row holds: attention with a cache.
-
-    q (B, H, D), keys and values (B, K, T, D); bias (B, K, 1, T) is added to the scores: -inf hides padding,
-    0 elsewhere, and some column is never hidden -> (B, H, D).
-
-    >>> q, keys, values = torch.zeros(1, 1, 1), torch.zeros(1, 1, 3, 1), torch.tensor([3.0, 9.0, 5.0])
-    >>> bias = torch.tensor([[[[0.0, -math.inf, 0.0]]]])
-    >>> attend_cached(q, keys, values.view(1, 1, 3, 1), bias)
-    tensor([[[4.]]])
-    """
-    (B, H, D), K = q.shape, keys.size(1)
-    keys, values, bias = keys.flatten(0, 1), values.flatten(0, 1), bias.flatten(0, 1)        # (B * K, ...)
-    # The H/K query heads of a group form one small matrix product with their shared keys.
-    att = torch.baddbmm(bias, q.reshape(B * K, H // K, D), keys.mT, alpha=D ** -0.5)         # (B * K, H/K, T)
-    return (att.softmax(dim=-1) @ values).view(B, H, D)
-
-
-class KVCache:
-    """Keys and values of what B rows have read, for the sampler. In each step all rows write into the same
-    next column, `end`.
-
-    The rows' prompts have different lengths: what pads them on the right is hidden by a `bias` of -inf (0
-    elsewhere). So columns are not positions; a row's next position is its `length`.
-    """
-
-    def __init__(self, kv, bias, length, end):
-        """kv (L, 2, B, K, columns, D), bias (B, K, 1, columns), length (B,) without padding, end an int."""
-        self.kv, self.bias, self.length, self.end = kv, bias, length, end
-
-    def select(self, rows, more):
-        """The cache of some rows (any number of times each), with columns for `more` tokens."""
-        kv, bias = self.kv[:, :, rows, :, :self.end], self.bias[rows, ..., :self.end]
-        return KVCache(F.pad(kv, (0, 0, 0, more)), F.pad(bias, (0, more)), self.length[rows], self.end)
-
-    def attend(self, layer, q, k, v):
-        """One more token a row: keep its k and v (B, K, D), let its q (B, H, D) see its row -> (B, H, D)."""
-        self.kv[layer, 0, :, :, self.end], self.kv[layer, 1, :, :, self.end] = k, v
-        return attend_cached(q, *self.kv[layer, ..., :self.end + 1, :], self.bias[..., :self.end + 1])
+    B, T, H, D = q.shape
+    # The heads share their keys, so that the queries of all heads form one matrix.
+    scores = (q * D ** -0.5).reshape(B, T * H, D) @ k.mT                     # (B, T * H, S)
+    weights = (scores.view(B, T, H, -1) + mask.to(scores.dtype)).softmax(dim=-1)             # (B, T, H, S)
+    return (weights.view(B, T * H, -1) @ v).view(B, T, H, D)
 
 
 class Attention(nn.Module):
     def __init__(self, cfg):
         super().__init__()
-        self.H, self.K, self.D = cfg.n_head, cfg.n_kv_head, cfg.n_embd // cfg.n_head
-        self.qkv = nn.Linear(cfg.n_embd, (self.H + 2 * self.K) * self.D, bias=False)
+        self.n_head, self.head_size = cfg.n_head, cfg.n_embd // cfg.n_head
+        self.qkv = nn.Linear(cfg.n_embd, (cfg.n_head + 2) * self.head_size, bias=False)
         self.proj = nn.Linear(cfg.n_embd, cfg.n_embd, bias=False)
 
-    def forward(self, x, turn):
-        """Whole sequences, each token sees itself and those before. Also returns keys and values."""
+    def forward(self, x, cos, sin, mask, cache, layer):
         B, T, C = x.shape
-        qkv = self.qkv(x).view(B, T, self.H + 2 * self.K, self.D)
-        qk, v = qkv.split([self.H + self.K, self.K], dim=2)                  # (B, T, H + K, D), (B, T, K, D)
-        qk, v = qk.transpose(1, 2).contiguous(), v.transpose(1, 2)           # (B, H + K, T, D), (B, K, T, D)
-        q, k = rotate(qk, turn).split([self.H, self.K], dim=1)               # (B, H, T, D), (B, K, T, D)
-        y = attend(q, k, v)                                                  # (B, H, T, D)
-        return self.proj(y.transpose(1, 2).reshape(B, T, C)), k, v
-
-    def step(self, x, turn, cache, layer):
-        """One new token a row, x (B, C)."""
-        B, C = x.shape
-        qkv = self.qkv(x).view(B, -1, self.D)                                # (B, H + 2K, D)
-        qk, v = qkv.split([self.H + self.K, self.K], dim=1)                  # (B, H + K, D), (B, K, D)
-        q, k = rotate(qk, turn).split([self.H, self.K], dim=1)               # (B, H, D), (B, K, D)
-        return self.proj(cache.attend(layer, q, k, v).view(B, C))
+        qkv = self.qkv(x).view(B, T, self.n_head + 2, self.head_size)        # H queries, a key, a value
+        qk, v = rotate(qkv[:, :, :-1], cos, sin), qkv[:, :, -1]              # (B, T, H + 1, D), (B, T, D)
+        q, k = qk[:, :, :-1], qk[:, :, -1]                                   # (B, T, H, D), (B, T, D)
+        if cache is not None:
+            k, v = cache.add(layer, k, v)                                    # (B, S, D) each
+        return self.proj(attend(q, k, v, mask).view(B, T, C))
 
 
 class MLP(nn.Module):
@@ -157,192 +107,240 @@ class Block(nn.Module):
         super().__init__()
         self.attn, self.mlp = Attention(cfg), MLP(cfg)
 
+    def forward(self, x, *context):
+        x = x + self.attn(norm(x), *context)
+        return x + self.mlp(norm(x))
+
+
+class KVCache:
+    """The keys and values of all tokens that B rows have read, for sampling.
+
+    All rows write to the same next column. Prompts of different lengths are therefore padded on the left:
+    their last tokens share a column.
+    """
+
+    def __init__(self, kv, padding, length=0):
+        """kv (2, L, B, S, D): room for the keys and values of S tokens; padding (B,): how many columns on the
+        left are padding; length: how many columns are in use."""
+        self.kv, self.padding, self.length = kv, padding, length
+
+    def add(self, layer, k, v):
+        """Store the keys and values of T new tokens, (B, T, D) each -> those of all tokens so far."""
+        end = self.length + k.size(1)
+        self.kv[0, layer, :, self.length:end], self.kv[1, layer, :, self.length:end] = k, v
+        return self.kv[0, layer, :, :end], self.kv[1, layer, :, :end]
+
+    def select(self, rows, room):
+        """The cache of some rows (any number of times each), with room for more tokens."""
+        kv = F.pad(self.kv[:, :, rows, :self.length], (0, 0, 0, room))
+        return KVCache(kv, self.padding[rows], self.length)
+
 
 class GPT(nn.Module):
-    """ids -> hidden states; `logits` turns those that are needed into scores over the vocabulary."""
-
     def __init__(self, cfg, seed=0):
         super().__init__()
-        assert cfg.block_size % 16 == 0, "block_size must be a multiple of 16, as the length of batches is"
         self.cfg = cfg
         self.wte = nn.Embedding(cfg.vocab_size, cfg.n_embd)                  # also the output layer
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layer))
-        # Rotary angles, one for each pair of channels, for twice the context: the sampler may overshoot a
-        # little before it looks.
-        D = cfg.n_embd // cfg.n_head
-        angle = torch.arange(2 * cfg.block_size)[:, None] / 10000 ** (torch.arange(D // 2) / (D // 2))
-        angle = angle.repeat_interleave(2, dim=1)                            # (2 * block_size, D)
-        swap = torch.block_diag(*[torch.tensor([[0.0, 1.0], [-1.0, 0.0]])] * (D // 2))       # (D, D)
-        for name, constant in (("cos", angle.cos()), ("sin", angle.sin()), ("swap", swap)):
-            self.register_buffer(name, constant, persistent=False)
-        # Output projections start at zero: each block starts as the identity. Input projections start with
-        # outputs of size about 1/2, embeddings small: the first predictions are nearly uniform.
-        gen = torch.Generator().manual_seed(seed)
+        # Angles of rotary positions: fast and slow ones, one for each pair of channels. A padded prompt and its
+        # completion may take more columns than the context, hence twice as many, and some.
+        half = cfg.n_embd // cfg.n_head // 2
+        angle = torch.arange(2 * cfg.block_size + 64)[:, None] / 10000 ** (torch.arange(half) / half)
+        self.register_buffer("cos", angle.cos(), persistent=False)
+        self.register_buffer("sin", angle.sin(), persistent=False)
+        # Output projections start at zero, so that each block starts as the identity.
+        generator = torch.Generator().manual_seed(seed)
         for name, p in self.named_parameters():
-            std = 0.02 if name == "wte.weight" else 0.5 * cfg.n_embd ** -0.5
-            nn.init.normal_(p, 0, 0.0 if name.endswith("proj.weight") else std, generator=gen)
+            std = 0.0 if name.endswith("proj.weight") else 0.02 if name == "wte.weight" else \
+                0.5 * cfg.n_embd ** -0.5
+            nn.init.normal_(p, 0, std, generator=generator)
 
-    def turn(self, positions):
-        """What `rotate` needs for tokens at these positions (a slice or indices)."""
-        return self.cos[positions], self.sin[positions], self.swap
+    @property
+    def device(self):
+        return self.wte.weight.device
 
-    def forward(self, ids, at=None, keep_kv=False):
-        """ids (B, T) -> hidden states (B, T, C), or those of N tokens alone, (N, C).
+    def forward(self, ids, padding=None, cache=None):
+        """ids (B, T) -> hidden states (B, T, C); `logits` turns them into scores over the vocabulary.
 
-        at (N,): which tokens, as indices into B * T. keep_kv: also the keys and values, (L, 2, B, K, T, D).
+        padding (B,): how many tokens on the left of each row are padding, by default none. cache: the tokens
+        that were read before; it knows their padding, and these tokens are added to it.
         """
-        B, T = ids.shape
-        assert T <= self.cfg.block_size, f"{T} tokens do not fit in a context of {self.cfg.block_size}"
-        x, kv, turn = norm(self.wte(ids)), [], self.turn(slice(T))           # (B, T, C)
-        for block in self.blocks:
-            y, k, v = block.attn(norm(x), turn)
-            x = x + y
-            if at is not None and block is self.blocks[-1]:
-                x = x.flatten(0, 1)[at]            # nobody will ask for the others: spare them the last MLP
-            x = x + block.mlp(norm(x))
-            if keep_kv:
-                kv.append(torch.stack([k, v]))
-        return (norm(x), torch.stack(kv)) if keep_kv else norm(x)
-
-    def prefill(self, ids, length):
-        """Read right-padded prompts, ids (B, T), length (B,) -> a cache."""
-        _, kv = self(ids, at=length[:0], keep_kv=True)                       # no hidden states are needed
-        unseen = torch.arange(ids.size(1), device=ids.device) >= length[:, None]                 # (B, T)
-        bias = kv.new_zeros(len(ids), kv.size(3), 1, ids.size(1))            # (B, K, 1, T)
-        return KVCache(kv, bias.masked_fill(unseen[:, None, None], -math.inf), length, ids.size(1))
-
-    def step(self, ids, cache):
-        """Read one more token a row, ids (B,), and extend the cache -> hidden states (B, C)."""
-        x, turn = norm(self.wte(ids)), self.turn(cache.length[:, None])      # (B, C)
+        T, past = ids.size(1), 0
+        if cache is not None:
+            padding, past = cache.padding, cache.length
+        if padding is None:
+            padding = torch.zeros(1, dtype=torch.long, device=ids.device)
+        column = torch.arange(past + T, device=ids.device)                   # (S,)
+        # Columns serve as positions. That a row begins with padding does not matter: attention depends on the
+        # distance of two tokens alone.
+        cos, sin = self.cos[past:past + T, None], self.sin[past:past + T, None]        # (T, 1, D/2)
+        # A token sees itself and those before it, but no padding. (-1e9 and not -inf: the softmax of a token
+        # of padding, which sees nothing, would be nan.)
+        hidden = (column > column[past:, None]) | (column < padding[:, None, None])    # (1 or B, T, S)
+        mask = torch.zeros(hidden.shape, device=ids.device).masked_fill(hidden, -1e9)[:, :, None]
+        x = norm(self.wte(ids))                                              # (B, T, C)
         for layer, block in enumerate(self.blocks):
-            x = x + block.attn.step(norm(x), turn, cache, layer)
-            x = x + block.mlp(norm(x))
-        cache.length, cache.end = cache.length + 1, cache.end + 1
+            x = block(x, cos, sin, mask, cache, layer)
+        if cache is not None:
+            cache.length += T
         return norm(x)
 
     def logits(self, x):
-        """Hidden states (..., C) -> (..., V), returned as float32."""
+        """Hidden states (..., C) -> (..., V), as float32."""
         return F.linear(x, self.wte.weight).float()
+
+    def new_cache(self, padding, room):
+        """An empty cache for B rows with this padding (B,), with room for so many tokens a row."""
+        cfg = self.cfg
+        kv = torch.zeros(2, cfg.n_layer, len(padding), room, cfg.n_embd // cfg.n_head, device=self.device)
+        return KVCache(kv, padding)
 
 
 class RewardModel(nn.Module):
-    """A GPT that reads a text to its end and gives one number (a logit): the scalar head of reward models."""
+    """A GPT that reads a text and returns one number, a logit. Meta RM and scalar reward models are of this
+    kind."""
 
     def __init__(self, cfg):
         super().__init__()
         self.gpt = GPT(cfg)
         self.head = nn.Linear(cfg.n_embd, 1)
-        nn.init.zeros_(self.head.weight)           # starts undecided: logit 0 for everything
+        nn.init.zeros_(self.head.weight)           # starts undecided: logit 0 for every text
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, ids, length):
-        """ids (B, T) right-padded, length (B,) -> (B,), read off the last real token: it has seen all."""
-        B, T = ids.shape
-        at = torch.arange(B, device=ids.device) * T + length - 1             # (B,)
-        last = self.gpt(ids, at).float()                                     # (B, C)
-        # a product and a sum, which autocast leaves in float32: rounded logits would tie
-        return (last * self.head.weight[0]).sum(dim=-1) + self.head.bias
+    def forward(self, ids, padding):
+        """ids (B, T) padded on the left, padding (B,) -> (B,), read off the last token, which has seen all."""
+        last = self.gpt(ids, padding)[:, -1].float()                         # (B, C)
+        # Not self.head(last): under autocast that would round to bfloat16, and different logits would tie.
+        return (last * self.head.weight[0]).sum(dim=-1) + self.head.bias     # (B,)
+
+
+def save_model(path, model):
+    """Write a GPT or a RewardModel to a file."""
+    cfg = model.cfg if isinstance(model, GPT) else model.gpt.cfg
+    buffer = io.BytesIO()                          # torch.save does not say when a disk is full; f.write does
+    torch.save({"config": asdict(cfg), "weights": model.state_dict()}, buffer)
+    with new_file(path, "wb") as f:
+        f.write(buffer.getvalue())
+
+
+def load_model(path, device="cpu"):
+    """Read what save_model wrote. UserError if there is no such file, or if it holds no such model."""
+    try:
+        saved = torch.load(path, weights_only=True, map_location=device)
+        kind = RewardModel if "head.weight" in saved["weights"] else GPT
+        model = kind(GPTConfig(**saved["config"])).to(device)
+        model.load_state_dict(saved["weights"])
+        return model
+    except FileNotFoundError:
+        raise UserError(f"{path} not found. Train it with `python spct.py`, or name another folder.") from None
+    except Exception as error:                     # torch.load raises nearly anything on a damaged file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} cannot be read ({reason}). Delete it, and train it again.") from None
 
 # ----------------------------------------------------------------------------------------
-# What every training loop needs
+# Batches and losses
 
-def trapezoid(step, steps, decay=0.5, warmup=20):
-    """Learning rate scale: up over some steps, flat, then linearly down over a share `decay` of the steps."""
-    return min(1.0, (step + 1) / min(warmup, steps), (steps - step) / (decay * steps))
+def pad_left(rows, value=PAD, device="cpu"):
+    """Lists of different lengths -> a tensor (B, T), padded on the left, and the padding of each row, (B,).
 
+    T is the least multiple of 16 that holds the longest row: in bfloat16 a CPU compiles its kernels anew for
+    each shape, so few shapes are fast.
 
-def pad_rows(rows, value=0, device="cpu"):
-    """Lists of different lengths -> (B, T) padded on the right, and their lengths (B,).
-
-    T is a multiple of 16: bfloat16 kernels are compiled anew for each shape, so few shapes are fast.
+    >>> pad_left([[5, 6, 7], [8]])[1]
+    tensor([13, 15])
     """
-    length = torch.tensor([len(r) for r in rows])
-    ids = torch.full((len(rows), -(-int(length.max()) // 16) * 16), value)
-    for i, row in enumerate(rows):
-        ids[i, :len(row)] = torch.as_tensor(row)
-    return ids.to(device), length.to(device)
+    longest = max(len(row) for row in rows)
+    T = longest + -longest % 16
+    padding = [T - len(row) for row in rows]
+    ids = torch.tensor([[value] * pad + list(row) for pad, row in zip(padding, rows)], device=device)
+    return ids, torch.tensor(padding, device=device)
 
 
-def token_logits(model, ids, mask):
-    """Logits at every token under the mask, given all tokens before it, and the token itself.
+def token_logits(model, ids, mask, padding=None):
+    """The logits from which the tokens under a mask are predicted, and these tokens.
 
-    ids (B, T); mask (B, T) bool, True on the tokens to be predicted -> logits (N, V), targets (N,) in row
-    order, N = number of masked tokens but for the first column, which nothing precedes.
+    ids (B, T); mask (B, T) bool, True on the tokens to be predicted; padding (B,), see GPT.forward
+    -> logits (N, V), targets (N,) in row order. N counts the tokens under the mask. Nothing precedes the first
+    column, so what is masked there is left out.
 
     >>> ids, mask = torch.tensor([[3, 5, 7, 0]]), torch.tensor([[True, False, True, False]])
-    >>> logits, targets = token_logits(GPT(GPTConfig(20, 16, 1, 1, 1, 8)), ids, mask)
+    >>> logits, targets = token_logits(GPT(GPTConfig(20, 16, 1, 1, 8)), ids, mask)
     >>> logits.shape, targets
     (torch.Size([1, 20]), tensor([7]))
     """
-    before = F.pad(mask[:, 1:], (0, 1)).flatten().nonzero()[:, 0]            # (N,) the token before each
-    x = model(ids, F.pad(before, (0, -len(before) % 128)))                   # few shapes: see pad_rows
-    return model.logits(x)[:len(before)], ids.flatten()[before + 1]
+    predicted = mask[:, 1:]                                                  # (B, T - 1)
+    x = model(ids, padding)[:, :-1]                # a token is predicted from the hidden state before it
+    return model.logits(x[predicted]), ids[:, 1:][predicted]
 
 
-def token_logp(model, ids, mask):
-    """Log-probabilities of the tokens under the mask, (N,), in nats: see token_logits."""
-    return -F.cross_entropy(*token_logits(model, ids, mask), reduction="none")
+def token_logp(model, ids, mask, padding=None):
+    """Log-probabilities, in nats, of the tokens under the mask, (N,): see token_logits."""
+    logits, targets = token_logits(model, ids, mask, padding)
+    return -F.cross_entropy(logits, targets, reduction="none")
+
+# ----------------------------------------------------------------------------------------
+# The optimizer
+
+def learning_rate(peak, step, steps, warmup=20, decay=0.5):
+    """Linearly up over the first `warmup` steps (at most all of them): the first has peak / warmup. Then flat.
+    Then linearly down over the last share `decay` of the steps, as the share of them that is left.
+
+    >>> [round(learning_rate(1.0, step, 100), 2) for step in (0, 19, 50, 75, 99)]
+    [0.05, 1.0, 1.0, 0.5, 0.02]
+    """
+    return peak * min(1.0, (step + 1) / min(warmup, steps), (steps - step) / (decay * steps))
 
 
 def orthogonal(g):
-    """M matrices g (M, rows, cols), rows <= cols -> the same with all singular values near 1.
+    """Matrices g (M, rows, columns), rows <= columns -> the same with all singular values near 1.
 
-    Five Newton-Schulz steps with the coefficients of K. Jordan's Muon: a polynomial in g that pushes each
-    singular value towards 1. Many matrices at once are twice as fast as one after the other.
+    Five Newton-Schulz steps with the coefficients of K. Jordan's Muon: an odd polynomial that pushes each
+    singular value towards 1.
     """
     x = g / g.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(5):
         a = x @ x.mT                                                         # (M, rows, rows)
-        b = torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315)
-        x = torch.baddbmm(x, b, x, beta=3.4445)
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
     return x
 
 
 class Optimizer:
-    """Muon for the matrices inside the blocks, AdamW for embeddings and heads, as one optimizer.
+    """Muon for the matrices inside the blocks, AdamW for embeddings and heads.
 
-    Muon orthogonalises each update. At this size it needs about half of AdamW's tokens until checks
-    begin to depend on what they check (before that, the loss stands still for a while).
+    Muon makes the update of each matrix orthogonal. Here it needs about half of AdamW's tokens until the
+    judge's checks begin to depend on what they check.
     """
 
-    def __init__(self, model, lr, dtype=torch.float32):
-        """dtype: that of the training. Without bfloat16 instructions a CPU needs forty times as long for
-        Muon in bfloat16."""
-        inner = [p for name, p in model.named_parameters() if "blocks" in name]
-        outer = [p for name, p in model.named_parameters() if "blocks" not in name]
-        self.adamw = torch.optim.AdamW(outer, lr=lr, weight_decay=0.0, betas=(0.9, 0.95))
-        self.params, self.lr, self.dtype = inner + outer, lr, dtype
-        # matrices of one shape (tall ones lie on their side) are stacked: (M, rows, cols)
-        self.stacks = {}
-        for p in inner:
-            self.stacks.setdefault(tuple(sorted(p.shape)), []).append(p)
-        self.momentum = {shape: torch.zeros(len(stack), *shape, device=stack[0].device)
-                         for shape, stack in self.stacks.items()}
+    def __init__(self, model, dtype=torch.float32):
+        """dtype: of Muon's matrix products. Use bfloat16 only where the machine is fast at it."""
+        blocks = (model if isinstance(model, GPT) else model.gpt).blocks
+        inside = {id(p) for p in blocks.parameters()}
+        outside = [p for p in model.parameters() if id(p) not in inside]
+        self.adamw = torch.optim.AdamW(outside, weight_decay=0.0, betas=(0.9, 0.95))
+        # The corresponding matrices of all blocks are updated together: a list of L matrices each.
+        self.groups = list(zip(*(block.parameters() for block in blocks)))
+        self.momentum = [torch.zeros(len(group), *group[0].shape, device=group[0].device)
+                         for group in self.groups]
+        self.params, self.dtype = list(model.parameters()), dtype
 
     @torch.no_grad()
-    def muon(self, lr):
-        """Nesterov momentum of .95, orthogonalised, at the size of an update of AdamW (.2 per entry)."""
-        for shape, stack in self.stacks.items():
-            flat = lambda x: x.T if x.size(0) > x.size(1) else x
-            grad, momentum = torch.stack([flat(p.grad) for p in stack]), self.momentum[shape]
-            momentum.lerp_(grad, 0.05)
-            update = orthogonal(grad.lerp(momentum, 0.95).to(self.dtype))
-            for p, u in zip(stack, update):
-                flat(p).sub_(u, alpha=lr * 0.2 * math.sqrt(shape[1]))
-
-    def step(self, scale=1.0, **sums):
-        """One update at lr * scale, gradients clipped to norm 1, then cleared -> a dict for the metrics:
-        `sums` as numbers, lr, and the gradient's norm before clipping.
-
-        Of several processes, each has the gradient and the sums of its share of the batch: they are added up.
-        """
-        add_up([p.grad for p in self.params])
-        grad_norm = float(nn.utils.clip_grad_norm_(self.params, 1.0))
+    def step(self, lr):
+        """One update from the gradients, which are clipped to norm 1, and then cleared -> their norm."""
+        grad_norm = nn.utils.clip_grad_norm_(self.params, 1.0).item()
         if not math.isfinite(grad_norm):
-            raise UserError("the gradient is not finite: start again with a lower learning rate")
-        self.muon(self.lr * scale)
-        self.adamw.param_groups[0]["lr"] = self.lr * scale
+            raise UserError("The gradient is not finite. Start again with a lower learning rate.")
+        for group, momentum in zip(self.groups, self.momentum):
+            grad = torch.stack([p.grad for p in group])                      # (L, rows, columns)
+            momentum.lerp_(grad, 0.05)
+            update = grad.lerp(momentum, 0.95)                               # Nesterov's momentum
+            tall = update.size(1) > update.size(2)
+            update = orthogonal((update.mT if tall else update).to(self.dtype))
+            update = update.mT if tall else update
+            size = 0.2 * max(update.shape[1:]) ** 0.5  # an entry then moves as far as with AdamW
+            for p, u in zip(group, update):
+                p.sub_(u, alpha=lr * size)
+        self.adamw.param_groups[0]["lr"] = lr
         self.adamw.step()
         for p in self.params:
             p.grad = None
-        return {**add_up_numbers(sums), "lr": self.lr * scale, "grad_norm": grad_norm}
+        return grad_norm

@@ -1,24 +1,31 @@
 """
-nanoGRM: a small GPT learns to be a judge, from nothing (SPCT, arXiv 2504.02495).
+nanoGRM: a small GPT learns to be a judge by Self-Principled Critique Tuning (SPCT, arXiv 2504.02495).
 
-    python spct.py                      # everything, on a CPU or a GPU
-    python spct.py --preset short       # from the base model that comes along: all the rest in four minutes
-    python spct.py --preset smoke       # the same code in a minute: it learns the grammar, and little else
+    python spct.py                      # everything, on a GPU if there is one, else on the CPU
+    python spct.py --preset short       # from the bundled base model: the rest in a few minutes
+    python spct.py --preset smoke       # the same code in half a minute; it learns little
 
-    1 pretrain   general text and judgements by annotators of mixed skill        -> base.pt
-    2 rft        rejective fine-tuning: keep the base model's right judgements   -> rft.pt
-    3 rl         rule-based RL: reward +1 or -1, KL to the RFT model             -> rl.pt
-    4 metarm     a Meta RM for the RFT and the RL policy: what is right?         -> meta-rft.pt, meta-rl.pt
-    5 eval       votes of every stage, guided ones too, on the test split        -> results.json, figures
+1. Pre-training  on general text and on judgements by mostly careless annotators         -> base.pt
+2. RFT           fine-tuning on the base model's own correct judgements                  -> rft.pt
+3. RL            reward +1 for a correct judgement, else -1; KL penalty to the RFT model -> rl.pt
+4. Meta RM       learns which judgements are correct                                     -> meta.pt
+5. Evaluation    greedy judgements and votes of each policy, on the test split           -> results.json
 
-Simplifications against the paper, and why: all models are of one size and from scratch (a laptop has to do);
-GRPO takes one update a rollout by default (then the ratio is 1 and the clip never acts). What the paper
-leaves open (KL estimator, loss normalisation, zero variance) is chosen and explained where it stands.
+What is simplified: all models have one size and start from nothing, so that a laptop can train them. Each
+rollout is used for one update, so PPO's ratio is 1, its clip never acts, and GRPO is REINFORCE with
+advantages normalised within a group. (With more updates, the ratio would correct for samples of an older
+policy, and the clip would keep the new one close to it.)
 """
 
+import argparse
 import copy
+import dataclasses
+import glob
+import json
+import math
 import os
 import random
+import time
 
 import numpy as np
 import torch
@@ -26,101 +33,162 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import metarm
-import page
 import report
-from config import make_config
-from data import UserError, command
-from data.annotators import annotate, corpus, corpus_texts, encode_document, general_text, pack
+from data import UserError, new_file, pick_device, pick_dtype, run_command
+from data.annotators import encode_document, general_text, make_corpus, make_document, pack
 from data.judgement import correct, read_judgements, write_judgements
-from data.tokenizer import HINT, PAD, Tokenizer, train_bpe
+from data.tokenizer import HINT, PAD, Tokenizer, load_tokenizer, save_tokenizer, train_bpe
 from data.world import make_items, seed_of
-from model import GPT, GPTConfig, Optimizer, pad_rows, token_logits, token_logp, trapezoid
-from parallel import rank, share, start_processes, stop_processes
-from run import open_run
-from sample import SHIPPED, judge, load_judge
+from model import (
+    GPT,
+    GPTConfig,
+    Optimizer,
+    learning_rate,
+    load_model,
+    pad_left,
+    save_model,
+    token_logits,
+    token_logp,
+)
+from sample import BUNDLED, judge
+
+# ----------------------------------------------------------------------------------------
+# Settings: each field is a flag, for instance --beta 0.05
+
+
+@dataclasses.dataclass
+class Config:
+    preset: str = "auto"            # smoke, short, cpu or gpu; auto: gpu if there is one, else cpu
+    seed: int = 0                   # of everything: items, weights, samples
+    out: str = ""                   # run folder, by default runs/<preset>-seed<seed>
+    device: str = "auto"            # cuda if there is one, else cpu; mps if you ask for it
+    dtype: str = "auto"             # of training: bfloat16 where it is faster, else float32
+    threads: int = 0                # of the CPU; 0: torch's default
+    # model and pre-training
+    n_layer: int = 4                # blocks
+    n_head: int = 4                 # query heads
+    n_embd: int = 128               # channels
+    block_size: int = 368           # context in tokens: the longest document has to fit
+    vocab_size: int = 704           # special tokens, bytes and merges
+    pretrain_tokens: int = 6_500_000  # length of the corpus; 0: take the bundled base model
+    pretrain_rows: int = 7          # rows of block_size tokens a step
+    pretrain_lr: float = 4e-3       # peak learning rate
+    # rejective fine-tuning
+    items: int = 3000               # training items, for RFT and RL
+    n_rft: int = 3                  # samples of each item, beside a hinted one
+    rft_general: float = 0.5        # share of general text among the documents
+    rft_rows: int = 8               # rows of block_size tokens a step
+    rft_epochs: int = 2             # how often each document is seen
+    rft_lr: float = 1e-3            # peak learning rate
+    # RL
+    rl_steps: int = 24              # rollouts, each with one update
+    rl_items: int = 64              # P: items a step
+    group: int = 4                  # G: samples of each item
+    beta: float = 0.15              # weight of the KL penalty
+    rl_lr: float = 1e-3             # peak learning rate
+    # Meta RM
+    meta_lr: float = 1e-3           # peak learning rate
+    meta_batch: int = 32            # judgements a step
+    # evaluation
+    eval_split: str = "test"        # val while you tune settings
+    eval_items: int = 500           # items of this split with at least two responses
+    temperature: float = 0.5        # of votes; RFT and RL sample at 1
+    k: int = 32                     # votes, a power of two
+
+
+PRESETS = {
+    "smoke": dict(n_layer=2, n_embd=64, pretrain_tokens=800_000, pretrain_rows=4, items=40, rft_general=0.8,
+                  rft_rows=2, rl_steps=3, rl_items=4, eval_items=16, k=4),
+    "short": dict(pretrain_tokens=0, items=1500, rl_steps=20, rl_items=48, k=8),
+    "cpu": {},
+    "gpu": dict(n_layer=7, n_head=6, n_embd=192, pretrain_tokens=40_000_000, pretrain_rows=52, items=8000,
+                rl_steps=150, eval_items=2000),
+}
 
 # ----------------------------------------------------------------------------------------
 # 1. Pre-training
-#
-# `run` (run.py) is the run folder. run.done(unit, model): is this unit of work done? Then its weights are
-# loaded (a unit that has no model is done if its `file` is there). run.steps(...) counts the steps behind a
-# progress bar, run.log(...) writes a line of metrics, run.finish(unit, model) keeps the weights;
-# run.autocast() and run.sampling() set the precision.
 
-def train_lm(run, unit, model, ids, mask, lr, batch, epochs=1):
-    """Next-token training on packed rows, for pre-training and RFT. ids, mask: (rows, T)."""
-    opt = Optimizer(model, lr, run.dtype)
-    shuffle = lambda epoch: np.random.default_rng(seed_of(run.cfg.seed, unit, epoch)).permutation(len(ids))
-    order = np.concatenate([shuffle(epoch) for epoch in range(epochs)])
+def autocast(cfg):
+    """The precision of training."""
+    return torch.autocast(cfg.device, torch.bfloat16, enabled=cfg.dtype == "bfloat16")
+
+
+def log(file, **metrics):
+    """Write a line of metrics. Six digits are enough."""
+    short = {name: float(f"{v:.6g}") if isinstance(v, float) else v for name, v in metrics.items()}
+    file.write(json.dumps(short) + "\n")
+    file.flush()
+
+
+def train_lm(cfg, name, model, ids, mask, lr, batch, epochs=1):
+    """Next-token training, for pre-training and RFT. ids and mask (rows, T), as from pack: documents, and which
+    of their tokens are learned."""
+    optimizer = Optimizer(model, getattr(torch, cfg.dtype))
+    shuffles = [np.random.default_rng(seed_of(cfg.seed, name, epoch)) for epoch in range(epochs)]
+    order = np.concatenate([rng.permutation(len(ids)) for rng in shuffles])
     steps = len(order) // batch
-    if steps == 0:                                 # a run as short as the smoke preset may find nothing right
-        print(f"{unit}: {len(ids)} rows are too few for one step of {batch}, the model stays as it is")
-    for step in run.steps(unit, steps):
-        rows = order[step * batch:(step + 1) * batch]
-        tokens = int(mask[rows, 1:].sum())         # that are learned: no padding, nothing that is given
-        rows = share(rows)                         # all of them, but if there are several processes
-        x = torch.from_numpy(ids[rows].astype(np.int64)).to(run.device)              # (B, T)
-        m = torch.from_numpy(mask[rows]).to(run.device)                              # (B, T)
-        with run.autocast():
-            loss = -token_logp(model, x, m).sum() / tokens
-        loss.backward()
-        metrics = opt.step(trapezoid(step, steps), loss=loss)
-        run.log(unit, step=step, **metrics, tokens=tokens)
-    run.finish(unit, model)
-
-
-def pretrain(run, tok, annotate=annotate):
-    """The base model, trained on the corpus, or the one that comes along (data/judge). annotate: studies have
-    annotators of their own."""
-    cfg, model = run.cfg, new_model(run, tok)
-    if run.done("base", model):
-        return model
-    if cfg.pretrain_tokens == 0:
-        there, _, _ = load_judge(SHIPPED, "base", run.device)
-        model.load_state_dict(there.state_dict())
-        run.finish("base", model)
-        return model
-    ids, mask = corpus(tok, cfg.seed, cfg.pretrain_tokens, cfg.block_size, annotate)
-    train_lm(run, "base", model, ids, mask, cfg.pretrain_lr, cfg.pretrain_rows)
+    with open(os.path.join(cfg.out, f"metrics-{name}.jsonl"), "w") as file:
+        for step in tqdm(range(steps), desc=name, mininterval=2.0):
+            rows = order[step * batch:(step + 1) * batch]
+            x = torch.from_numpy(ids[rows].astype(np.int64)).to(cfg.device)          # (B, T)
+            learned = torch.from_numpy(mask[rows]).to(cfg.device)                    # (B, T)
+            with autocast(cfg):
+                loss = -token_logp(model, x, learned).mean()
+            loss.backward()
+            rate = learning_rate(lr, step, steps)
+            grad_norm = optimizer.step(rate)
+            log(file, step=step, loss=loss.item(), lr=rate, grad_norm=grad_norm)
     return model
+
+
+def make_tokenizer(cfg):
+    """BPE trained on the first documents of the corpus, or the bundled tokenizer of the bundled base model."""
+    if cfg.pretrain_tokens == 0:
+        return load_tokenizer(os.path.join(BUNDLED, "tokenizer.tiktoken"))
+    texts = [part for i in range(8000) for parts, _ in make_document(cfg.seed, i) for part in parts
+             if isinstance(part, str)]
+    return Tokenizer(train_bpe(texts, cfg.vocab_size))
+
+
+def pretrain(cfg, tok):
+    """The base model."""
+    if cfg.pretrain_tokens == 0:
+        return load_model(os.path.join(BUNDLED, "base.pt"), cfg.device)
+    shape = GPTConfig(tok.vocab_size, cfg.block_size, cfg.n_layer, cfg.n_head, cfg.n_embd)
+    model = GPT(shape, seed_of(cfg.seed, "init")).to(cfg.device)
+    ids, mask = make_corpus(tok, cfg.seed, cfg.pretrain_tokens, cfg.block_size)
+    return train_lm(cfg, "base", model, ids, mask, cfg.pretrain_lr, cfg.pretrain_rows)
 
 # ----------------------------------------------------------------------------------------
 # 2. Rejective fine-tuning (RFT)
 
-def right(judgement, item):
+def is_correct(judgement, item):
     return correct(judgement.scores, item.gold)
 
 
 def too_easy(samples, item):
-    return all(right(j, item) for j in samples)
+    """All samples of an item are correct."""
+    return all(is_correct(j, item) for j in samples)
 
 
 def keep(samples, item):
-    """RFT's rules for a point's non-hinted samples: keep the right ones; none if all are right (too easy).
+    """Which samples of an item to train on: the correct ones, but none of an item that is too easy.
 
     >>> from types import SimpleNamespace as Simple
     >>> item, good, bad = Simple(gold=[2, 8]), Simple(scores=[1, 9]), Simple(scores=[9, 1])
     >>> keep([bad, good], item) == [good], keep([good, good], item), keep([bad, bad], item)
     (True, [], [])
     """
-    return [] if too_easy(samples, item) else [j for j in samples if right(j, item)]
+    return [] if too_easy(samples, item) else [j for j in samples if is_correct(j, item)]
 
 
 def keep_hinted(samples, item):
-    """Hinted samples are rejected only when they are wrong."""
-    return [j for j in samples if right(j, item)]
-
-
-def all_kept(points, samples, hinted):
-    """The judgements that survive the rules, in one list. samples: a list of judgements for each point;
-    hinted: the same for points with n >= 2."""
-    by_id = {p.id: p for p in points}
-    kept = [j for s in samples for j in keep(s, by_id[s[0].item])]
-    return kept + [j for s in hinted for j in keep_hinted(s, by_id[s[0].item])]
+    """Hinted samples are rejected only if they are incorrect."""
+    return [j for j in samples if is_correct(j, item)]
 
 
 def forget_hint(prompt):
-    """The same prompt without the hint, as a list: what the policy will see when it has to judge by itself.
+    """The same prompt without the hint: the policy will have to judge without it.
 
     >>> forget_hint([2, 20, 3, 21, HINT, 8])
     [2, 20, 3, 21, 8]
@@ -128,114 +196,49 @@ def forget_hint(prompt):
     return [token for token in prompt if token != HINT]
 
 
-def rft_samples(run, tok, base, points):
-    """The base model's judgements -> (samples, hinted): n_rft for each point, without a hint; cfg.hinted for
-    each with n >= 2, with the best response named (of a single response that says nothing)."""
-    cfg, several = run.cfg, [p for p in points if p.n > 1]
-    files = [run.path(f"judgements-{name}.jsonl") for name in ("rft", "hinted")]
-    if run.done("rft-samples", file="judgements-hinted.jsonl"):
-        return [read_judgements(path) for path in files]
-    samples = judge(base, tok, points, cfg.n_rft, cfg.seed, "rft", autocast=run.sampling(),
-                    desc="rft: sampling")
-    hinted = []
-    if cfg.hinted:
-        hinted = judge(base, tok, several, cfg.hinted, cfg.seed, "hinted", hinted=True,
-                       autocast=run.sampling(), desc="rft: hinted")
-    run.log("rft-samples", points=len(points),
-            too_easy=float(np.mean([too_easy(s, p) for s, p in zip(samples, points)])),
-            hinted_right=float(np.mean([right(j, p) for s, p in zip(hinted, several) for j in s] or [0.0])),
-            **report.judgement_stats(samples, points))
-    for path, judgements in zip(files, (samples, hinted)):
-        write_judgements(path, sum(judgements, []))
-    run.finish("rft-samples")
-    return samples, hinted
-
-
-def rft_examples(cfg, tok, kept):
-    """Judgements, mixed with general text -> (ids, mask) pairs, mask True on the tokens to be learned: the
-    judgement with its END, not the prompt."""
+def finetune(cfg, tok, base, kept):
+    """RFT: train the base model on the judgements that were kept, mixed with general text."""
     examples = []
     for j in kept:
         prompt = forget_hint(j.prompt)
         examples.append((prompt + j.ids, [False] * len(prompt) + [True] * len(j.ids)))
     for i in range(int(len(kept) * cfg.rft_general / (1 - cfg.rft_general))):
-        text = general_text(random.Random(seed_of(cfg.seed, "rft-general", i)))
-        examples.append(encode_document(tok, text))
+        rng = random.Random(seed_of(cfg.seed, "rft-general", i))
+        examples.append(encode_document(tok, general_text(rng)))
     random.Random(seed_of(cfg.seed, "rft-mix")).shuffle(examples)
-    return examples
-
-
-def rft(run, base, examples):
-    """Fine-tune the base model on examples, (ids, mask) pairs."""
-    cfg, model = run.cfg, copy.deepcopy(base)
-    if not run.done("rft", model):
-        ids, mask = pack(examples, cfg.block_size, seed_of(cfg.seed, "rft-pack"))
-        train_lm(run, "rft", model, ids, mask, cfg.rft_lr, cfg.rft_rows, cfg.rft_epochs)
-    return model
+    ids, mask = pack(examples, cfg.block_size, seed_of(cfg.seed, "rft-pack"))
+    return train_lm(cfg, "rft", copy.deepcopy(base), ids, mask, cfg.rft_lr, cfg.rft_rows, cfg.rft_epochs)
 
 # ----------------------------------------------------------------------------------------
 # 3. Rule-based RL
 
 def reward(judgement, item):
-    """Eq 11: +1 if the judgement is right (Eq 10), else -1, also if it does not parse: no format reward."""
-    return 1.0 if right(judgement, item) else -1.0
+    """Eq 11: +1 for a correct judgement (Eq 10), else -1, also if it does not parse. There is no other reward
+    for the format: the KL penalty keeps it."""
+    return 1.0 if is_correct(judgement, item) else -1.0
 
 
-def advantages(rewards):
-    """GRPO: (reward - mean of its group) / std of its group. rewards (P, G) -> (P, G): G samples of P points
-    (in rl: those of one point that are learned from).
+def group_advantages(rewards):
+    """(reward - mean of its group) / standard deviation of its group. rewards (P, G) -> (P, G)
 
-    A group that is all right or all wrong says nothing about which sample is better: its advantages are
-    0 (and not 0 / 0). Groups are rows, so they never mix. The std is that of the group itself (divided by G);
-    it is clamped from below, at 1e-6 (up to 1e-5 will do), so that nothing is divided by 0.
+    A group that is all correct or all incorrect has zero advantage (and not 0 / 0). Only the KL term acts on
+    it. The standard deviation is that of the group itself: it is divided by G and not by G - 1.
 
-    >>> advantages(torch.tensor([[1.0, -1.0, 1.0, -1.0], [1.0, 1.0, 1.0, 1.0]])).round(decimals=3)
+    >>> group_advantages(torch.tensor([[1.0, -1.0, 1.0, -1.0], [1.0, 1.0, 1.0, 1.0]])).round(decimals=3)
     tensor([[ 1., -1.,  1., -1.],
             [ 0.,  0.,  0.,  0.]])
     """
-    centred = rewards - rewards.mean(dim=1, keepdim=True)
-    std = rewards.std(dim=1, keepdim=True, unbiased=False)
+    centred = rewards - rewards.mean(dim=1, keepdim=True)                    # (P, G)
+    std = rewards.std(dim=1, keepdim=True, unbiased=False)                   # (P, 1)
     return torch.where(std > 0, centred / std.clamp(min=1e-6), 0.0)
 
 
-def contrast(rewards, keep):
-    """Which samples of a group to learn from: `keep` of them, half right and half wrong (keep // 2 right ones
-    if it is odd); if there are too few of one kind, more of the other; the earlier ones first. If all are
-    right, or all wrong, sample 0 alone: it can only pull back to the reference.
-    rewards: G numbers, above 0 if right -> indices, those of the right ones, then the others.
-
-    To learn from a sample takes longer than to write it (experiments/SPEED.md), so many are written, and some
-    with the largest contrast are learned from (PODS, arXiv 2504.13818). Entropy and KL are measured on these.
-
-    >>> contrast([1.0, 1.0, -1.0, 1.0, -1.0], keep=4), contrast([-1.0, -1.0, 1.0, -1.0], keep=4)
-    ([0, 1, 2, 4], [2, 0, 1, 3])
-    >>> contrast([-1.0, -1.0, -1.0], keep=2)
-    [0]
-    """
-    right, wrong = ([i for i, r in enumerate(rewards) if (r > 0) == good] for good in (True, False))
-    if not right or not wrong:
-        return [0]
-    count = min(len(right), max(keep // 2, keep - len(wrong)))
-    return right[:count] + wrong[:keep - count]
-
-
-def policy_loss(logp, logp_old, adv, clip):
-    """PPO's clipped objective per token, as a loss, all (N,). On the first update of a rollout the ratio is 1
-    and this is REINFORCE; the clip acts only from the second update on.
-
-    >>> policy_loss(torch.tensor([0.5]).log(), torch.tensor([0.25]).log(), torch.tensor([1.0]), clip=0.2)
-    tensor([-1.2000])
-    """
-    ratio = (logp - logp_old).exp()
-    return -torch.min(ratio * adv, ratio.clamp(1 - clip, 1 + clip) * adv)
-
-
 def kl_k2(logp, logp_ref):
-    """KL(policy || reference) per token as a loss, (N,): k2 = (log ratio)^2 / 2.
+    """The KL penalty of each token, (N,): half the square of the log ratio.
 
-    For samples of the policy its gradient is that of the reverse KL. k1 (the log ratio itself) has the
-    right mean but a zero expected gradient, and k3's gradient is that of the forward KL. (The names are
-    from J. Schulman's note "Approximating KL divergence".)
+    For samples of the policy its gradient is that of the reverse KL divergence, KL(policy || reference). The
+    log ratio itself (k1) has an expected gradient of zero, and k3 that of the forward KL. (The names are from
+    J. Schulman's note "Approximating KL divergence".)
 
     >>> kl_k2(torch.tensor([-1.0, -1.0]), torch.tensor([-3.0, -1.0]))
     tensor([2., 0.])
@@ -244,206 +247,291 @@ def kl_k2(logp, logp_ref):
 
 
 def kl_k3(logp, logp_ref):
-    """KL(policy || reference) per token as a measurement, (N,): k3 = r - 1 - log r, r the reference's
-    probability over the policy's. Unbiased for samples of the policy, never negative, low variance.
+    """KL(policy || reference) as a measurement, for each token, (N,): r - 1 - log r, where r is the token's
+    probability under the reference over that under the policy. It has the right mean and is never negative.
 
     >>> kl_k3(torch.tensor([-1.0, -1.0]), torch.tensor([-2.0, -1.0]))
     tensor([0.3679, 0.0000])
     """
     log_ratio = logp_ref - logp
-    return log_ratio.exp() - log_ratio - 1
+    return torch.expm1(log_ratio) - log_ratio      # expm1(x) is exp(x) - 1, accurate also near 0
 
 
-def not_too_easy(points, samples):
-    """RL's points: those that a weaker model (the base) does not get right every time."""
-    return [p for p, s in zip(points, samples) if not too_easy(s, p)]
+def micro_batches(judgements, advantages, size, device):
+    """A rollout in batches of judgements of similar length -> ids (B, T), mask (B, T), padding (B,), and the
+    advantage of each token under the mask, (N,). advantages: one for each judgement."""
+    order = sorted(range(len(judgements)), key=lambda i: len(judgements[i].prompt + judgements[i].ids))
+    for start in range(0, len(order), size):
+        chosen = order[start:start + size]
+        batch = [judgements[i] for i in chosen]
+        ids, padding = pad_left([j.prompt + j.ids for j in batch], PAD, device)
+        mask, _ = pad_left([[0] * len(j.prompt) + [1] * len(j.ids) for j in batch], 0, device)
+        lengths = torch.tensor([len(j.ids) for j in batch])
+        yield ids, mask.bool(), padding, advantages[chosen].repeat_interleave(lengths).to(device)
 
 
-def rl(run, tok, reference, points, samples, judge=judge):
-    """GRPO from the RFT model, the reference, with a KL penalty to it. samples: RFT's judgements without a
-    hint, a list for each point: they say what is too easy. judge: studies have formats of their own."""
-    cfg, policy = run.cfg, copy.deepcopy(reference)
-    if run.done("rl", policy):
-        return policy
-    pool, opt = not_too_easy(points, samples), Optimizer(policy, cfg.rl_lr, run.dtype)
-    if len(pool) < cfg.rl_points:
-        raise UserError(f"only {len(pool)} points are left for RL: raise --points, or lower --rl_points")
-    for step in run.steps("rl", cfg.rl_steps):
-        # rollout: G samples of each of P points. All see the item's own order, in which the best response has
-        # no favourite place, so that they share a prompt, which is read once.
-        batch = [pool[i % len(pool)] for i in range(step * cfg.rl_points, (step + 1) * cfg.rl_points)]
-        groups = judge(policy, tok, batch, cfg.group, cfg.seed, f"rl-{step}", shuffle=False,
-                       autocast=run.sampling())
-        rewards = [[reward(j, p) for j in g] for g, p in zip(groups, batch)]     # P lists of G
-        # of 2 right and 2 wrong ones that are learned from, each has the advantage 1 or -1
-        learned, adv = [], []
-        for group, r in zip(groups, rewards):
-            which = contrast(r, cfg.rl_keep)
-            learned += [group[i] for i in which]
-            adv += advantages(torch.tensor([[r[i] for i in which]]))[0].tolist()
-        metrics = update(run, policy, reference, opt, learned, adv,
-                         trapezoid(step, cfg.rl_steps, decay=0.3, warmup=5))
-        silent = np.mean([min(r) == max(r) for r in rewards])
-        run.log("rl", step=step, **metrics, reward=float(np.mean(rewards)), silent_groups=float(silent),
-                **report.judgement_stats(groups, batch))
-        if step % 10 == 0:                         # something to read while it trains
-            tqdm.write(f"\n[step {step}] reward {rewards[0][0]:+.0f}, gold {batch[0].gold}")
-            tqdm.write(tok.readable(groups[0][0].tokens))
-    run.finish("rl", policy)
+def reinforce(cfg, tok, reference, items):
+    """RL from the RFT model, the reference -> the policy. Its rollouts are kept in judgements-rl.jsonl."""
+    if len(items) < cfg.rl_items:
+        raise UserError(f"Only {len(items)} items are left for RL. Use more --items, or fewer --rl_items.")
+    policy, rollouts = copy.deepcopy(reference), []
+    optimizer = Optimizer(policy, getattr(torch, cfg.dtype))
+    with open(os.path.join(cfg.out, "metrics-rl.jsonl"), "w") as file:
+        for step in tqdm(range(cfg.rl_steps), desc="rl"):
+            # 1. Rollout: G judgements of each of P items. All of them read the item's own order of responses:
+            #    the prompt, which they share, is then read once.
+            batch = [items[i % len(items)] for i in range(step * cfg.rl_items, (step + 1) * cfg.rl_items)]
+            groups = judge(policy, tok, batch, cfg.group, seed_of(cfg.seed, "rl", step), shuffle=False)
+            rollouts += groups
+
+            # 2. Reward (Eq 11), and 3. advantage: relative to the other samples of the same item.
+            rewards = [[reward(j, item) for j in group] for group, item in zip(groups, batch)]
+            advantages = group_advantages(torch.tensor(rewards))             # (P, G)
+
+            # 4. Loss: policy gradient and KL penalty. It is a mean over all sampled tokens. (A mean over the
+            #    tokens of each judgement would make those of long judgements count less.)
+            judgements = [j for group in groups for j in group]              # P * G of them
+            tokens, kl, entropy = sum(len(j.ids) for j in judgements), 0.0, 0.0
+            for ids, mask, padding, adv in micro_batches(judgements, advantages.flatten(), 64, cfg.device):
+                with autocast(cfg):
+                    logits, targets = token_logits(policy, ids, mask, padding)       # (N, V), (N,)
+                    logp = -F.cross_entropy(logits, targets, reduction="none")       # (N,)
+                    with torch.no_grad():
+                        logp_ref = token_logp(reference, ids, mask, padding)         # (N,)
+                loss = (-adv * logp + cfg.beta * kl_k2(logp, logp_ref)).sum() / tokens
+                loss.backward()
+                kl += kl_k3(logp.detach(), logp_ref).sum().item() / tokens
+                entropy += torch.distributions.Categorical(logits=logits.detach()).entropy().sum().item() / tokens
+
+            # 5. Update.
+            grad_norm = optimizer.step(learning_rate(cfg.rl_lr, step, cfg.rl_steps, warmup=5, decay=0.3))
+            log(file, step=step, reward=float(np.mean(rewards)), kl=kl, entropy=entropy, grad_norm=grad_norm,
+                zero_variance=(advantages == 0).all(dim=1).float().mean().item(),
+                **report.describe(groups, batch))
+            if step % 10 == 0:                     # something to read while it trains
+                tqdm.write(f"\n[step {step}] reward {rewards[0][0]:+.0f}, gold {batch[0].gold}\n"
+                           f"{tok.readable(groups[0][0].prompt + groups[0][0].ids)}")
+    write_judgements(os.path.join(cfg.out, "judgements-rl.jsonl"), rollouts)
     return policy
-
-
-def update(run, policy, reference, opt, judgements, adv, scale):
-    """One rollout's updates. judgements: those of all processes, adv: one number each; scale: of the learning
-    rate -> metrics of the last update."""
-    cfg = run.cfg
-    tokens = sum(len(j.ids) for j in judgements)
-    # micro-batches of judgements of like length, so that there is little padding
-    order = share(sorted(range(len(judgements)), key=lambda i: len(judgements[i].tokens)))
-    micro = [order[i:i + 64] for i in range(0, len(order), 64)]
-    old, ref = [None] * len(micro), [None] * len(micro)
-    for u in range(cfg.rl_updates):
-        sums = {"loss": 0.0, "kl": 0.0, "entropy": 0.0, "clipped": 0.0}
-        for m, rows in enumerate(micro):
-            js = [judgements[i] for i in rows]
-            # the very ids that were sampled, never decoded and encoded again
-            ids, _ = pad_rows([j.tokens for j in js], PAD, run.device)           # (B, T), B <= 64
-            mask, _ = pad_rows([[0] * len(j.prompt) + [1] * len(j.ids) for j in js], 0, run.device)  # (B, T)
-            a = torch.tensor([adv[i] for i in rows for _ in judgements[i].ids], device=run.device)   # (N,)
-            with run.autocast():
-                logits, targets = token_logits(policy, ids, mask.bool())                       # (N, V), (N,)
-                logp = -F.cross_entropy(logits, targets, reduction="none")                     # (N,)
-                with torch.no_grad():
-                    entropy = torch.distributions.Categorical(logits=logits).entropy()         # (N,)
-                    # Not the sampler's logp, which was rounded otherwise (other shapes, float32 on a CPU):
-                    # taken from this very pass, the ratio is exactly 1.
-                    if u == 0:
-                        old[m], ref[m] = logp.detach(), token_logp(reference, ids, mask.bool())
-            each = {"loss": policy_loss(logp, old[m], a, cfg.clip) + cfg.beta * kl_k2(logp, ref[m]),
-                    "kl": kl_k3(logp.detach(), ref[m]), "entropy": entropy,
-                    "clipped": ((logp.detach() - old[m]).exp() - 1).abs() > cfg.clip}          # all (N,)
-            # Each token of the batch weighs the same: the sum over all tokens by their number. A mean per
-            # sample would make the tokens of long judgements weigh less, and so reward length when wrong.
-            (each["loss"].sum() / tokens).backward()
-            for name, values in each.items():
-                sums[name] += values.detach().sum().item() / tokens
-        metrics = opt.step(scale, **sums)
-    return metrics
 
 # ----------------------------------------------------------------------------------------
 # 4. Meta RM
 
-def meta_rm(run, tok, name, policy, samples, points, start=None):
-    """The Meta RM of a policy, "rft" or "rl", from RFT's non-hinted samples and fresh ones of the policy.
-    start: a Meta RM to go on from, by default the policy itself."""
-    cfg, unit = run.cfg, f"meta-{name}"
-    model = metarm.from_policy(policy) if start is None else copy.deepcopy(start)
-    if run.done(unit, model):
-        return model
-    fresh = make_items(cfg.seed, "train", cfg.meta_items, start=cfg.points, noise=cfg.noise)
-    more = judge(policy, tok, fresh, cfg.meta_samples, cfg.seed, unit, cfg.temperature,
-                 autocast=run.sampling(), desc=f"{unit} data")
-    old = samples[:cfg.meta_old]
-    examples = [(j.tokens, right(j, p)) for s, p in zip(old + more, points[:len(old)] + fresh) for j in s]
-    metarm.train(run, unit, model, examples)
+def train_meta_rm(cfg, policy, groups, items):
+    """Train on judgements of training items, with binary cross-entropy; label: is the judgement correct (Eq 10)?
+    Items whose judgements are all correct say nothing about which judgement is better, and are left out."""
+    item_of = {item.id: item for item in items}
+    groups = [group for group in groups if not too_easy(group, item_of[group[0].item])]
+    judgements = sorted((j for group in groups for j in group), key=lambda j: len(j.prompt) + len(j.ids))
+    batches = [judgements[i:i + cfg.meta_batch] for i in range(0, len(judgements), cfg.meta_batch)]
+    random.Random(seed_of(cfg.seed, "meta")).shuffle(batches)
+    model = metarm.from_policy(policy)
+    optimizer = Optimizer(model, getattr(torch, cfg.dtype))
+    with open(os.path.join(cfg.out, "metrics-meta.jsonl"), "w") as file:
+        for step, batch in enumerate(tqdm(batches, desc="meta", mininterval=2.0)):
+            ids, padding = pad_left([j.prompt + j.ids for j in batch], device=cfg.device)    # (B, T), (B,)
+            label = torch.tensor([float(is_correct(j, item_of[j.item])) for j in batch], device=cfg.device)
+            with autocast(cfg):
+                logits = model(ids, padding)                                         # (B,)
+            loss = metarm.meta_loss(logits, label)
+            loss.backward()
+            grad_norm = optimizer.step(learning_rate(cfg.meta_lr, step, len(batches)))
+            log(file, step=step, loss=loss.item(), grad_norm=grad_norm)
     return model
 
 # ----------------------------------------------------------------------------------------
 # 5. Evaluation
 
-def eval_sets(cfg):
-    """What is judged: {name: (items, samples of each, temperature)}."""
+def evaluation_sets(cfg, policy):
+    """What a policy, named base, rft or rl, judges -> {name: (items, samples of each, temperature)}."""
     items = make_items(cfg.seed, cfg.eval_split, cfg.eval_items, least=2)
     ood = make_items(cfg.seed, "ood", cfg.eval_items // 2, least=2)
-    return {"greedy": (items, 1, 0.0), "votes": (items, cfg.k, cfg.temperature),
-            "ood-greedy": (ood, 1, 0.0), "ood": (ood, min(8, cfg.k), cfg.temperature),
-            "single": (make_items(cfg.seed, cfg.eval_split, cfg.eval_items // 2, most=1), 1, 0.0)}
+    single = make_items(cfg.seed, cfg.eval_split, cfg.eval_items // 2, most=1)
+    few = min(8, cfg.k)                            # nobody needs 32 votes of the base model
+    return {"greedy": (items, 1, 0), "votes": (items, few if policy == "base" else cfg.k, cfg.temperature),
+            "ood-greedy": (ood, 1, 0), "ood": (ood, few, cfg.temperature), "single": (single, 1, 0)}
 
 
-def judge_sets(run, tok, name, policy, meta=None):
-    """Judge all sets with one policy, and score what its Meta RM guides -> {set: (items, judgements)}.
-    Everything is kept in judgements-<name of the policy>-<set>.jsonl."""
-    cfg, sets = run.cfg, eval_sets(run.cfg)
-    files = {which: f"judgements-{name}-{which}.jsonl" for which in sets}
-    if not run.done(f"eval-{name}", file=list(files.values())[-1]):
-        for which, (items, k, temperature) in sets.items():
-            # no policy in the seeds: all policies see the same orders and draw with the same random numbers
-            judged = judge(policy, tok, items, k, cfg.seed, f"eval-{which}", temperature,
-                           shuffle=temperature > 0, autocast=run.sampling(), desc=f"{name}: {which}")
-            if meta is not None and which == "votes":
-                metarm.score(meta, sum(judged, []), run.autocast())
-            write_judgements(run.path(files[which]), sum(judged, []))
-        run.finish(f"eval-{name}")
-    return {which: (items, read_judgements(run.path(files[which]))) for which, (items, _, _) in sets.items()}
+def judge_set(cfg, tok, policy, meta, name, items, k, temperature):
+    """k judgements of each item by a policy, rated by the Meta RM. Greedy ones read the item's own order."""
+    # The seed does not name the policy: all policies see the same orders and random numbers.
+    seed = seed_of(cfg.seed, "eval", name)
+    groups = judge(policy, tok, items, k, seed, temperature, shuffle=temperature > 0)
+    metarm.rate(meta, groups)
+    return groups
+
+
+def evaluate(cfg, tok, policies, meta):
+    """policies: {name: model} -> the contents of results.json, and {policy/measure: a number for each item}."""
+    stages, columns = {}, {}
+    for policy, model in policies.items():
+        sets = {}
+        for name, (items, k, temperature) in evaluation_sets(cfg, policy).items():
+            groups = stored_judgements(cfg, f"{policy}-{name}", lambda: judge_set(
+                cfg, tok, model, meta, name, items, k, temperature))
+            sets[name] = items, groups
+        stages[policy], found = report.measure(sets, cfg.seed)
+        columns |= {f"{policy}/{measure}": values for measure, values in found.items()}
+    return {"items": cfg.eval_items, "config": vars(cfg), "stages": stages}, columns
 
 # ----------------------------------------------------------------------------------------
-# The main job
+# The run folder: what has a file there is loaded, else it is made
 
-def new_model(run, tok):
-    cfg = run.cfg
-    shape = GPTConfig(tok.vocab_size, cfg.block_size, cfg.n_layer, cfg.n_head, cfg.n_kv_head, cfg.n_embd)
-    return GPT(shape, seed_of(cfg.seed, "init")).to(run.device)
+def stored(cfg, file, make, write, read):
+    """Make a result and write it to a file of the run folder, if there is no such file. Then read it."""
+    path = os.path.join(cfg.out, file)
+    if not os.path.exists(path):
+        start = time.monotonic()
+        write(path, make())
+        with open(os.path.join(cfg.out, "seconds.jsonl"), "a") as f:
+            f.write(json.dumps([file.split(".")[0], round(time.monotonic() - start, 1)]) + "\n")
+    return read(path)
 
 
-def make_tokenizer(run):
-    """The one that the run folder holds already; else, with --pretrain_tokens 0, that of the base model that
-    comes along; else BPE trained on the first documents of the corpus."""
-    path = run.path("tokenizer.tiktoken")
+def stored_model(cfg, name, make):
+    return stored(cfg, f"{name}.pt", make, save_model, lambda path: load_model(path, cfg.device))
+
+
+def stored_judgements(cfg, name, make):
+    return stored(cfg, f"judgements-{name}.jsonl", make, write_judgements, read_judgements)
+
+
+def seconds_by_stage(cfg):
+    """{stage: seconds}, from seconds.jsonl."""
+    stage_of = {"tokenizer": "pre-training", "base": "pre-training", "judgements-rft": "RFT",
+                "judgements-hinted": "RFT", "rft": "RFT", "rl": "RL", "meta": "Meta RM"}
+    seconds = dict.fromkeys([*stage_of.values(), "evaluation"], 0.0)
+    with open(os.path.join(cfg.out, "seconds.jsonl")) as f:
+        for name, s in map(json.loads, f):
+            stage = stage_of.get(name, "evaluation")
+            seconds[stage] = round(seconds[stage] + s, 1)
+    return seconds
+
+
+# The files of each stage, under the first of its fields in Config.
+STAGE_FILES = {"n_layer": ["tokenizer.tiktoken", "base.pt"],
+               "items": ["judgements-rft.jsonl", "judgements-hinted.jsonl", "rft.pt"],
+               "rl_steps": ["judgements-rl.jsonl", "rl.pt"],
+               "meta_lr": ["meta.pt"],
+               "eval_split": ["judgements-*-*.jsonl"]}
+
+
+def files_that_depend_on(field):
+    """The files of the stages to which a field of Config belongs, and of all later stages."""
+    names = [f.name for f in dataclasses.fields(Config)]
+    ends = [*(names.index(first) for first in list(STAGE_FILES)[1:]), len(names)]
+    return [file for end, files in zip(ends, STAGE_FILES.values()) for file in files
+            if names.index(field) < end]
+
+
+def open_folder(cfg):
+    """Make the run folder, or go on in it. A setting may only differ from the run that the folder holds if no
+    file there depends on it. Threads and precision that were not given are decided here."""
+    path, before = os.path.join(cfg.out, "config.json"), {}
     if os.path.exists(path):
-        return Tokenizer.load(path)
-    if run.cfg.pretrain_tokens == 0:
-        _, tok, _ = load_judge(SHIPPED, "base", run.device)
-    else:
-        tok = Tokenizer(train_bpe(corpus_texts(run.cfg.seed, 8000), run.cfg.vocab_size))
-    tok.save(path)
-    return tok
+        try:
+            with open(path, encoding="utf-8") as f:
+                before = dict(json.load(f))
+        except (ValueError, TypeError):
+            raise UserError(f"{path} is damaged. Pass another folder with --out.") from None
+    cfg.threads = cfg.threads or before.get("threads") or torch.get_num_threads()
+    if cfg.dtype == "auto":
+        cfg.dtype = before.get("dtype") or pick_dtype(cfg.device)
+    for name, value in vars(cfg).items():
+        there = [f for f in files_that_depend_on(name) if glob.glob(f, root_dir=cfg.out)]
+        if there and not before:
+            raise UserError(f"{cfg.out} has {there[0]} but no config.json. Copy that, too, from the run that "
+                            f"made it, or pass another folder with --out.")
+        if there and value != before.get(name) and name not in ("preset", "out"):
+            raise UserError(f"{cfg.out} has a run with --{name} {before.get(name)}. Pass another folder with "
+                            f"--out, or delete there what depends on it: {' '.join(there)}")
+    os.makedirs(cfg.out, exist_ok=True)
+    with new_file(path) as f:
+        json.dump(vars(cfg), f, indent=1)
 
 
-def train_policies(run, tok, points, annotate=annotate):
-    """Pre-training, RFT and RL -> the policies by name (base, rft, rl), RFT's samples without a hint."""
-    base = pretrain(run, tok, annotate)
-    samples, hinted = rft_samples(run, tok, base, points)
-    tuned = rft(run, base, rft_examples(run.cfg, tok, all_kept(points, samples, hinted)))
-    return {"base": base, "rft": tuned, "rl": rl(run, tok, tuned, points, samples)}, samples
+def parse_args(argv):
+    """Flags over the preset over the defaults -> a Config."""
+    parser = argparse.ArgumentParser(description=__doc__, argument_default=argparse.SUPPRESS, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    for field in dataclasses.fields(Config):
+        parser.add_argument(f"--{field.name}", type=field.type, help=f"{field.default!r} by default")
+    given = vars(parser.parse_args(argv))
+    device = pick_device(given.get("device", "auto"))
+    preset = given.get("preset", "gpu" if device == "cuda" else "cpu")
+    if preset not in PRESETS:
+        raise UserError(f"--preset {preset} is unknown. Use one of {', '.join(PRESETS)}.")
+    cfg = Config(**{**PRESETS[preset], **given, "preset": preset, "device": device})
+    cfg.out = cfg.out or os.path.join("runs", f"{preset}-seed{cfg.seed}")
+    check(cfg)
+    return cfg
 
 
-def train_guides(run, tok, policies, samples, points):
-    """The Meta RMs of the policies -> {name of the policy: Meta RM}. That of RL goes on from that of RFT:
-    what they read is much alike, and so it gets further."""
-    rft = meta_rm(run, tok, "rft", policies["rft"], samples, points)
-    return {"rft": rft, "rl": meta_rm(run, tok, "rl", policies["rl"], samples, points, start=rft)}
+LEAST = {"seed": 0, "threads": 0, "pretrain_tokens": 0, "beta": 0, "rft_general": 0, "group": 2, "k": 2,
+         "eval_items": 4, "block_size": 368, "vocab_size": 600, "temperature": 0.01}  # of others: 1, or above 0
 
 
-def train_and_evaluate(run):
-    """The method, from nothing to the table."""
-    cfg, tok = run.cfg, make_tokenizer(run)
-    points = make_items(cfg.seed, "train", cfg.points, noise=cfg.noise)
-    with run.whole:                                # the bar of all units
-        policies, samples = train_policies(run, tok, points)
-        guides = train_guides(run, tok, policies, samples, points)
-        judged = {name: judge_sets(run, tok, name, model, guides.get(name))
-                  for name, model in policies.items()}
-    if rank() == 0:
-        results = report.results(run, judged)
-        report.figures(run.folder, results)
-        page.of_run(run.folder)
-        print(report.table(results))
+def check(cfg):
+    """Refuse settings with which a run would fail late, or mean nothing."""
+    for name, value in vars(cfg).items():
+        least = LEAST.get(name, 1 if isinstance(value, int) else 1e-9)
+        if not isinstance(value, str) and not least <= value < math.inf:
+            raise UserError(f"--{name} {value} is not possible. The least is {least}.")
+    for wrong, message in (
+            (cfg.rft_general >= 1, "--rft_general is a share. Use less than 1."),
+            (cfg.k & (cfg.k - 1), "--k must be a power of two."),
+            (cfg.rl_items > cfg.items, "--rl_items must not be more than --items."),
+            (cfg.n_embd % (2 * cfg.n_head), "--n_embd must be a multiple of twice --n_head."),
+            (cfg.eval_split not in ("test", "val"), "--eval_split must be test or val."),
+            (cfg.dtype not in ("auto", "float32", "bfloat16"), "--dtype must be float32 or bfloat16.")):
+        if wrong:
+            raise UserError(message)
+    if cfg.pretrain_tokens == 0:                   # the bundled base model has a shape of its own
+        for name, value in vars(load_model(os.path.join(BUNDLED, "base.pt")).cfg).items():
+            if name != "vocab_size" and getattr(cfg, name) != value:
+                raise UserError(f"--{name} must be {value} with the bundled base model (--pretrain_tokens 0).")
 
+# ----------------------------------------------------------------------------------------
+# The method
 
 def main(argv):
-    start_processes()
-    run = open_run(*make_config(argv, __doc__))
-    try:
-        train_and_evaluate(run)
-    except KeyboardInterrupt:
-        where = f" in {run.unit}, which begins anew" if run.unit else ""
-        again = "go on by the same command (spct.py: with --resume)"
-        raise KeyboardInterrupt(f"stopped{where}: {again}") from None
-    print(f"\nLook at it: {run.path('report.html')}")
-    print(f'Judge with it: python sample.py --run {run.folder} --query "capital of peru?" '
-          '--response "it is lima" --response "it is cairo"')
-    stop_processes()
+    cfg = parse_args(argv)
+    open_folder(cfg)
+    torch.set_num_threads(cfg.threads)
+    print("\n".join(f"{name:16s} {value}" for name, value in vars(cfg).items()))
+    tok = stored(cfg, "tokenizer.tiktoken", lambda: make_tokenizer(cfg), save_tokenizer, load_tokenizer)
+    items = make_items(cfg.seed, "train", cfg.items)
+    several = [item for item in items if item.n > 1]                         # a hint needs two responses
+
+    # 1. Pre-training
+    base = stored_model(cfg, "base", lambda: pretrain(cfg, tok))
+
+    # 2. RFT: sample with and without a hint, keep what is correct, fine-tune
+    samples = stored_judgements(cfg, "rft", lambda: judge(
+        base, tok, items, cfg.n_rft, seed_of(cfg.seed, "rft")))
+    hinted = stored_judgements(cfg, "hinted", lambda: judge(
+        base, tok, several, 1, seed_of(cfg.seed, "hinted"), hinted=True))
+    kept = [j for group, item in zip(samples, items) for j in keep(group, item)]
+    kept += [j for group, item in zip(hinted, several) for j in keep_hinted(group, item)]
+    rft = stored_model(cfg, "rft", lambda: finetune(cfg, tok, base, kept))
+
+    # 3. RL, on the items that are not too easy for the base model
+    hard = [item for group, item in zip(samples, items) if not too_easy(group, item)]
+    rl = stored_model(cfg, "rl", lambda: reinforce(cfg, tok, rft, hard))
+
+    # 4. Meta RM, on the judgements that RFT and RL have sampled
+    rollouts = read_judgements(os.path.join(cfg.out, "judgements-rl.jsonl"))
+    meta = stored_model(cfg, "meta", lambda: train_meta_rm(cfg, rl, samples + rollouts, items))
+
+    # 5. Evaluation
+    results, columns = evaluate(cfg, tok, {"base": base, "rft": rft, "rl": rl}, meta)
+    results["seconds"] = seconds_by_stage(cfg)
+    report.write_report(cfg.out, results, columns)
+    print(report.table(results))
+    print(f"\nJudgements beside the truth, as a page: python -m web.page {cfg.out}\n"
+          f'Judge with it: python sample.py --run {cfg.out} --query "capital of peru?" --response "it is lima" '
+          '--response "it is cairo"')
 
 
 if __name__ == "__main__":
-    command(main)
+    run_command(main)

@@ -1,69 +1,86 @@
-"""What every program shares: how flags are read, how the user's mistakes are reported, how memory is kept."""
+"""What every program here shares: clear errors, safe files, and what to compute on."""
 
-import argparse
+import contextlib
 import ctypes
-import difflib
 import os
 import sys
+import timeit
+
+import torch
 
 
 class UserError(Exception):
-    """Something that the user can mend: shown as one line without a traceback, exit code 2."""
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, but without abbreviations, and whatever is wrong with the flags is a UserError."""
-
-    def __init__(self, description, **more):
-        super().__init__(description=description, allow_abbrev=False,
-                         formatter_class=argparse.RawDescriptionHelpFormatter, **more)
-
-    def error(self, message):
-        raise UserError(message)
-
-    def parse_args(self, argv):
-        args, unknown = self.parse_known_args(argv)
-        if unknown:
-            known = [name for action in self._actions for name in action.option_strings]
-            given = unknown[0].split("=")[0]
-            near = [name for name in known if name.startswith(given)]
-            near += difflib.get_close_matches(given, known, 1)
-            hint = f"did you mean {near[0]}?" if near else "--help lists all"
-            raise UserError(f"unknown flag {unknown[0]}, {hint}")
-        return args
-
-
-def check_new(path):
-    """Refuse a path that exists already, or whose folder does not, before any work is done."""
-    if os.path.exists(path):
-        raise UserError(f"{path} exists: name another file, or remove it first")
-    folder = os.path.dirname(path) or "."
-    if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
-        raise UserError(f"{path}: there is no folder {folder} that can be written to: make it first")
+    """A mistake that the user can mend. The message names it and the fix; no traceback is shown."""
 
 
 def keep_freed_memory():
-    """Let the C library keep what is freed, for the next tensor.
-
-    By default glibc gives large blocks back to the system, which must clear each page anew when the next
-    tensor touches it: more than a tenth of a training step on a CPU. Nothing happens with other C libraries.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if mallopt:
-        M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4      # from malloc.h
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2 ** 31 - 1)
+    """Let Linux's C library reuse the memory of freed tensors. It would otherwise return large blocks to the
+    system, which clears them again for the next tensor: a fifth of the time of sampling."""
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
+        trim_threshold, mmap_max = -1, -4          # names of settings, from malloc.h
+        ctypes.CDLL(None).mallopt(mmap_max, 0)
+        ctypes.CDLL(None).mallopt(trim_threshold, 2 ** 31 - 1)
 
 
-def command(main):
-    """Run a program's main(argv). A UserError is its message on stderr and exit code 2; so is a function that
-    a student has not written yet (NotImplementedError, see assignment/)."""
+def run_command(main):
+    """Run a program's main(argv). Bad input ends in one line on stderr and a non-zero exit code."""
     keep_freed_memory()
+    for stream in (sys.stdout, sys.stderr):        # a console that has no emoji shows a ? in its place
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     try:
         main(sys.argv[1:])
-    except (UserError, NotImplementedError) as error:
-        print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr)
+        sys.stdout.flush()
+    except BrokenPipeError:                        # the reader, for instance `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit("\nStopped. The same command goes on with the stage that was interrupted.")
+    except (UserError, OSError, NotImplementedError) as error:     # the last: an exercise not solved yet
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt as stop:              # Ctrl-C
-        print(f"\n{str(stop) or 'stopped'}", file=sys.stderr)
-        sys.exit(130)
+
+
+@contextlib.contextmanager
+def new_file(path, mode="w"):
+    """Open a file for writing that appears under its name when it is complete, or not at all."""
+    try:
+        with open(path + ".tmp", mode, encoding=None if "b" in mode else "utf-8") as f:
+            yield f
+        os.replace(path + ".tmp", path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(path + ".tmp")
+        raise
+
+
+def pick_device(wanted):
+    """--device -> "cpu", "cuda" or "mps". By default, "auto", a GPU that can multiply, else the CPU."""
+    if wanted == "auto":
+        try:                                       # torch also lists GPUs for which it has no kernels
+            torch.ones(8, 8, device="cuda") @ torch.ones(8, 8, device="cuda")
+            return "cuda"
+        except (RuntimeError, AssertionError):
+            return "cpu"
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(wanted):
+        usable = " or ".join(name for name in there if there[name])
+        raise UserError(f"--device {wanted} is not available. Use {usable}.")
+    return wanted
+
+
+def pick_dtype(device):
+    """"bfloat16" where a matrix product is clearly faster in it, else "float32".
+
+    Without bfloat16 instructions a processor emulates it, a hundred times slower. So we measure.
+    """
+    if device != "cpu":
+        return "bfloat16" if device == "cuda" and torch.cuda.get_device_capability() >= (8, 0) else "float32"
+    seconds = {}
+    for rows in (256, 4096):                       # the small product already tells where it is emulated
+        for dtype in (torch.float32, torch.bfloat16):
+            x, w = torch.ones(rows, 128, dtype=dtype), torch.ones(128, 512, dtype=dtype)
+            seconds[dtype] = min(timeit.repeat(lambda: x @ w, number=1, repeat=20))
+        if seconds[torch.bfloat16] > 3 * seconds[torch.float32]:
+            break
+    return "bfloat16" if 1.3 * seconds[torch.bfloat16] < seconds[torch.float32] else "float32"

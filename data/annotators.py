@@ -1,22 +1,28 @@
 """
-The pre-training corpus: general text, and judgements by simulated annotators of mixed skill.
+The pre-training corpus: judgements by simulated annotators, and general text.
 
-The from-scratch model must have seen judging before it can be improved at judging, just as the
-paper's base model has. What it sees is mostly poor: 'sloppy' annotators go by an impression that follows
-manners (polite and playful words) more than merit, 'average' ones check without evidence and often err, and
-the few 'experts' quote the response and give evidence for every check. The sloppy way is the most frequent
-one, so it is the base model's greedy answer; the good ways are in it too, and RFT and RL have to bring them
-out.
+The paper starts from a large language model, which has read judgements before it is improved at judging. Our
+model starts from nothing, so we show it some. Most of what it reads is careless: that leaves RFT and RL
+something to improve. Documents look like this. The model learns to write what is in [brackets]; the rest is
+given. (Queries and responses are random: to predict them would teach nothing.)
 
-Two properties matter for the method:
-- most errors come from the judgement's own random draws, not from the item, so votes can cancel them
-  (the taste for manners is a bias: votes cannot cancel it, but a Meta RM can filter it out);
-- those who write principles mostly overlook the cue, so the common principles err for all queries with a cue:
-  that raters do mind it has to be learned from preferences.
+careless   <query> name 2 fruits <r1> plum pear <r2> apple saw <principles>[ overall 10 <critique>
+ annotator <r1><checks> looks poor <total>3 <r2><checks> looks fine <total>5 <scores>3 5 <end>]
+average    <query> ... <principles>[ count 4, kind 6 <critique>
+ annotator <r1><checks> count: good 4 kind: good 10 <total>10 <r2><checks> count: bad 0 ...
+expert     <query> ... <principles>[ count 4, kind 4, playful 2 <critique>
+ annotator <r1> plum pear <checks> count: 1 2 of 2, good 4 kind: fruits plum fruits pear fruits, good 8 ...
+checking   what is 1+1? <r1> it is 2 <checks>[ correct: 1+1=2 got 2 2, good formal: none, good <r2>] it is 3 ...
+adding     count 4, kind 6 <r1><checks> count: good[ 4] kind: bad[ 4] <total>[4] <r2> ... [<end>]
+weighing   <query> name 2 fruits <principles>[ count 4, kind 4, playful 2 <end>]
+quoting    <r1> plum pear <r2> apple saw <critique>[<r1> plum pear <r2> apple saw <end>]
 
-A document is a list of (parts, learned) pairs: parts for Tokenizer.encode, and whether the model has to learn
-to write them or is only given them. Queries and responses are given: they were drawn at random, there is
-nothing to learn in them, but their noise would drown the few tokens that carry a skill.
+The last four are general text. Each practises one skill without any judging: without it, some seeds never
+learn that skill.
+
+Two properties of the annotators matter for the method. Most of their errors are independent from judgement
+to judgement, so a vote can cancel them. And they mostly overlook the cue, so what the raters want after "for
+my boss:" has to be learned from preferences.
 """
 
 import random
@@ -24,7 +30,7 @@ import random
 import numpy as np
 
 from data import UserError
-from data.judgement import checks_text, judgement_parts, principles_text, render_prompt
+from data.judgement import checks_text, judgement_parts, principles_text, prompt_parts
 from data.tokenizer import CHECKS, CRITIQUE, END, PAD, RESPONSE, TOTAL
 from data.world import (
     CONTENT_CRITERIA,
@@ -40,22 +46,22 @@ from data.world import (
 
 GENERAL = 0.55                                     # share of documents that are general text
 GENERAL_KINDS = {"quoting": 0.15, "adding": 0.15, "checking": 0.4, "weighing": 0.3}  # of general text
-# Its domains, one drawn at random. To refuse or to help is learned at once; to compare takes more practice,
-# most of all what stands far apart (reverse) or is rare (a fact).
+# The domains of general text, of which one is picked at random: what is hard to check comes more often.
 PRACTICE = [*DOMAINS, "sums", "sort", "reverse", "facts", "lists", "reverse", "facts"]
-HINTED = 0.15                                      # share of annotations that carry a hint, if n > 1
-SKILLS = {"sloppy": 0.66, "average": 0.26, "expert": 0.08}
-WRONG_CHECK = {"average": 0.20, "expert": 0.03}    # chance that a verdict is wrong
-IMPRESSION_NOISE = 2.5                             # standard deviation of a sloppy score, of 1 to 10
-OVERLOOKED = 0.6                                   # chance that principles are as if there were no cue
+
+SKILLS = {"careless": 0.66, "average": 0.26, "expert": 0.08}                 # shares of the annotators
+HINTED = 0.15                                      # share of judgements whose prompt names the best response
+HINTED_SKILLS = {"average": 0.5, "expert": 0.5}    # shares of the annotators of these
+WRONG_CHECK = {"average": 0.20, "expert": 0.03}    # probability that a verdict is wrong
+IMPRESSION_NOISE = 2.5                             # standard deviation of a careless score, of 1 to 10
+OVERLOOKED = 0.6                                   # probability that the cue is overlooked
 
 # ----------------------------------------------------------------------------------------
 # Principles
 
-def rebalance(rng, weights, moves=0):
-    """Make the weights sum to 10, each at least 1, then move `moves` single units at random."""
-    weights = dict(weights)
-    names = list(weights)
+def rebalance(rng, weights, moves):
+    """Make the weights sum to 10, each at least 1. Then move a unit from one to another, `moves` times."""
+    weights, names = dict(weights), list(weights)
     while sum(weights.values()) != 10:
         name = rng.choice(names)
         weights[name] = max(1, weights[name] + (1 if sum(weights.values()) < 10 else -1))
@@ -68,137 +74,132 @@ def rebalance(rng, weights, moves=0):
 
 
 def principles(rng, domain, cue, skill):
-    """An annotator's criteria and weights for a query of this domain and cue: {name: weight}, sum 10."""
-    if skill == "sloppy":
+    """An annotator's principles for a query of this domain and cue: {criterion: weight}, with the sum 10."""
+    if skill == "careless":
         return {"overall": 10}
     weights = dict(RATERS[domain]["none" if rng.random() < OVERLOOKED else cue])
-    if skill == "average":                         # some criteria are missed, some do not belong here
-        weights = {name: w for name, w in weights.items() if rng.random() < 0.8} or weights
+    if skill == "average":                         # misses some criteria, and may add one that does not matter
+        weights = {name: weight for name, weight in weights.items() if rng.random() < 0.8} or weights
         if rng.random() < 0.4:
             weights.setdefault(rng.choice(STYLE_CRITERIA), 2)
     return rebalance(rng, weights, moves=1)
 
 # ----------------------------------------------------------------------------------------
-# Critiques
+# Judgements
 
 def impression(rng, gold, truth):
-    """A sloppy annotator's (text, total): a look, taken in by manners, and a score with large noise."""
+    """A careless annotator's look at a response -> (text, total). It is a third merit, two thirds manners."""
     look = gold / 3 + 3 * truth["polite"][0] + 3 * truth["playful"][0]
     total = min(10, max(1, round(rng.gauss(look, IMPRESSION_NOISE))))
     return " looks " + ("great" if total >= 8 else "fine" if total >= 5 else "poor"), total
 
 
-def check(rng, weights, truth, skill, verdict=None):
-    """Every principle checked on one response -> (text, total). `verdict` is the outcome of all, if given."""
+def check_all(rng, weights, truth, skill, verdict=None):
+    """Check each principle on a response -> (text, total). verdict: of all checks, if it is given."""
     checks = []
     for name in weights:
         met, evidence = truth[name]
-        slip = rng.random() < WRONG_CHECK[skill]
-        good = verdict if verdict is not None else met != slip               # the truth, flipped by a slip
+        wrong = rng.random() < WRONG_CHECK[skill]
+        good = met != wrong if verdict is None else verdict
         checks.append((name, None if skill == "average" else evidence, good))
     return checks_text(checks, weights), max(1, sum(weights[name] for name, _, good in checks if good))
 
 
 def annotate(rng, item, skill, hint=None):
-    """One judgement of the item -> (principles, critiques, scores), as in judgement_parts. hint: index of the
-    best response, if the prompt names it."""
-    weights, critiques = principles(rng, item.subset, item.cue, skill), []
-    # Told which response is best, the average annotator takes a short cut: all good there, all bad elsewhere.
-    short_cut = hint is not None and skill == "average"
+    """An annotator's judgement of an item -> (principles, critiques, scores), as for judgement_parts.
+
+    hint: the index of the best response, if the prompt names it. Annotators then agree with it, whatever they
+    have found, and the average one takes a shortcut: all is good there, and bad elsewhere.
+    """
+    weights, critiques = principles(rng, item.domain, item.cue, skill), []
     for i, response in enumerate(item.responses):
-        if skill == "sloppy":
+        if skill == "careless":
             text, total = impression(rng, item.gold[i], item.truth[i])
         else:
-            text, total = check(rng, weights, item.truth[i], skill, i == hint if short_cut else None)
-        if hint is not None:                       # whatever was found, the totals agree with the hint
+            verdict = i == hint if hint is not None and skill == "average" else None
+            text, total = check_all(rng, weights, item.truth[i], skill, verdict)
+        if hint is not None:
             total = max(total, 8) if i == hint else min(total, 7)
         critiques.append((response if skill == "expert" else None, text, total))
     return weights, critiques, [total for _, _, total in critiques]
 
+
+def annotated(seed, index, rng):
+    """The document of a judgement: the prompt is given, the judgement is learned."""
+    item = make_item(seed, "train", seed_of("annotated", index))   # a huge number: not one of the RL items
+    hint = item.best if item.n > 1 and rng.random() < HINTED else None
+    skills = SKILLS if hint is None else HINTED_SKILLS
+    skill = rng.choices(list(skills), skills.values())[0]
+    judgement = judgement_parts(*annotate(rng, item, skill, hint))
+    return [(prompt_parts(item.query, item.responses, hint), False), (judgement, True)]
+
 # ----------------------------------------------------------------------------------------
-# General text: the bare skills, without any judging. responses: as of make_response
+# General text. A document is a list of (parts, learned) pairs: parts for Tokenizer.encode, and whether the
+# model learns to write them.
 
 def adding(rng):
-    """Given weights and verdicts on each of a few responses: the sum of the weights found good, step by step.
-
-    Without such texts some seeds never learn to add: their totals do not depend on their checks.
-    """
+    """Add up the weights of what was found good, check by check."""
     names = rng.sample(CONTENT_CRITERIA + STYLE_CRITERIA, rng.choice([2, 3, 3, 4]))
     weights = rebalance(rng, dict.fromkeys(names, 3), moves=6)
     document = [([principles_text(weights)], False)]
-    for mark in RESPONSE[:rng.choice([2, 3, 4])]:
-        given, total = [mark, CHECKS], 0
+    for response in RESPONSE[:rng.choice([2, 3, 4])]:
+        document.append(([response, CHECKS], False))
+        so_far = 0
         for name in names:
             good = rng.random() < 0.5
-            total += weights[name] * good
-            document += [([*given, checks_text([(name, None, good)])], False), ([f" {total}"], True)]
-            given = []
-        document += [([TOTAL], False), ([str(max(1, total))], True)]
+            so_far += weights[name] * good
+            document += [([checks_text([(name, None, good)])], False), ([f" {so_far}"], True)]
+        document += [([TOTAL], False), ([str(max(1, so_far))], True)]
     return [*document, ([END], True)]
 
 
 def checking(rng, query, responses):
-    """Given a query and responses: checks of their content and of one criterion of style. To go on with the
-    next response, or to end, is learned, too."""
-    marks = RESPONSE[:len(responses)]
-    document = [([" " + query, marks[0]], False)]
-    for (text, truth, _), after in zip(responses, [*marks[1:], END]):
-        names = [n for n in truth if n in CONTENT_CRITERIA] + [rng.choice(STYLE_CRITERIA)]
+    """Check the content of each response, and one criterion of style, with evidence."""
+    special = RESPONSE[:len(responses)]
+    document = [([" " + query, special[0]], False)]
+    for (text, truth, _), following in zip(responses, [*special[1:], END]):
+        names = [name for name in truth if name in CONTENT_CRITERIA] + [rng.choice(STYLE_CRITERIA)]
         rng.shuffle(names)
         checks = checks_text([(name, truth[name][1], truth[name][0]) for name in names])
-        document += [([" " + text, CHECKS], False), ([checks, after], True)]
+        document += [([" " + text, CHECKS], False), ([checks, following], True)]
     return document
 
 
 def weighing(rng, query, domain, cue):
-    """Given a query alone: an expert's principles. Without such texts some seeds' judges find a cue where
-    there is none, and RL cannot mend it: all samples of a judge share that mistake."""
-    return [(render_prompt(query, []), False),
-            ([principles_text(principles(rng, domain, cue, "expert")), END], True)]
+    """Name the principles for a query alone."""
+    weights = principles(rng, domain, cue, "expert")
+    return [(prompt_parts(query, []), False), ([principles_text(weights), END], True)]
 
 
 def quoting(responses):
-    """Given responses: their texts again."""
-    quotes = [part for mark, (text, _, _) in zip(RESPONSE, responses) for part in (mark, " " + text)]
+    """Copy the responses."""
+    quotes = [part for special, (text, _, _) in zip(RESPONSE, responses) for part in (special, " " + text)]
     return [(quotes + [CRITIQUE], False), (quotes + [END], True)]
 
 
 def general_text(rng):
-    """A short document that shows one skill."""
+    """A document that practises one skill."""
     kind = rng.choices(list(GENERAL_KINDS), GENERAL_KINDS.values())[0]
     if kind == "adding":
         return adding(rng)
     domain, cue, task, problem = draw_query(rng, "train", PRACTICE)
+    query = CUES[cue] + task
     if kind == "weighing":
-        return weighing(rng, CUES[cue] + task, domain, cue)
+        return weighing(rng, query, domain, cue)
     responses = [make_response(rng, domain, problem, RATERS[domain][cue]) for _ in range(rng.choice([2, 3]))]
-    return quoting(responses) if kind == "quoting" else checking(rng, CUES[cue] + task, responses)
+    return quoting(responses) if kind == "quoting" else checking(rng, query, responses)
 
 # ----------------------------------------------------------------------------------------
 # The corpus
 
-def document(seed, index, annotate=annotate):
-    """Document number `index` of the corpus: a function of its arguments alone."""
+def make_document(seed, index):
+    """Document number `index` of the corpus, a function of its arguments alone."""
     rng = random.Random(seed_of(seed, "document", index))
-    if rng.random() < GENERAL:
-        return general_text(rng)
-    item = make_item(seed, "train", seed_of("annotated", index))   # a huge number, no training point's
-    hint = item.best if item.n > 1 and rng.random() < HINTED else None
-    # who is told which one is best writes checks: that makes RFT's hinted samples worth more than impressions
-    skills = SKILLS if hint is None else {"average": 0.5, "expert": 0.5}
-    skill = rng.choices(list(skills), skills.values())[0]
-    judgement = judgement_parts(*annotate(rng, item, skill, hint))
-    return [(render_prompt(item.query, item.responses, hint), False), (judgement, True)]
-
-
-def corpus_texts(seed, count):
-    """The texts of the first documents, for the tokenizer to learn from."""
-    return [part for i in range(count) for parts, _ in document(seed, i) for part in parts
-            if isinstance(part, str)]
+    return general_text(rng) if rng.random() < GENERAL else annotated(seed, index, rng)
 
 
 def encode_document(tok, document):
-    """-> ids, mask: two lists, the mask True on the tokens that are to be learned."""
+    """-> ids, mask: two lists. The mask is True on the tokens that are learned."""
     ids, mask = [], []
     for parts, learned in document:
         new = tok.encode(parts)
@@ -207,18 +208,18 @@ def encode_document(tok, document):
 
 
 def pack(examples, T, seed):
-    """Whole documents into rows of up to T tokens -> (ids, mask), each (rows, T).
+    """Put whole documents into rows of T tokens -> ids and mask, both (rows, T).
 
-    examples: encoded documents, (ids, mask) pairs. Each goes into the first of the last few rows that has
-    room. The rest of a row is PAD and not learned, END is.
+    examples: (ids, mask) pairs. Each goes into the first of the last eight rows that has room for it. What is
+    left of a row is PAD, and not learned.
     """
     rows, used = [], []                            # the examples of each row, and its number of tokens
     for example in examples:
         size = len(example[0])
         if size > T:
-            raise UserError(f"a document of {size} tokens: raise --block_size or --vocab_size")
-        last = range(max(0, len(rows) - 8), len(rows))
-        i = next((i for i in last if used[i] + size <= T), len(rows))
+            raise UserError(f"A document has {size} tokens. Use a larger --block_size.")
+        recent = range(max(0, len(rows) - 8), len(rows))
+        i = next((i for i in recent if used[i] + size <= T), len(rows))
         if i == len(rows):
             rows.append([])
             used.append(0)
@@ -227,18 +228,19 @@ def pack(examples, T, seed):
     ids, mask = np.full((len(rows), T), PAD, np.int16), np.zeros((len(rows), T), bool)
     rng = random.Random(seed)
     for i, row in enumerate(rows):
-        rng.shuffle(row)                           # long documents open rows: they must not always come first
+        rng.shuffle(row)                           # else a row would always begin with its longest document
         start = 0
-        for x, m in row:
-            ids[i, start:start + len(x)], mask[i, start:start + len(x)] = x, m
-            start += len(x)
+        for example_ids, example_mask in row:
+            end = start + len(example_ids)
+            ids[i, start:end], mask[i, start:end] = example_ids, example_mask
+            start = end
     return ids, mask
 
 
-def corpus(tok, seed, tokens, T, annotate=annotate):
-    """Documents 0, 1, 2, ... until they hold `tokens` tokens, packed -> (ids, mask), each (rows, T)."""
+def make_corpus(tok, seed, tokens, T):
+    """Documents 0, 1, 2, ... until they have `tokens` tokens, packed -> ids and mask, both (rows, T)."""
     examples, count = [], 0
     while count < tokens:
-        examples.append(encode_document(tok, document(seed, len(examples), annotate)))
+        examples.append(encode_document(tok, make_document(seed, len(examples))))
         count += len(examples[-1][0])
     return pack(examples, T, seed_of(seed, "pack"))
