@@ -23,7 +23,7 @@ import traceback
 LIBRARY = """argparse ast base64 bisect collections contextlib copy ctypes dataclasses decimal difflib enum
     fractions functools glob hashlib heapq inspect io itertools json math operator os pickle
     platform random re shutil statistics string sys textwrap time timeit typing unittest warnings zlib
-    numpy numpy.random numpy.testing pytest tiktoken torch tqdm""".split()
+    matplotlib.figure numpy numpy.random numpy.testing pytest tiktoken torch tqdm""".split()
 LAZY = ["torch._dynamo", "torch.utils.serialization"]    # what torch itself loads when it first trains
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -60,14 +60,18 @@ def confine(uid, kind):
 
 
 class Model:
-    """A stand-in for a GPT, for token_logits: a hidden state is a linear image of all tokens so far."""
+    """A stand-in for a GPT, for token_logits: a hidden state is a linear image of all tokens so far, but for
+    the padding."""
 
     def __init__(self, embed, out):
         self.embed, self.out = embed, out          # (V, C), (C, V)
 
-    def __call__(self, ids, at=None):
-        x = self.embed[ids].cumsum(dim=1)          # (B, T, C)
-        return x if at is None else x.flatten(0, 1)[at]
+    def __call__(self, ids, padding=None):
+        x = self.embed[ids]                        # (B, T, C)
+        if padding is not None:
+            column = x.new_ones(ids.shape).cumsum(dim=1) - 1
+            x = x * (column >= padding[:, None])[:, :, None]
+        return x.cumsum(dim=1)
 
     def logits(self, x):
         return (x @ self.out).float()

@@ -14,6 +14,7 @@ Hostile code is held on Linux when the grader is root (as in Gradescope's contai
 user of its own. Otherwise the grader says that it is not held.
 """
 
+import argparse
 import contextlib
 import itertools
 import json
@@ -31,6 +32,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
+import matplotlib
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 
@@ -39,10 +42,9 @@ from assignment.mutants import mutants_of
 from assignment.problems import BY_ID, PROBLEMS
 from assignment.submission import Crashed, NotStarted, TimedOut, needs_of, own_file, put_in
 from assignment.wire import LIMIT, pack, send, unpack
-from data import Parser, UserError, command
+from data import UserError, new_file, run_command
 from data.judgement import Judgement
 from data.world import Item, seed_of
-from parallel import new_file
 
 START, ANSWERS = 60, 20                            # seconds: to import torch; for all answers together
 FIRST_UID, BLOCK, BLOCKS = 61000, 100, 40          # each child is a user of its own, if it can be
@@ -80,7 +82,7 @@ def own_users():
         except OSError:
             lock.close()
     if HELD:
-        raise UserError(f"{BLOCKS} graders run on this machine already: start this one later")
+        raise UserError(f"{BLOCKS} graders run on this machine already. Start this one later.")
     return contextlib.nullcontext(), itertools.repeat(0)
 
 # ----------------------------------------------------------------------------------------
@@ -106,6 +108,8 @@ class Child:
     def __init__(self, folder, file, name, uid, kind="problem", seconds=ANSWERS):
         arguments = [os.path.join(folder, "child.py"), file, name, str(uid), kind]
         env = {"PATH": os.environ.get("PATH", ""), "HOME": folder, "TMPDIR": folder,
+               # where matplotlib has its list of fonts: to make one takes seconds
+               "MPLCONFIGDIR": matplotlib.get_cachedir(),
                "CUDA_VISIBLE_DEVICES": ""}         # on a CPU: CUDA takes more addresses than a child may have
         if kind == "problem":
             env["OMP_NUM_THREADS"] = "1"
@@ -404,14 +408,15 @@ FORMATS = {"table": table, "gradescope": lambda r: json.dumps(gradescope(r), ind
 
 
 def main(argv):
-    parser = Parser(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("submission", help="a folder with the student's files")
     parser.add_argument("--format", choices=list(FORMATS), default="table")
     parser.add_argument("--seed", type=int, help="of the inputs; by default one of the submission's own")
     parser.add_argument("--out", help="a file, written anew after each problem; else the result is printed")
     args = parser.parse_args(argv)
     if not os.path.isdir(args.submission):
-        raise UserError(f"there is no folder {args.submission}: name that of a submission")
+        raise UserError(f"There is no folder {args.submission}. Name the folder of a submission.")
 
     def write(results):
         if args.out:
@@ -424,4 +429,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    command(main)
+    run_command(main)

@@ -14,7 +14,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 
 from assignment import make
-from data import UserError, check_new, command
+from data import UserError, run_command
 
 SETUP = """#!/usr/bin/env bash
 # builds the image: Python with the packages of the project, which students' functions may use (torch's CPU
@@ -41,7 +41,7 @@ def write_zip(path):
             info = zipfile.ZipInfo(name)
             info.external_attr = 0o755 << 16       # executable
             z.writestr(info, text)
-        for name in [*make.CODE, "page.html", "requirements.txt"]:
+        for name in [*make.CODE, "requirements.txt"]:
             z.write(os.path.join(make.ROOT, name), name)
         for source in sorted(glob.glob(os.path.join(HERE, "**", "*.py"), recursive=True)):
             z.write(source, os.path.relpath(source, make.ROOT))
@@ -50,11 +50,12 @@ def write_zip(path):
 
 def main(argv):
     if len(argv) != 1 or argv[0].startswith("-"):
-        raise UserError("name the zip: python assignment/gradescope.py autograder.zip")
-    check_new(argv[0])
+        raise UserError("Name the zip: python assignment/gradescope.py autograder.zip")
+    if os.path.exists(argv[0]):
+        raise UserError(f"{argv[0]} exists. Name another file, or delete it.")
     write_zip(argv[0])
     print(f"{argv[0]}: upload it under Configure Autograder")
 
 
 if __name__ == "__main__":
-    command(main)
+    run_command(main)

@@ -1,5 +1,5 @@
 """
-Attacks on the grader, each as what a student might hand in for P17, the function `vote`, with helpers.
+Attacks on the grader, each as what a student might hand in for P17, the function `vote_sum`, with helpers.
 
 selfcheck.py grades each of them inside an otherwise right submission: it gets 0 for its problem, costs no
 other one, and leaves no process, no file and no changed result behind.
@@ -7,22 +7,22 @@ other one, and leaves no process, no file and no changed result behind.
 
 ATTACKS = {
     "prints that it has passed": """
-def vote(ballots):
+def vote_sum(ballots):
     print("PASSED\\n100 of 100 points")
     return []
 """,
     "skips": """
-def vote(ballots):
+def vote_sum(ballots):
     import pytest
     pytest.skip("no time")
 """,
     "leaves": """
-def vote(ballots):
+def vote_sum(ballots):
     import os
     os._exit(0)
 """,
     "leaves politely": """
-def vote(ballots):
+def vote_sum(ballots):
     raise SystemExit(0)
 """,
     "equals everything": """
@@ -33,7 +33,7 @@ class Yes:
         return False
 
 
-def vote(ballots):
+def vote_sum(ballots):
     return Yes()
 """,
     "a list that equals everything": """
@@ -42,7 +42,7 @@ class Yes(list):
         return True
 
 
-def vote(ballots):
+def vote_sum(ballots):
     return Yes([1, 2])
 """,
     "a class with the name of ours": """
@@ -52,7 +52,7 @@ class Judgement:
         self.extra = 7
 
 
-def vote(ballots):
+def vote_sum(ballots):
     return Judgement()
 """,
     "a tensor subclass": """
@@ -63,36 +63,36 @@ class Yes(pytorch.Tensor):
     pass
 
 
-def vote(ballots):
+def vote_sum(ballots):
     return pytorch.zeros(2).as_subclass(Yes)
 """,
     "never ends": """
-def vote(ballots):
+def vote_sum(ballots):
     while True:
         pass
 """,
     "recurses": """
-def vote(ballots):
-    return vote([ballots])
+def vote_sum(ballots):
+    return vote_sum([ballots])
 """,
     "an answer that contains itself": """
-def vote(ballots):
+def vote_sum(ballots):
     answer = []
     answer.append(answer)
     return answer
 """,
     "endless output": """
-def vote(ballots):
+def vote_sum(ballots):
     import sys
     while True:
         sys.stdout.write("x" * 100000)
 """,
     "an endless answer": """
-def vote(ballots):
+def vote_sum(ballots):
     return [1] * 20_000_000
 """,
     "fills the pipe with its own messages": """
-def vote(ballots):
+def vote_sum(ballots):
     import os
     for fd in range(3, 64):
         try:
@@ -102,7 +102,7 @@ def vote(ballots):
     return [0]
 """,
     "an endless line in the pipe": """
-def vote(ballots):
+def vote_sum(ballots):
     import os
     for fd in range(3, 64):
         try:
@@ -112,19 +112,19 @@ def vote(ballots):
             pass
 """,
     "fills the memory": """
-def vote(ballots):
+def vote_sum(ballots):
     hoard = []
     while True:
         hoard.append(bytearray(50_000_000))
 """,
     "fills the disk": """
-def vote(ballots):
+def vote_sum(ballots):
     with open("/tmp/hoard", "wb") as f:
         while True:
             f.write(bytes(1_000_000))
 """,
     "leaves a process that writes later": """
-def vote(ballots):
+def vote_sum(ballots):
     import os
     import time
     if os.fork() == 0:
@@ -138,7 +138,7 @@ def vote(ballots):
     return [0]
 """,
     "a fork bomb": """
-def vote(ballots):
+def vote_sum(ballots):
     import os
     while True:
         try:
@@ -147,14 +147,14 @@ def vote(ballots):
             pass
 """,
     "leaves a thread": """
-def vote(ballots):
+def vote_sum(ballots):
     import threading
     import time
     threading.Thread(target=time.sleep, args=(1000,)).start()
     return [0]
 """,
     "kills": """
-def vote(ballots):
+def vote_sum(ballots):
     import os
     for pid in (os.getppid(), -1):
         try:
@@ -164,7 +164,7 @@ def vote(ballots):
     return [0]
 """,
     "looks for the solution on the disk": """
-def vote(ballots):
+def vote_sum(ballots):
     import os
     import re
     for folder in (os.getcwd(), "/work", "/autograder", "/home", "/root", "/tmp"):
@@ -175,16 +175,16 @@ def vote(ballots):
                         text = open(os.path.join(parent, name)).read()
                     except OSError:
                         continue
-                    body = r"def vote\\(ballots\\):(?:(?!NotImplemented|import re).)*?\\n\\n\\n"
+                    body = r"def vote_sum\\(ballots\\):(?:(?!NotImplemented|import re).)*?\\n\\n\\n"
                     found = re.search(body, text, re.S)
                     if found:
                         space = {}
                         exec(found[0], space)
-                        return space["vote"](ballots)
+                        return space["vote_sum"](ballots)
     return [0]
 """,
     "looks through the stack": """
-def vote(ballots):
+def vote_sum(ballots):
     import sys
     frame = sys._getframe()
     while frame:
@@ -202,23 +202,23 @@ ANSWER = '{"value": [11, 16], "ready": true, "passed": true}'
 PATCHED = PATCHED, setattr(_json, "dumps", lambda *a, **k: ANSWER)
 
 
-def vote(ballots):
+def vote_sum(ballots):
     return [PATCHED]
 """,
     "works at import": """
 HACKED = __import__("os").system("touch /tmp/hacked; (sleep 100; touch /tmp/hacked-later) &")
 
 
-def vote(ballots):
+def vote_sum(ballots):
     return [HACKED]
 """,
     "knows the examples": """
-def vote(ballots):
+def vote_sum(ballots):
     known = {"[[3, 9], None, [8, 7]]": [11, 16], "[None, None]": None, "[[4, 2, 9]]": [4, 2, 9]}
     return known.get(str(ballots))
 """,
     "writes into its own folder": """
-def vote(ballots):
+def vote_sum(ballots):
     import os
     import sys
     for folder in [os.getcwd(), *sys.path]:
@@ -234,32 +234,32 @@ def vote(ballots):
 # The same for T1: a test that has learned something else than to test.
 TESTS = {
     "always passes": """
-def test_advantages(advantages):
+def test_group_advantages(group_advantages):
     import torch
-    advantages(torch.ones(2, 4))
+    group_advantages(torch.ones(2, 4))
 """,
     "always fails": """
-def test_advantages(advantages):
+def test_group_advantages(group_advantages):
     import torch
-    advantages(torch.ones(2, 4))
+    group_advantages(torch.ones(2, 4))
     assert False
 """,
     "never calls": """
-def test_advantages(advantages):
+def test_group_advantages(group_advantages):
     assert False
 """,
     "asks for more than can be computed": """
-def test_advantages(advantages):
+def test_group_advantages(group_advantages):
     import torch
-    advantages(torch.ones(1000, 1000))
+    group_advantages(torch.ones(1000, 1000))
 """,
     "counts its runs": """
 runs = []
 
 
-def test_advantages(advantages):
+def test_group_advantages(group_advantages):
     import torch
-    advantages(torch.ones(2, 4))
+    group_advantages(torch.ones(2, 4))
     runs.append(1)
     assert len(runs) == 1
 """,

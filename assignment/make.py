@@ -5,7 +5,7 @@ The student copy: the reading copy with holes.
 
 Bodies of the functions in problems.py become `raise NotImplementedError("P4: see the handout")`; signatures,
 docstrings, comments and everything else stay byte for byte. What would give solutions away does not come
-along: tests, experiments, the grader, trained judges but for the base model, history.
+along: tests, experiments, the grader, history, and of the bundled checkpoint all but the base model.
 """
 
 import ast
@@ -19,12 +19,11 @@ ROOT = os.path.dirname(HERE)
 sys.path.insert(0, ROOT)
 
 from assignment.problems import BY_ID, PROBLEMS
-from data import UserError, command
+from data import UserError, run_command
 
-CODE = ["model.py", "sample.py", "config.py", "spct.py", "metarm.py", "report.py", "page.py", "run.py",
-        "parallel.py", "data/__init__.py", "data/world.py", "data/tokenizer.py", "data/judgement.py",
-        "data/annotators.py", "data/preferences.py"]
-MORE = ["requirements.txt", "constraints.txt", "LICENSE", "page.html", "data/judge/base.pt",
+CODE = ["model.py", "sample.py", "spct.py", "metarm.py", "report.py", "data/__init__.py", "data/world.py",
+        "data/tokenizer.py", "data/judgement.py", "data/annotators.py", "data/preferences.py"]
+MORE = ["requirements.txt", "constraints.txt", "LICENSE", "data/judge/base.pt",
         "data/judge/tokenizer.tiktoken"]
 OURS = {"handout.md": "handout.md", "check.py": "check.py", "milestones.py": "milestones.py",
         "problems.py": "problems.py", "mytests.py": "mytests.py", "student.md": "README.md"}
@@ -98,12 +97,12 @@ def handout(text):
 
 def main(argv):
     if len(argv) != 1 or argv[0].startswith("-"):
-        raise UserError("name the folder of the student copy: python assignment/make.py OUT")
+        raise UserError("Name the folder of the student copy: python assignment/make.py OUT")
     if os.path.exists(argv[0]):
-        raise UserError(f"{argv[0]} is there already: name another folder")
+        raise UserError(f"{argv[0]} exists. Name another folder.")
     make(argv[0])
-    print(f"a student copy with {len(PROBLEMS)} problems is in {argv[0]}: begin with handout.md")
+    print(f"A student copy with {len(PROBLEMS)} problems is in {argv[0]}. Begin with its handout.md.")
 
 
 if __name__ == "__main__":
-    command(main)
+    run_command(main)

@@ -1,7 +1,7 @@
 """
-Four things to see when P1 to P24 are there: the method at a small size, from the base model that comes along.
+Four things to see when all problems P are solved: the method at a small size, from the bundled base model.
 
-    python milestones.py            # two minutes on a CPU; stopped, it goes on where it was
+    python milestones.py            # some minutes on a CPU; if it was stopped, it goes on with the same stage
     python milestones.py 1          # with another seed than 0
 """
 
@@ -10,16 +10,17 @@ import os
 import sys
 
 import spct
+from data import run_command
 
-FLAGS = ("--preset short --points 500 --rl_steps 10 --rl_points 32 --meta_items 300 --meta_old 100 "
-         "--temperature 1 --eval_items 200 --k 8").split()
+FLAGS = ("--preset short --items 500 --rl_steps 10 --rl_items 32 --temperature 1 --eval_items 200 "
+         "--k 8").split()
 
 
 def milestones(folder):
     """-> (what, its value, the least that it should be) of each."""
-    with open(os.path.join(folder, "results.json")) as f:
+    with open(os.path.join(folder, "results.json"), encoding="utf-8") as f:
         stages = json.load(f)["stages"]
-    with open(os.path.join(folder, "metrics-rl.jsonl")) as f:
+    with open(os.path.join(folder, "metrics-rl.jsonl"), encoding="utf-8") as f:
         rewards = [json.loads(line)["reward"] for line in f]
     of = lambda stage, measure: stages[stage][measure][0]
     return [("after RFT: judgements that parse", of("rft", "parses"), 0.9),
@@ -31,8 +32,7 @@ def milestones(folder):
 
 def main(seed="0"):
     out, missed = f"runs/milestones-seed{seed}", 0
-    resume = ["--resume"] if os.path.exists(os.path.join(out, "config.json")) else []
-    spct.main([*FLAGS, "--seed", seed, "--out", out, *resume])
+    spct.main([*FLAGS, "--seed", seed, "--out", out])
     for what, value, least in milestones(out):
         missed += value <= least
         print(f"{'not reached' if value <= least else 'reached    '}  {what}: {value:.3f}, more than {least}")
@@ -40,4 +40,4 @@ def main(seed="0"):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_command(lambda argv: main(*argv))

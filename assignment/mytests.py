@@ -7,12 +7,12 @@ solution, which is not there when you are graded. `python check.py T1` runs the 
 """
 
 
-
-def test_advantages(advantages):
-    """Does `advantages` (spct.py) do what its docstring says? rewards (P, G) -> (P, G)."""
+def test_group_advantages(group_advantages):
+    """Does `group_advantages` (spct.py) do what its docstring says? rewards (P, G) -> (P, G)."""
     raise NotImplementedError("T1: see the handout")
 
 
-def test_plurality(plurality):
-    """Does `plurality` (data/judgement.py) do what its docstring says? ballots, weights -> votes or None."""
+def test_vote_plurality(vote_plurality):
+    """Does `vote_plurality` (data/judgement.py) do what its docstring says? ballots -> a list of pairs, or
+    None."""
     raise NotImplementedError("T2: see the handout")

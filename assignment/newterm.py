@@ -4,11 +4,12 @@ Another term: the same method in another world, so that last year's figures, rep
     python assignment/newterm.py OUT --term 2027      # OUT: a copy to make the assignment from; half an hour
 
 Drawn anew from the term: which cue asks for which style, the cues' and the styles' words, how much style
-counts beside content. Then the copy trains its own judge, which comes along with the assignment, and
-OUT/expected.md holds what students should see, over three seeds. A copy that was cut off goes on. (Examples
-in docstrings keep the words of the reading copy.)
+counts beside content. Then the copy trains its own judge, which becomes its bundled checkpoint. What students
+should see, over three seeds, is written to OUT/expected.md. A copy that was interrupted goes on. (Examples in
+docstrings keep the words of the reading copy.)
 """
 
+import argparse
 import os
 import random
 import re
@@ -20,7 +21,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 
 from assignment import make
-from data import Parser, UserError, command
+from data import UserError, run_command
 from data.world import seed_of
 
 SEEDS = (1, 2, 3)                                  # of the milestones
@@ -42,12 +43,12 @@ def new_world(source, term):
     asks = dict(zip(cues, rng.choice([["hurry", "child", "boss"], ["child", "boss", "hurry"]])))
 
     def row(match):
-        """One row of TASTE: its cue becomes another one, and a point goes from content to style, or not."""
+        """One row of TASTE: its cue becomes another one. A weight of 1 may go from content to style."""
         cue, content, count, style, more = match.groups()
         step = rng.choice((0, 1)) if int(count) > 2 else 0
         return f"{asks[cue]:8s}{content}={int(count) - step} {style}={int(more) + step}"
 
-    style = r"((?:kind=\d )?(?:polite|brief|playful))"
+    style = r"((?:kind=\d )?(?:polite|concise|playful))"
     return re.sub(rf"(boss|hurry|child) +([a-z]+)=(\d) {style}=(\d)", row, source)
 
 
@@ -67,14 +68,14 @@ def copy(out, term):
 
 
 def expected(out, term):
-    """Train the judge that comes along; what it and the milestones reach -> a text."""
+    """Train the copy's bundled checkpoint -> a text: what it and the milestones reach."""
     def run(*argv, check=True):
         return subprocess.run([sys.executable, *argv], cwd=out, env={**os.environ, "PYTHONPATH": "."},
                               check=check, stdout=subprocess.PIPE, text=True).stdout.strip()
 
     folder = f"runs/term-{term}"
-    resume = ["--resume"] if os.path.exists(os.path.join(out, folder, "config.json")) else []
-    table = run("spct.py", "--preset", "cpu", "--seed", str(seed_of(term) % 1000), "--out", folder, *resume)
+    run("spct.py", "--preset", "cpu", "--seed", str(seed_of(term) % 1000), "--out", folder)
+    table = run("report.py", folder)
     run("-m", "experiments.runs", "--ship", folder)
     reached = [run("assignment/milestones.py", str(seed), check=False).splitlines()[-4:] for seed in SEEDS]
     milestones = "\n\n".join(f"seed {seed}\n" + "\n".join(four) for seed, four in zip(SEEDS, reached))
@@ -93,7 +94,8 @@ The milestones:
 
 
 def main(argv):
-    parser = Parser(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", help="a folder for the copy")
     parser.add_argument("--term", required=True, help="a name, for instance 2027")
     args = parser.parse_args(argv)
@@ -102,7 +104,7 @@ def main(argv):
         with open(there, encoding="utf-8") as f:
             before = f.read()
     if os.path.exists(args.out) and before != args.term:
-        raise UserError(f"{args.out} is there already: name another folder")
+        raise UserError(f"{args.out} exists. Name another folder.")
     os.makedirs(args.out, exist_ok=True)
     with open(there, "w", encoding="utf-8") as f:
         f.write(args.term)
@@ -115,4 +117,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    command(main)
+    run_command(main)

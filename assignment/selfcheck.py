@@ -7,6 +7,7 @@ rejected by the check that is meant for it, every attack gets nothing and leaves
 """
 
 import inspect
+import json
 import os
 import random
 import shutil
@@ -17,14 +18,13 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 
-import run
 from assignment import checks, grade, hostile, make
 from assignment.child import Model, call
 from assignment.mutants import mutants_of
 from assignment.problems import BY_ID, PROBLEMS
 from assignment.submission import needs_of
 from assignment.wire import pack, unpack
-from data import command
+from data import new_file, run_command
 from data.tokenizer import Tokenizer
 
 MAKE = {**grade.MAKE, "Model": Model, "Words": Tokenizer}
@@ -122,16 +122,21 @@ def attack(folder, name, path, function, source, id):
     there = reference_submission(os.path.join(folder, name))
     with_function(there, path, function, source)
     out = os.path.join(folder, name + ".json")
-    results = grade.grade(there, seed=0, write=lambda r: run.write_json(out, [x.points for x in r]),
-                          only=("P7", id))
+
+    def write(results):
+        with new_file(out) as f:
+            json.dump([result.points for result in results], f)
+
+    results = grade.grade(there, seed=0, write=write, only=("P10", id))
     points = {r.problem.id: (r.points, r.problem.points) for r in results}
     got, _ = points.pop(id)
     wrong = [f"{id} got {got} points"] if got else []
     wrong += [f"it cost {other}" for other, (mine, most) in points.items() if mine < most]
     time.sleep(0.5)
     wrong += strangers()
-    if run.read_json(out) != [r.points for r in results]:
-        wrong.append("the result has changed")
+    with open(out, encoding="utf-8") as f:
+        if json.load(f) != [result.points for result in results]:
+            wrong.append("the result has changed")
     return wrong
 
 
@@ -142,11 +147,11 @@ def attacks():
     bad = 0
     with tempfile.TemporaryDirectory() as folder:
         for name, source in hostile.ATTACKS.items() if "P17" in BY_ID else ():
-            wrong = attack(folder, name, "data/judgement.py", "vote", source, "P17")
+            wrong = attack(folder, name, "data/judgement.py", "vote_sum", source, "P17")
             bad += len(wrong)
             print(f"{name}: {', '.join(wrong) or 'held'}", flush=True)
         for name, source in hostile.TESTS.items() if "T1" in BY_ID else ():
-            wrong = attack(folder, name, "mytests.py", "test_advantages", source, "T1")
+            wrong = attack(folder, name, "mytests.py", "test_group_advantages", source, "T1")
             bad += len(wrong)
             print(f"a test that {name}: {', '.join(wrong) or 'held'}", flush=True)
     return bad
@@ -166,4 +171,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    command(main)
+    run_command(main)

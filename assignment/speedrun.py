@@ -4,12 +4,14 @@ The speedrun: the fewest minutes on two cores to a judge that passes a fixed acc
     python assignment/speedrun.py SUBMISSION                      # a line
     python assignment/speedrun.py SUBMISSION --out results.json   # for Gradescope's leaderboard
 
-Of the submission's files those of METHOD are taken, what it lacks is ours, and so is `data/`. The child
-trains a judge from nothing (`spct.train_policies`, with the submission's defaults), then it judges items of a
-seed that is drawn when the training is over, without their rewards, 8 weighted votes each. The clock is the
+Of the submission's files those of METHOD are taken. What it lacks is ours, and so is `data/`. The child
+trains a judge from nothing, with the submission's defaults: by the function `speedrun(cfg)` of its spct.py if
+there is one, else by `method` below, which is spct.main up to RL. It then judges items of a seed that is
+drawn when the training is over, without their rewards. A plurality of 8 samples counts. The clock is the
 grader's, and runs from the first import to the last answer.
 """
 
+import argparse
 import json
 import os
 import secrets
@@ -26,22 +28,20 @@ sys.path.insert(0, os.path.dirname(HERE))
 from assignment import checks, grade, make
 from assignment.grade import Ask, Child, Crashed, TimedOut
 from assignment.submission import own_file
-from data import Parser, UserError, command
+from data import UserError, new_file, run_command
 from data.judgement import correct
 from data.world import Item, make_items
-from parallel import new_file
 from report import interval
 
 METHOD = [path for path in make.CODE if not path.startswith("data/")]
 ITEMS, WANTED, HOURS = 1000, 0.85, 2               # accuracy with 8 votes; at most so long
 
 ENTRY = """
-import config
 import metarm
-import run
 import sample
 import spct
-from data.world import make_items
+import torch
+from data.world import make_items, seed_of
 
 
 def step(name, *args):
@@ -49,16 +49,30 @@ def step(name, *args):
 
 
 def train(seed):
-    flags = ["--preset", "cpu", "--seed", str(seed), "--out", "run"]
-    this = run.open_run(*config.make_config(flags, ""))
-    points = make_items(seed, "train", this.cfg.points)
-    spct.train_policies(this, spct.make_tokenizer(this), points)
+    global cfg, policy, tok
+    cfg = spct.parse_args(["--preset", "cpu", "--device", "cpu", "--seed", str(seed), "--out", "run"])
+    spct.open_folder(cfg)
+    torch.set_num_threads(cfg.threads)
+    policy, tok = getattr(spct, "speedrun", method)(cfg)
+
+
+def method(cfg):
+    tok = spct.make_tokenizer(cfg)
+    items = make_items(cfg.seed, "train", cfg.items)
+    several = [item for item in items if item.n > 1]
+    base = spct.pretrain(cfg, tok)
+    samples = sample.judge(base, tok, items, cfg.n_rft, seed_of(cfg.seed, "rft"))
+    hinted = sample.judge(base, tok, several, 1, seed_of(cfg.seed, "hinted"), hinted=True)
+    kept = [j for group, item in zip(samples, items) for j in spct.keep(group, item)]
+    kept += [j for group, item in zip(hinted, several) for j in spct.keep_hinted(group, item)]
+    rft = spct.finetune(cfg, tok, base, kept)
+    hard = [item for group, item in zip(samples, items) if not spct.too_easy(group, item)]
+    return spct.reinforce(cfg, tok, rft, hard), tok
 
 
 def answer(items):
-    policy, tok, _ = sample.load_judge("run", "rl", "cpu")
-    groups = sample.judge(policy, tok, items, 8, 0, "speedrun")
-    return [metarm.RULES["weighted"](group) for group in groups]
+    groups = sample.judge(policy, tok, items, 8, 0, cfg.temperature)
+    return [metarm.RULES["plurality"](group) for group in groups]
 """
 
 
@@ -74,16 +88,17 @@ def code_of(submission, out):
 
 
 def checked(answers, items):
-    """An answer for each item: None, or a number for each response; anything else is no answer."""
+    """An answer for each item: None, or for each response a pair (votes, sum of scores). Anything else is no
+    answer."""
     good = type(answers) is list and len(answers) == len(items) and all(
-        a is None or checks.numbers(a) and len(a) == item.n for a, item in zip(answers, items))
+        a is None or checks.pairs(a) and len(a) == item.n for a, item in zip(answers, items))
     if not good:
-        raise Crashed(f"expected {len(items)} answers, each None or a number for each response")
+        raise Crashed(f"expected {len(items)} answers, each None or a pair of numbers for each response")
     return answers
 
 
 def speedrun(submission, seed, count=ITEMS):
-    """-> minutes, (items,) right or wrong"""
+    """-> minutes, and for each item 1.0 if its vote is correct, else 0.0"""
     if hasattr(os, "sched_setaffinity"):           # the child inherits it: two cores
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
     lock, users = grade.own_users()
@@ -105,28 +120,29 @@ def speedrun(submission, seed, count=ITEMS):
     return minutes, np.array([correct(a, item.gold) for a, item in zip(answers, items)], float)
 
 
-def leaderboard(minutes, right):
+def leaderboard(minutes, hits):
     """Gradescope's results.json."""
-    passed = bool(right.mean() >= WANTED)
+    passed = bool(hits.mean() >= WANTED)
     board = [{"name": "minutes", "value": round(minutes, 2) if passed else "-", "order": "asc"},
-             {"name": "accuracy", "value": round(float(right.mean()), 3), "order": "desc"}]
-    return {"score": int(passed), "leaderboard": board, "output": line(minutes, right)}
+             {"name": "accuracy", "value": round(float(hits.mean()), 3), "order": "desc"}]
+    return {"score": int(passed), "leaderboard": board, "output": line(minutes, hits)}
 
 
-def line(minutes, right):
-    says = "passes" if right.mean() >= WANTED else "does not pass"
-    return (f"{minutes:.1f} minutes; accuracy with 8 votes on {len(right)} unknown items {right.mean():.3f} "
-            f"{interval(right)}, {says} {WANTED}")
+def line(minutes, hits):
+    says = "passes" if hits.mean() >= WANTED else "does not pass"
+    return (f"{minutes:.1f} minutes; accuracy with 8 votes on {len(hits)} unknown items {hits.mean():.3f} "
+            f"{interval(hits)}, {says} {WANTED}")
 
 
 def main(argv):
-    parser = Parser(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("submission", help="a folder with the student's files")
     parser.add_argument("--seed", type=int, default=0, help="of the training")
     parser.add_argument("--out", help="a file for Gradescope; else a line is printed")
     args = parser.parse_args(argv)
     if not os.path.isdir(args.submission):
-        raise UserError(f"there is no folder {args.submission}: name that of a submission")
+        raise UserError(f"There is no folder {args.submission}. Name the folder of a submission.")
     try:
         found = speedrun(args.submission, args.seed)
         report, text = leaderboard(*found), line(*found)
@@ -141,4 +157,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    command(main)
+    run_command(main)

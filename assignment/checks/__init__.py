@@ -50,6 +50,17 @@ def numbers(answer):
     return type(answer) is list and all(type(x) in (int, float) and math.isfinite(x) for x in answer)
 
 
+def pairs(answer):
+    """A list of pairs of plain numbers, all finite?"""
+    return type(answer) is list and all(type(x) is tuple and len(x) == 2 and numbers(list(x)) for x in answer)
+
+
+def reason_of(crash):
+    """What the ValueError said that ended a call; None if it was not ended by a ValueError."""
+    kind, _, said = str(crash).partition(": ")
+    return said.split(" (at `")[0] if kind == "ValueError" else None       # child.py adds the line
+
+
 def two_tensors(answer):
     return type(answer) in (tuple, list) and [type(x) for x in answer] == [torch.Tensor] * 2
 

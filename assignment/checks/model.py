@@ -1,20 +1,19 @@
-"""Checks of the tokenizer, the model and the sampler: P1 to P5, P11."""
+"""Checks of the tokenizer, the model and the sampler: P2 to P8."""
 
 import math
 import re
-from types import SimpleNamespace as Simple
 
 import torch
 
 from assignment.checks import check, close, normal, of_shape, rounded, two_tensors
-from data.tokenizer import MARKS, PATTERN
+from data.tokenizer import PAD, PATTERN, SPECIAL
 
 
 def bpe(texts, vocab_size):
     """An oracle: the same rule, slow and plain, without counting chunks."""
     chunks = [[bytes([b]) for b in chunk.encode()] for text in texts for chunk in re.findall(PATTERN, text)]
     found = [bytes([b]) for b in range(256)]
-    while len(MARKS) + len(found) < vocab_size:
+    while len(SPECIAL) + len(found) < vocab_size:
         pairs = [pair for chunk in chunks for pair in zip(chunk, chunk[1:])]
         if not pairs:
             break
@@ -28,22 +27,23 @@ def bpe(texts, vocab_size):
                     merged, fresh = [*merged, token], True
             chunks[c] = merged
         found.append(b"".join(best))
-    return {token: len(MARKS) + i for i, token in enumerate(found)}
+    return {token: len(SPECIAL) + i for i, token in enumerate(found)}
 
 
-def P1(ask, rng):
+def P2(ask, rng):
     letters = rng.sample("abcdefghijk", 4)
     word = lambda: "".join(rng.choice(letters) for _ in range(rng.randint(1, 5)))
-    first = len(MARKS)
+    first = len(SPECIAL)
     answer = ask(["aa"], first + 256)
     check(type(answer) is dict and all(type(k) is bytes and type(v) is int for k, v in answer.items()),
-          "it returns {bytes: rank}", 'train_bpe(["aa"], len(MARKS) + 256)')
+          "it returns {bytes: rank}", 'train_bpe(["aa"], len(SPECIAL) + 256)')
     check([answer.get(bytes([b])) for b in range(256)] == list(range(first, first + 256)),
-          "the 256 bytes come first, their ranks follow the marks", 'train_bpe(["aa"], len(MARKS) + 256)')
-    check(len(answer) == 256, "marks and tokens together are vocab_size",
-          'train_bpe(["aa"], len(MARKS) + 256)')
+          "the 256 bytes come first, their ranks follow the special tokens",
+          'train_bpe(["aa"], len(SPECIAL) + 256)')
+    check(len(answer) == 256, "special tokens and tokens together are vocab_size",
+          'train_bpe(["aa"], len(SPECIAL) + 256)')
     check(len(ask([], first + 300)) == 256, "it stops when nothing is left to merge",
-          "train_bpe([], len(MARKS) + 300)")
+          "train_bpe([], len(SPECIAL) + 300)")
     a, b, c = letters[:3]
     for property, texts in (("merges never cross chunks", [f"{a} {b}"] * 3 + [f"{b}{c}"]),
                             ("ties go to the smaller bytes", [f"{c}{a} {b}{a} {a}{c}"]),
@@ -52,131 +52,106 @@ def P1(ask, rng):
                             ("letters that are several bytes long", ["äö äö ä"])):
         for more in (1, 2, 3):
             check(ask(texts, first + 256 + more) == bpe(texts, first + 256 + more), property,
-                  f"train_bpe({texts}, len(MARKS) + {256 + more})")
+                  f"train_bpe({texts}, len(SPECIAL) + {256 + more})")
     for _ in range(4):
         texts, size = [" ".join(word() for _ in range(6)) for _ in range(4)], first + 256 + rng.randint(3, 12)
         check(ask(texts, size) == bpe(texts, size), "random texts", f"train_bpe({texts}, {size})")
 
 
-def turn_of(positions, D):
-    """cos, sin and swap as GPT makes them."""
-    angle = positions[:, None].double() / 10000 ** (torch.arange(D // 2).double() / (D // 2))
-    angle = angle.repeat_interleave(2, dim=1)
-    swap = torch.block_diag(*[torch.tensor([[0.0, 1.0], [-1.0, 0.0]])] * (D // 2))
-    return angle.cos().float(), angle.sin().float(), swap
-
-
-def P2(ask, rng):
-    x, D = normal(rng, 2, 3, 5, 8), 8
-    turn = turn_of(torch.arange(5), D)
-    y = ask(x, turn)
-    of_shape(y, x.shape, "rotate(x (2, 3, 5, 8), turn)")
-    check(close(y[:, :, 0], x[:, :, 0]), "position 0 is not turned", "x (2, 3, 5, 8)")
-    check(close(y.norm(dim=-1), x.norm(dim=-1)), "lengths stay", "x (2, 3, 5, 8)")
-    pairs = torch.view_as_complex(x.double().view(2, 3, 5, 4, 2))
-    angle = torch.arange(5)[:, None] / 10000 ** (torch.arange(4) / 4)
-    expected = torch.view_as_real(pairs * torch.polar(torch.ones(5, 4).double(), angle.double())).flatten(-2)
-    conjugate = torch.view_as_real(pairs * torch.polar(torch.ones(5, 4).double(),
-                                                       -angle.double())).flatten(-2)
-    check(not close(y, conjugate), "it turns in the right direction", "(1, 0) by a quarter becomes (0, 1)")
-    check(close(y, expected), "neighbouring channels (2i, 2i + 1) are turned by their angle",
-          "x (2, 3, 5, 8)")
-    one, where = normal(rng, 3, 2, D), torch.tensor([4, 0, 2])
-    cos, sin, swap = turn_of(where, D)
-    y = ask(one, (cos[:, None], sin[:, None], swap))
-    of_shape(y, one.shape, "rotate(x (B, heads, D), turn (B, 1, D))")
-    check(close(y[1], one[1]), "a row has its own position", "positions 4, 0, 2")
-    check(close(ask(x * 2, turn), expected * 2), "it is linear in x")
-    half = ask(x.half(), (turn[0], turn[1], turn[2].half()))
-    check(half.dtype == torch.float16, "the result has the type of x", "x in float16, cos and sin in float32")
-
-
-def plain_attention(q, k, v):
-    """One query head at a time, one query at a time."""
-    B, H, T, D = q.shape
-    K, out = k.size(1), torch.zeros(B, H, T, D)
-    for b in range(B):
-        for h in range(H):
-            kv = h // (H // K)
-            for t in range(T):
-                weights = torch.softmax(k[b, kv, :t + 1] @ q[b, h, t] / math.sqrt(D), dim=0)
-                out[b, h, t] = weights @ v[b, kv, :t + 1]
-    return out
+def angles(positions, D):
+    """cos and sin, (1 or B, T, 1, D/2), as GPT makes them. positions (1 or B, T)."""
+    angle = positions[..., None].double() / 10000 ** (torch.arange(D // 2).double() / (D // 2))
+    return angle.cos().float()[:, :, None], angle.sin().float()[:, :, None], angle
 
 
 def P3(ask, rng):
-    for H, K, T, property in ((2, 2, 5, "each head has its own keys"),
-                              (4, 1, 6, "all heads share one key head"),
-                              (4, 2, 6, "groups of neighbouring heads share a key head"),
-                              (2, 1, 190, "rows longer than a block of queries")):
-        q, k, v = normal(rng, 2, H, T, 4), normal(rng, 2, K, T, 4), normal(rng, 2, K, T, 4)
-        y, shape = ask(q, k, v), f"q (2, {H}, {T}, 4), k and v (2, {K}, {T}, 4)"
-        of_shape(y, q.shape, "attend", shape)
-        check(close(y[:, :, 0], v[:, :, 0].repeat_interleave(H // K, dim=1)),
-              "the first token sees itself alone", shape)
-        later_k, later_v = k.clone(), v.clone()
-        later_k[:, :, T // 2:], later_v[:, :, T // 2:] = normal(rng, 2, K, T - T // 2, 4), 9.0
-        check(close(ask(q, later_k, later_v)[:, :, :T // 2], y[:, :, :T // 2]), "no token sees a later one",
-              shape)
-        expected = plain_attention(q, k, v)
-        D = q.size(-1)
-        check(not close(y, plain_attention(q * D ** 0.5, k, v)), "scores are divided by the root of D", shape)
-        check(close(y, expected, 1e-3), property, shape)
-    check(close(ask(q[:, :, :3], k[:, :, :3], v[:, :, :3] + 5),
-                plain_attention(q[:, :, :3], k[:, :, :3], v[:, :, :3]) + 5, 1e-3),
-          "weights sum to 1", "v + 5")
-    _, grads = ask.grad([0, 2], q, k, v)
-    check(all(type(g) is torch.Tensor and bool((g != 0).any()) for g in grads),
-          "gradients flow to queries and values", "y.sum().backward()")
+    x, shape = normal(rng, 2, 5, 3, 8), "x (2, 5, 3, 8)"
+    cos, sin, angle = angles(torch.arange(5)[None], 8)
+    y = ask(x, cos, sin)
+    of_shape(y, x.shape, f"rotate, {shape}", shape)
+    check(close(y[:, 0], x[:, 0]), "position 0 is not turned", shape)
+    check(close(y.norm(dim=-1), x.norm(dim=-1)), "lengths stay", shape)
+
+    def turned(sign):
+        pairs = torch.complex(x[..., :4].double(), x[..., 4:].double())
+        pairs = pairs * torch.polar(torch.ones_like(angle), sign * angle)[:, :, None]
+        return torch.cat([pairs.real, pairs.imag], dim=-1)
+
+    check(not close(y, turned(-1)), "it turns in the right direction", "(3, 4) by a quarter becomes (-4, 3)")
+    check(close(y, turned(1)), "channels i and i + D/2 are a pair, turned by their angle", shape)
+    rows, where = normal(rng, 3, 2, 2, 8), torch.tensor([[4, 5], [0, 1], [0, 0]])
+    cos_of_row, sin_of_row, _ = angles(where, 8)
+    y = ask(rows, cos_of_row, sin_of_row)
+    of_shape(y, rows.shape, "rotate with cos and sin (B, T, 1, D/2)")
+    check(close(y[2], rows[2]) and not close(y[1, 1], rows[1, 1]), "a row has its own positions",
+          f"positions {where.tolist()}")
+    check(close(ask(x * 2, cos, sin), ask(x, cos, sin) * 2), "it is linear in x", shape)
+    check(ask(x.half(), cos, sin).dtype == torch.float16, "the result has the type of x",
+          "x in float16, cos and sin in float32")
+
+
+def plain_attention(q, k, v, mask, scale=0.5):
+    """One query at a time."""
+    B, T, H, _ = q.shape
+    out = torch.zeros(q.shape)
+    for b in range(B):
+        for t in range(T):
+            for h in range(H):
+                weights = torch.softmax(k[b] @ q[b, t, h] * scale + mask[b % len(mask), t, 0], dim=0)
+                out[b, t, h] = weights @ v[b]
+    return out
 
 
 def P4(ask, rng):
-    B, H, K, T, D = 3, 4, 2, 6, 4
-    q, keys, values = normal(rng, B, H, D), normal(rng, B, K, T, D), normal(rng, B, K, T, D)
-    bias = torch.zeros(B, K, 1, T)
-    shape = "q (3, 4, 4), keys (3, 2, 6, 4)"
-    y = ask(q, keys, values, bias)
-    of_shape(y, q.shape, "attend_cached", shape)
-    expected = lambda keys, values: torch.stack([torch.stack([
-        torch.softmax(keys[b, h // 2] @ q[b, h] / 2.0,
-                      dim=0) @ values[b, h // 2] for h in range(H)]) for b in range(B)])
-    unscaled = torch.stack([torch.stack([torch.softmax(keys[b, h // 2] @ q[b, h], dim=0) @ values[b, h // 2]
-                                         for h in range(H)]) for b in range(B)])
-    check(not close(y, unscaled), "scores are divided by the root of D", shape)
-    check(close(y, expected(keys, values)), "neighbouring heads share keys and values", shape)
-    bias[1, :, :, 4:] = -math.inf
-    hidden = ask(q, keys, values, bias)
-    of_shape(hidden, q.shape, "with hidden columns", "bias -inf in two columns of row 1")
-    check(close(hidden[[0, 2]], y[[0, 2]]), "what is hidden in one row is not hidden in the others",
-          "bias -inf in two columns of row 1")
-    check(close(hidden[1], expected(keys[:, :, :4], values[:, :, :4])[1]), "hidden columns have no weight",
-          "bias -inf in two columns of row 1")
-    bias[0, :, :, :3] = math.log(2.0)
-    soft = torch.softmax(keys[0, 1] @ q[0, 3] / 2.0 + bias[0, 1, 0], dim=0) @ values[0, 1]
-    check(close(ask(q, keys, values, bias)[0, 3], soft), "the bias is added to the scaled scores",
-          "a bias of log 2")
-    one = ask(q[:1], keys[:1, :, :1], values[:1, :, :1], torch.zeros(1, K, 1, 1))
-    check(close(one[0], values[0, :, 0].repeat_interleave(2, dim=0)), "a single column has all the weight",
-          "T = 1")
+    B, T, H, S, D = 3, 4, 2, 6, 4                                            # two tokens were read before
+    q, k, v = normal(rng, B, T, H, D), normal(rng, B, S, D), normal(rng, B, S, D)
+    free = torch.zeros(1, T, 1, S)
+    causal = free.masked_fill((torch.arange(S) > torch.arange(S - T, S)[:, None])[None, :, None], -1e9)
+    shape = "q (3, 4, 2, 4), k and v (3, 6, 4)"
+    y = ask(q, k, v, free)
+    of_shape(y, q.shape, "attend", shape)
+    check(not close(y, plain_attention(q, k, v, free, scale=1.0)), "scores are divided by the root of D",
+          shape)
+    check(close(y, plain_attention(q, k, v, free), 1e-3), "each head of each token looks at all keys", shape)
+    y = ask(q, k, v, causal)
+    check(close(y, plain_attention(q, k, v, causal), 1e-3), "masked keys have no weight", "a causal mask")
+    check(close(ask(q, k, v + 5, causal), y + 5, 1e-3), "weights sum to 1", "v + 5")
+    later_k, later_v = k.clone(), v.clone()
+    later_k[:, 4:], later_v[:, 4:] = normal(rng, B, 2, D), 9.0
+    check(close(ask(q, later_k, later_v, causal)[:, :2], y[:, :2]), "no token sees a later one",
+          "the last two keys and values change")
+    mask = causal.repeat(B, 1, 1, 1)
+    mask[1, :, :, :2] = -1e9
+    y = ask(q, k, v, mask)
+    check(close(y, plain_attention(q, k, v, mask), 1e-3), "each row has its own mask",
+          "two columns of row 1 are padding")
+    mask[2, 1, :, :3] = math.log(2.0)
+    check(close(ask(q, k, v, mask), plain_attention(q, k, v, mask), 1e-3),
+          "the mask is added to the scaled scores", "log 2 in the mask")
+    one = ask(q[:1, :1], k[:1, :1], v[:1, :1], torch.zeros(1, 1, 1, 1))
+    check(close(one[0, 0], v[0, 0].expand(H, D)), "a single key has all the weight", "T = S = 1")
+    _, grads = ask.grad([0, 1, 2], q, k, v, causal)
+    check(all(type(g) is torch.Tensor and bool((g != 0).any()) for g in grads),
+          "gradients flow to queries, keys and values", "attend(...).sum().backward()")
 
 
-def P11(ask, rng):
-    V, C = 12, 5
-    model = Simple(embed=normal(rng, V, C), out=normal(rng, C, V))
-    hidden = lambda ids: model.embed[ids].cumsum(dim=1) @ model.out          # (B, T, V)
-    ids = torch.tensor([[rng.randrange(V) for _ in range(7)] for _ in range(3)])
-    boxed = type("Model", (), {})()
-    boxed.embed, boxed.out = model.embed, model.out
-    for property, places in (("the logits at a token come from what stands before it",
-                              [(0, 2), (1, 5), (2, 3)]),
-                             ("rows come in order", [(2, 1), (0, 4), (0, 3), (1, 6)]),
-                             ("a first token that is masked has nothing before it: left out",
-                              [(0, 0), (1, 3), (2, 0), (2, 6)])):
-        mask = torch.zeros(3, 7, dtype=torch.bool)
+def P5(ask, rng):
+    V, C, B, T = 12, 5, 3, 7
+    embed, out = normal(rng, V, C), normal(rng, C, V)
+    boxed = type("Model", (), {})()                # child.py makes its Model of it
+    boxed.embed, boxed.out = embed, out
+    ids = torch.tensor([[rng.randrange(V) for _ in range(T)] for _ in range(B)])
+
+    def hidden(padding):
+        x = embed[ids] * (torch.arange(T) >= padding[:, None])[:, :, None]
+        return x.cumsum(dim=1) @ out                                         # (B, T, V)
+
+    def compare(places, property, padding=None):
+        mask = torch.zeros(B, T, dtype=torch.bool)
         for b, t in places:
             mask[b, t] = True
-        example = f"mask True at {places}"
-        answer = ask(boxed, ids, mask)
+        example = f"mask True at {places}" + ("" if padding is None else f", padding {padding.tolist()}")
+        answer = ask(boxed, ids, mask) if padding is None else ask(boxed, ids, mask, padding)
         check(two_tensors(answer), "it returns logits and targets", example)
         logits, targets = answer
         kept = sorted((b, t) for b, t in places if t > 0)
@@ -184,16 +159,77 @@ def P11(ask, rng):
         check(targets.tolist() == [int(ids[b, t]) for b, t in kept],
               property if named else "targets are the tokens under the mask", example)
         of_shape(logits, (len(kept), V), "logits", example)
-        expected = torch.stack([hidden(ids)[b, t - 1] for b, t in kept])
-        at_own = torch.stack([hidden(ids)[b, t] for b, t in kept])
-        check(not close(logits, at_own), "no token is predicted from itself", example)
-        check(close(logits, expected, 1e-3), property, example)
+        x = hidden(torch.zeros(B, dtype=torch.long) if padding is None else padding)
+        check(not close(logits, torch.stack([x[b, t] for b, t in kept])), "no token is predicted from itself",
+              example)
+        check(close(logits, torch.stack([x[b, t - 1] for b, t in kept]), 1e-3), property, example)
+        return mask
+
+    compare([(0, 2), (1, 5), (2, 3)], "the logits at a token come from the hidden state before it")
+    compare([(2, 1), (0, 4), (0, 3), (1, 6)], "rows come in order")
+    mask = compare([(0, 0), (1, 3), (2, 0), (2, 6)],
+                   "a first token that is masked has nothing before it, and is left out")
+    compare([(0, 5), (1, 3), (2, 6)], "the model is told the padding", torch.tensor([3, 0, 2]))
     _, (grad,) = ask.grad([0], boxed, ids, mask)
     check(type(grad) is torch.Tensor and bool((grad != 0).any()), "gradients flow to the model",
           "logits.sum().backward()")
 
 
-def P5(ask, rng):
+def P6(ask, rng):
+    def near(args, expected, property):
+        answer = ask(*args)
+        example = f"learning_rate{tuple(args)}"
+        check(type(answer) in (float, int), "it returns a number", example)
+        check(abs(answer - expected) < 1e-6, property, example)
+
+    peak = rng.uniform(0.5, 2.0)
+    near((peak, 0, 100), peak / 20, "the first step has peak / warmup, and not 0")
+    near((peak, 9, 100), peak / 2, "it rises linearly over the warmup")
+    near((peak, 19, 100), peak, "the last step of the warmup has the peak")
+    near((peak, 35, 100), peak, "then it is flat")
+    near((peak, 50, 100), peak, "it falls over the last share of the steps alone")
+    near((peak, 75, 100), peak / 2, "it falls linearly to 0")
+    near((peak, 99, 100), peak / 50, "the last step is one step before 0")
+    near((peak, 4, 100, 10), peak / 2, "warmup is an argument")
+    near((peak, 90, 100, 10, 0.2), peak / 2, "decay is an argument")
+    near((peak, 60, 100, 10, 0.2), peak, "decay is an argument")
+    for _ in range(10):
+        steps, warmup, decay = rng.randint(60, 300), rng.randint(2, 20), rng.choice([0.2, 0.3, 0.5])
+        step = rng.randrange(steps)
+        up, down = min(1.0, (step + 1) / warmup), min(1.0, (steps - step) / (decay * steps))
+        near((peak, step, steps, warmup, decay), peak * up * down, "random steps")  # one of both is 1
+
+
+def P7(ask, rng):
+    def compare(rows, T, property, value=None):
+        answer = ask(rows) if value is None else ask(rows, value)
+        example = f"rows of lengths {[len(row) for row in rows]}"
+        check(two_tensors(answer), "it returns ids and padding", example)
+        ids, padding = answer
+        check(tuple(ids.shape) == (len(rows), T), "T is the least multiple of 16 that holds the longest row",
+              example)
+        check(ids.dtype == padding.dtype == torch.int64, "both hold whole numbers, int64", example)
+        check(padding.tolist() == [T - len(row) for row in rows],
+              "padding counts what was added to each row", example)
+        fill = PAD if value is None else value
+        check(all(ids[i, T - len(row):].tolist() == list(row) for i, row in enumerate(rows)),
+              "each row stands on the right", example)
+        check(all(ids[i, :T - len(row)].tolist() == [fill] * (T - len(row)) for i, row in enumerate(rows)),
+              property, example)
+
+    row = lambda length: [rng.randrange(13, 700) for _ in range(length)]
+    compare([row(3), row(1)], 16, "what is added is PAD")
+    compare([row(16)], 16, "a row of 16 needs no padding")
+    compare([row(5), row(17), row(16)], 32, "what is added is PAD")
+    compare([tuple(row(4)), tuple(row(2))], 16, "a row may be a tuple")
+    compare([row(3), row(2)], 16, "what is added is `value`", 7)
+    for _ in range(3):
+        lengths = [rng.randint(1, 70) for _ in range(4)]
+        compare([row(length) for length in lengths], math.ceil(max(lengths) / 16) * 16, "random rows")
+    check(ask([row(2)], 0, device="cpu")[0].device.type == "cpu", "device is an argument", 'device="cpu"')
+
+
+def P8(ask, rng):
     B, V = 64, 8
     logits = 2 * normal(rng, B, V)
     u = torch.tensor([rng.random() for _ in range(B)])
@@ -228,4 +264,4 @@ def P5(ask, rng):
     check(torch.equal(ids, logits.argmax(dim=-1)), "T = 0 takes the most likely token",
           f"logits {rounded(logits[0])}")
     check(close(logp, logits.log_softmax(dim=-1).max(dim=-1).values, 1e-3),
-          "at T = 0 log-probabilities are those at T = 1")
+          "at T = 0 log-probabilities are those at T = 1", f"logits {rounded(logits[0])}")
