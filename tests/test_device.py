@@ -1,5 +1,6 @@
 """The method on a second device, without a GPU: its tensors compute, but refuse to meet those of the CPU."""
 
+import contextlib
 import json
 import random
 
@@ -11,14 +12,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 import metarm
 import sample
 import spct
-from config import Config
 from data.annotators import annotate
-from data.judgement import Judgement, judgement_parts, read_judgement, render_prompt
+from data.judgement import Judgement, judgement_parts, prompt_parts, read_judgement
 from data.world import make_items
-from model import RewardModel, pad_rows
-from run import Run
+from model import RewardModel, pad_left
 
-DEVICE = "meta"   # besides "cpu" the one name that every build of torch can use
+DEVICE = "meta"   # beside "cpu", the one name that every build of torch can use
 
 
 class Away(torch.Tensor):
@@ -74,45 +73,47 @@ def second_device(monkeypatch):
         yield
 
 
-def method(tok, device, folder):
-    """All that computes, once and as small as can be: pre-training, RFT, sampling, RL, a Meta RM and its
-    guided votes -> what came out."""
-    run = Run(Config(device=device, dtype="float32", n_layer=1, n_head=2, n_embd=16, block_size=224,
-                     pretrain_tokens=3000, pretrain_rows=2, rft_rows=1, rft_epochs=1, rl_steps=1,
-                     rl_points=2, group=2, rl_keep=2, rl_updates=2, meta_items=2, meta_samples=1),
-              str(folder))
-    points = make_items(0, "train", 6, least=2, most=2)
+def method(tok, device, folder, monkeypatch):
+    """All that computes, once and as small as can be: pre-training, RFT, sampling, RL, a Meta RM and its guided
+    votes -> what came out."""
+    cfg = spct.Config(device=device, dtype="float32", n_layer=1, n_head=2, n_embd=16, block_size=224,
+                      pretrain_tokens=3000, pretrain_rows=2, rft_rows=1, rft_epochs=1, rl_steps=2, rl_items=2,
+                      group=2, rl_lr=1e-2, out=str(folder))
+    items = make_items(0, "train", 6, least=2, most=2)
     experts = []
-    for i, item in enumerate(points):
-        prompt = tuple(tok.encode(render_prompt(item.query, item.responses)))
+    for i, item in enumerate(items):
+        prompt = tok.encode(prompt_parts(item.query, item.responses))
         ids = tok.encode(judgement_parts(*annotate(random.Random(i), item, "expert")))
-        experts.append(Judgement(item.id, 0, [0, 1], 0, prompt, ids, 0.0, *read_judgement(tok, ids, [0, 1])))
+        j = Judgement(item.id, 0, [0, 1], 0, prompt, ids, 0.0)
+        j.principles, j.critiques, j.scores = read_judgement(tok, ids, [0, 1])
+        experts.append(j)
 
-    def judge(model, tok, items, k, *more, **kwargs):
-        """As sampled, but for the first sample, which is an expert's: else there would be nothing to
-        reward."""
-        groups = sample.judge(model, tok, items, k, *more, **kwargs)
+    def judge(model, tok, batch, *more, **kwargs):
+        """As sampled, but for the first sample, which is an expert's: else there would be nothing to reward."""
+        groups = sample.judge(model, tok, batch, *more, **kwargs)
         return [[next(j for j in experts if j.item == group[0].item), *group[1:]] for group in groups]
 
-    base = spct.pretrain(run, tok)
-    tuned = spct.rft(run, base, spct.rft_examples(run.cfg, tok, experts))
-    wrong = [[Judgement(item.id, 0, [0, 1], 0, (), [], 0.0)] for item in points]
-    policy = spct.rl(run, tok, tuned, points, wrong, judge)
-    guide = spct.meta_rm(run, tok, "rl", policy, [[j] for j in experts], points)
-    metarm.score(guide, experts)
-    [[greedy]] = sample.judge(policy, tok, points[:1], 1, 0, "greedy", temperature=0)
-    losses = [json.loads(line)["loss"] for unit in ("base", "rft", "rl", "meta-rl")
-              for line in open(run.path(f"metrics-{unit}.jsonl"))]
+    monkeypatch.setattr(spct, "autocast", lambda cfg: contextlib.nullcontext())      # it knows no such device
+    monkeypatch.setattr(spct, "judge", judge)
+    base = spct.pretrain(cfg, tok)
+    rft = spct.finetune(cfg, tok, base, experts)
+    policy = spct.reinforce(cfg, tok, rft, items)
+    groups = [[j, Judgement(j.item, 1, [0, 1], 0, j.prompt, j.ids[:5], 0.0)] for j in experts]
+    meta = spct.train_meta_rm(cfg, policy, groups, items)
+    metarm.rate(meta, [experts])
+    [[greedy]] = sample.judge(policy, tok, items[:1], 1, 0, temperature=0)
+    losses = [json.loads(line)["grad_norm"] for name in ("base", "rft", "rl", "meta")
+              for line in open(folder / f"metrics-{name}.jsonl")]
     return {"losses": losses, "meta": [j.meta for j in experts], "greedy": greedy.ids,
-            "vote": metarm.guided_vote(experts, 3)}, policy, guide
+            "vote": metarm.vote_guided(experts)}, policy, meta
 
 
-def test_method_on_a_second_device(tok, tmp_path, second_device):
+def test_method_on_a_second_device(tok, tmp_path, monkeypatch, second_device):
     """Guards against a tensor that stays on the CPU when the run's device is another one: on a GPU the method
-    would stop. Both devices must find the same, up to the rounding of another attention kernel."""
+    would stop."""
     (tmp_path / "away").mkdir()
-    here, *_ = method(tok, "cpu", tmp_path)
-    away, *models = method(tok, DEVICE, tmp_path / "away")
+    here, *_ = method(tok, "cpu", tmp_path, monkeypatch)
+    away, *models = method(tok, DEVICE, tmp_path / "away", monkeypatch)
     assert all(isinstance(p, Away) for model in models for p in [*model.parameters(), *model.buffers()])
     assert len(here["losses"]) > 8 and len(set(here["meta"])) > 1
     assert away["losses"] == pytest.approx(here["losses"], abs=2e-3)
@@ -128,15 +129,15 @@ def stays(array, from_numpy=torch.from_numpy):
 
 
 @pytest.mark.parametrize("where, name, mistake", [
-    (torch, "zeros", lambda *shape, device=None, real=torch.zeros: real(*shape)),     # Muon's momentum
+    (torch, "zeros", lambda *shape, device=None, real=torch.zeros, **more: real(*shape, **more)),
     (torch, "from_numpy", stays),                  # rows, random numbers
     (RewardModel, "to", lambda self, device: self),
-    (spct, "pad_rows", lambda rows, value=0, device="cpu": pad_rows(rows, value)),
-    (sample, "pad_rows", lambda rows, value=0, device="cpu": pad_rows(rows, value)),
-    (metarm, "pad_rows", lambda rows, value=0, device="cpu": pad_rows(rows, value))])
+    (spct, "pad_left", lambda rows, value=0, device="cpu": pad_left(rows, value)),
+    (sample, "pad_left", lambda rows, value=0, device="cpu": pad_left(rows, value)),
+    (metarm, "pad_left", lambda rows, value=0, device="cpu": pad_left(rows, value))])
 def test_mistakes_with_devices_are_found(tok, tmp_path, monkeypatch, second_device, where, name, mistake):
-    """Guards against a second device that lets mistakes pass: a factory call without a device, a tensor of
-    numpy that is not moved, a module that is not moved, batches that are not moved."""
+    """Guards against a second device that lets mistakes pass: a factory call without a device, a tensor of numpy
+    or a module that is not moved, batches that are not moved."""
     monkeypatch.setattr(where, name, mistake)
     with pytest.raises(RuntimeError, match="a tensor of the CPU meets"):
-        method(tok, DEVICE, tmp_path)
+        method(tok, DEVICE, tmp_path, monkeypatch)

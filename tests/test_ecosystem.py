@@ -1,5 +1,5 @@
-"""Other people's tools, the real ones, on our files and with our judge. Nothing else needs them, and they do
-not agree on a version of transformers, so that each has an environment of its own:
+"""Other people's tools, the real ones, on our files and with our judge. Nothing else needs them. They do not
+agree on a version of transformers, so that each has an environment of its own:
 
     pip install -r requirements.txt trl==1.16.0 transformers==5.24.0
     pip install -r requirements.txt transformers==4.51.0 datasets pandas accelerate sentencepiece protobuf
@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 import data.preferences
-from data.judgement import correct, vote
-from report import coin_flip
-from sample import SHIPPED, judge, load_judge
+from data.judgement import correct, vote_sum
+from data.tokenizer import load_tokenizer
+from model import load_model
+from report import tie_broken
+from sample import BUNDLED, judge
 
 os.environ["HF_HUB_OFFLINE"] = "1"                 # nothing is downloaded
 
@@ -33,10 +35,11 @@ def exported(tmp_path):
     def export(format, name="items.jsonl", count=24):
         path = str(tmp_path / name)
         data.preferences.export(path, "test", count, 0, format)
-        items, _ = data.preferences.load(path)
-        policy, tok, _ = load_judge(SHIPPED, "rl", "cpu")
-        ballots = [[j.scores for j in group] for group in judge(policy, tok, items, 2, 0, "ecosystem")]
-        return path, items, [vote(b) or [0] * item.n for item, b in zip(items, ballots)]
+        items = data.preferences.read_items(path)
+        tok = load_tokenizer(os.path.join(BUNDLED, "tokenizer.tiktoken"))
+        groups = judge(load_model(os.path.join(BUNDLED, "rl.pt")), tok, items, 2, seed=0)
+        sums = [vote_sum([j.scores for j in group]) for group in groups]
+        return path, items, [s or [0] * item.n for item, s in zip(items, sums)]
     return export
 
 
@@ -48,7 +51,7 @@ def test_rewardbench_pairs(exported, tmp_path, monkeypatch):
     monkeypatch.setattr(utils, "CORE_EVAL_SET", str(tmp_path / "pairs"))
     rows, subsets = utils.load_eval_dataset(custom_dialogue_formatting=True)
     assert list(rows["id"]) == [item.id for item in items]
-    assert list(subsets) == [item.subset for item in items]
+    assert list(subsets) == [item.domain for item in items]
     for row, item in zip(rows, items):
         assert [m["content"] for m in row["text_chosen"]] == [item.query, item.responses[item.best]]
         assert [m["content"] for m in row["text_rejected"]] == [item.query, item.responses[1 - item.best]]
@@ -60,7 +63,7 @@ def test_rewardbench_pairs(exported, tmp_path, monkeypatch):
 
 
 def test_rewardbench_best_of_n(exported):
-    """The same for best of n, where its scorer gives the coin-flip number for ties."""
+    """The same for best of n, where its scorer breaks ties at random."""
     utils = need("rewardbench", "0.1.4").utils
     path, items, scores = exported("best-of-n")
     rows, subsets, totals, _ = utils.load_bon_dataset_v2(path, custom_dialogue_formatting=True,
@@ -71,7 +74,7 @@ def test_rewardbench_best_of_n(exported):
     column = [said[row["text"][0]["content"], row["text"][1]["content"]] for row in rows]
     rows = rows.remove_columns(["text"]).add_column("text", range(len(rows))).add_column("scores", column)
     rolled = utils.reroll_and_score_dataset(rows, list(totals))
-    ours = [coin_flip(s, item.gold) for s, item in zip(scores, items)]
+    ours = [tie_broken(s, item.gold) for s, item in zip(scores, items)]
     assert list(rolled["results"]) == pytest.approx(ours)
 
 

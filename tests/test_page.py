@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import select
 import shutil
@@ -10,46 +11,72 @@ import time
 
 import pytest
 
-import metarm
-import page
-import sample
+import report
+from data import UserError
+from data.annotators import annotate
+from data.judgement import Judgement, judgement_parts, prompt_parts, read_judgement, write_judgements
+from data.tokenizer import save_tokenizer
 from data.world import make_items
-from run import read_json
-from sample import SHIPPED, judge, load_judge
+from metarm import RULES
+from model import GPT, GPTConfig, save_model
+from web import page
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-REFERENCE = os.path.join(ROOT, "experiments", "reference", "cpu-seed1")
 HOSTILE = ["</script><script>window.hacked = 1</script>", '<img src=x onerror="window.hacked = 1">',
            "\u202eabc\u2028\u2029 DATA POLICY", "x" * 10_000]
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
-def data_of(count=4):
-    """A page's data: the reference run's numbers, some items judged by what comes along, its first responses
-    replaced by hostile ones in what is shown."""
-    base, tok, _ = load_judge(SHIPPED, "base", "cpu")
-    rl, _, _ = load_judge(SHIPPED, "rl", "cpu")
-    items = make_items(0, "test", count, least=2)
-    meta = load_judge(SHIPPED, "rl", "cpu", guided=True)[2]
-    draw = lambda model, k, T: judge(model, tok, items, k, 0, "page", T, shuffle=T > 0)
-    of_item = {name: [(greedy[0], votes) for greedy, votes in zip(draw(model, 1, 0.0), draw(model, 8, 1.0))]
-               for name, model in (("base", base), ("rl", rl))}
-    metarm.score(meta, sum((votes for _, votes in of_item["rl"]), []))
-    found = [page.item_data(item, {name: of_item[name][i] for name in of_item}, tok)
-             for i, item in enumerate(items)]
-    for item, text in zip(found, HOSTILE):
-        item["responses"][0] = text
-    with open(os.path.join(REFERENCE, "metrics-rl.jsonl")) as f:
-        curves = [json.loads(line) for line in f]
-    results = read_json(os.path.join(REFERENCE, "results.json"))
-    return {"title": "a <b>run</b>", "results": results, "curves": curves, "kinds": page.KINDS,
-            "parameters": 1, "items": found, "of": count}
+def judged(tok, items, k, skills):
+    """k judgements of each item by simulated annotators. One in eight lacks its first token, and
+    does not parse."""
+    groups, rng = [], random.Random(0)
+    for item in items:
+        groups.append([])
+        for sample in range(k):
+            ids = tok.encode(judgement_parts(*annotate(rng, item, rng.choice(skills))))
+            prompt = tok.encode(prompt_parts(item.query, item.responses))
+            j = Judgement(item.id, sample, list(range(item.n)), 0, prompt, ids[rng.random() < 1 / 8:], -9.0)
+            groups[-1].append(j)
+            try:
+                j.principles, j.critiques, j.scores = read_judgement(tok, j.ids, j.order)
+                j.meta = rng.gauss(0, 1)
+            except ValueError as reason:
+                j.status = str(reason)
+    return groups
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory):
-    """-> path of a page, its data"""
-    path, data = str(tmp_path_factory.mktemp("page") / "report.html"), data_of()
+def run(tok, tmp_path_factory):
+    """-> folder of a run whose judges are simulated annotators."""
+    folder, stages = tmp_path_factory.mktemp("run"), {}
+    items = make_items(0, "test", 24, least=2)
+    single, ood = make_items(0, "test", 8, most=1), make_items(0, "ood", 8, least=2)
+    every = {"base": ["careless"], "rft": ["careless", "average"], "rl": ["average", "expert"]}
+    for name, skills in every.items():
+        judge = lambda these, k: (these, judged(tok, these, k, skills))
+        sets = {"greedy": judge(items, 1), "votes": judge(items, 8), "single": judge(single, 1),
+                "ood": judge(ood, 2), "ood-greedy": judge(ood, 1)}
+        stages[name], _ = report.measure(sets, 0)
+        for part in ("greedy", "votes"):
+            write_judgements(str(folder / f"judgements-{name}-{part}.jsonl"), sets[part][1])
+    config = {"seed": 0, "eval_split": "test", "preset": "cpu", "device": "cpu", "dtype": "float32"}
+    results = {"items": 24, "config": config, "stages": stages, "seconds": {"pre-training": 1.0}}
+    (folder / "results.json").write_text(json.dumps(results))
+    names = ("reward", "kl", "entropy", "length", "zero_variance", "parses", "ties", "checks")
+    curves = [{"step": step} | dict.fromkeys(names, step / 7) for step in range(4)]
+    (folder / "metrics-rl.jsonl").write_text("".join(json.dumps(row) + "\n" for row in curves))
+    save_tokenizer(str(folder / "tokenizer.tiktoken"), tok)
+    save_model(str(folder / "rl.pt"), GPT(GPTConfig(704, 368, 1, 1, 16)))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def hostile(run, tmp_path_factory):
+    """-> path of a page, its data: four items, whose first responses are replaced by hostile ones."""
+    path, data = str(tmp_path_factory.mktemp("page") / "report.html"), page.run_data(run)
+    data["title"], data["items"] = "a <b>run</b>", data["items"][:4]
+    for item, text in zip(data["items"], HOSTILE):
+        item["responses"][0] = text
     page.write(path, data)
     return path, data
 
@@ -60,32 +87,51 @@ def embedded(path):
     return text, re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1]
 
 
-def test_data_stays_data(report):
+def test_data_stays_data(hostile):
     """Guards against a response that ends the script, and an address that the page could load from."""
-    path, data = report
+    path, data = hostile
     text, inside = embedded(path)
     assert json.loads(inside) == json.loads(json.dumps(data))
     assert "<" not in inside and inside.isascii()
-    with open(os.path.join(ROOT, "page.html"), encoding="utf-8") as f:
+    with open(page.TEMPLATE, encoding="utf-8") as f:
         template = f.read()
     addresses = set(re.findall(r"https?://[^\s\"<)]+", template))
     assert addresses == {"https://arxiv.org/abs/2504.02495", "http://www.w3.org/2000/svg"}   # a mere name
     assert "default-src 'none'" in text and "unsafe" not in text
 
 
-def test_marks_are_those_of_the_measures():
+def test_page_of_a_run(run, tmp_path):
+    """Guards against a page that lacks judgements or votes, and against a traceback where there is no run."""
+    page.main([run])
+    data = json.loads(embedded(os.path.join(run, "report.html"))[1])
+    assert data["of"] == 24 and data["items"] and len(data["curves"]) == 4
+    for item in data["items"]:
+        rl = item["stages"]["rl"]
+        assert set(rl["votes"]) == set(RULES) and len(rl["samples"]) == 8
+        last = rl["votes"]["plurality"][-1]
+        assert last["best"] is None or last["votes"][last["best"]] == max(last["votes"])
+    with pytest.raises(UserError, match="not the result of a finished run"):
+        page.main([str(tmp_path)])
+    for name in ("metrics-rl.jsonl", "judgements-rft-votes.jsonl"):
+        copy = str(tmp_path / name)
+        shutil.copytree(run, copy)
+        os.remove(os.path.join(copy, name))
+        with pytest.raises(UserError, match=name):
+            page.main([copy])
+
+
+def test_marks_are_those_of_the_measures(tok):
     """Guards against a viewer that calls true what the report counts as false."""
-    policy, tok, _ = load_judge(SHIPPED, "rl", "cpu")
-    items = make_items(1, "test", 6, least=2)
-    for item, group in zip(items, judge(policy, tok, items, 4, 0, "marks")):
+    items = make_items(1, "test", 20, least=2)
+    for item, group in zip(items, judged(tok, items, 4, ["careless", "average", "expert"])):
         for j in group:
             shown = page.judgement_data(j, item, tok)
             if j.scores is None:
                 assert "text" in shown
                 continue
-            marks = [{name: holds for name, _, _, holds in c["checks"]} for c in shown["critiques"]]
+            marks = [{name: true for name, _, _, true in c["checks"]} for c in shown["critiques"]]
             true = [found.get(name, False) for found in marks for name, _ in j.principles]
-            fit, checks, totals = page.faithfulness(j, item)
+            _, checks, totals = report.faithfulness(j, item)
             assert sum(true) / len(true) == pytest.approx(checks)
             assert sum(c["adds"] for c in shown["critiques"]) / item.n == pytest.approx(totals)
 
@@ -96,19 +142,6 @@ def test_items_are_chosen_by_the_rule():
              enumerate([[0], [2]] * 15 + [[0, 3]] * 4 + [[1, 5]])]
     chosen = [item["id"] for item in page.choose(items)]
     assert chosen == [*range(20), 30, 31, 32, 33, 34]
-
-
-def test_one_query(tmp_path, capsys):
-    """Guards against a page for a query that lacks samples, or a flag that destroys a file."""
-    path = str(tmp_path / "query.html")
-    flags = ["--query", "capital of peru?", "--response", "it is lima", "--response", HOSTILE[0][:20],
-             "--html", path]
-    sample.main(flags)
-    data = json.loads(embedded(path)[1])
-    [item] = data["items"]
-    assert len(item["stages"]["rl"]["samples"]) == 8 and item["gold"] is None and "results" not in data
-    with pytest.raises(sample.UserError):
-        sample.main(flags)
 
 
 class Browser:
@@ -170,9 +203,9 @@ class Browser:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium")
-def test_in_a_browser(report, tmp_path):
+def test_in_a_browser(hostile, tmp_path):
     """Guards against a page whose controls do nothing, whose text runs, or that its own policy stops."""
-    path, data = report
+    path, data = hostile
     browser = Browser(str(tmp_path / "profile"))
     try:
         browser.open("file://" + path)
@@ -194,12 +227,13 @@ def test_in_a_browser(report, tmp_path):
                                       ".slice(1).map(row => row.children[1].textContent)")
         slide = "e = document.getElementById('{}'); e.value = '{}'; e.dispatchEvent(new Event('{}'))"
         stage = data["items"][0]["stages"]["rl"]
-        for rule, digits in (("weighted", 2), ("plurality", 2), ("guided", 0), ("sum", 0)):
+        for rule in ("plurality", "guided", "sum"):
             browser.value(slide.format("vote", rule, "input"))
             for k in (1, 3, 8):                    # the slider adds votes
                 browser.value(slide.format("k", k, "input"))
-                expected = stage["votes"][rule][k - 1]
-                assert expected is None or votes() == [f"{v:.{digits}f}" for v in expected]
+                result = stage["votes"][rule][k - 1]
+                words = lambda v: f"{v[0]:.2f}, sum {v[1]}" if rule == "plurality" else str(v)
+                assert result is None or votes() == [words(v) for v in result["votes"]]
         browser.press("-")
         browser.press("-")
         browser.press("+")
@@ -216,10 +250,10 @@ def test_in_a_browser(report, tmp_path):
         assert text("place") == "1 of 4"
         browser.value("document.querySelector('#figure circle').focus()")
         assert "one sample" in text("hint")
-        subset = data["items"][-1]["subset"]
-        browser.value(slide.format("subset", subset, "change"))
-        assert text("place") == f"1 of {sum(item['subset'] == subset for item in data['items'])}"
-        browser.value(slide.format("subset", "", "change"))
+        domain = data["items"][-1]["domain"]
+        browser.value(slide.format("domain", domain, "change"))
+        assert text("place") == f"1 of {sum(item['domain'] == domain for item in data['items'])}"
+        browser.value(slide.format("domain", "", "change"))
         browser.value(slide.format("stage", "base", "change"))
         assert browser.value("document.querySelectorAll('.stage').length") == 1
         for kind in range(len(page.KINDS)):        # of the stage that is chosen

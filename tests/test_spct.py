@@ -1,394 +1,329 @@
+"""The rules of RFT and RL, the losses and the settings, against hand counts and exact sums."""
+
 import copy
-import inspect
 import itertools
 import json
-import re
-from contextlib import nullcontext
-from dataclasses import asdict, fields
+import math
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-import config
-import sample
+import metarm
+import report
 import spct
-from config import PRESETS, Config, check_values, parse_flags
-from data import UserError, preferences
-from data.annotators import corpus, pack
-from data.judgement import Judgement, render_prompt
+from data import UserError
+from data.judgement import Judgement, prompt_parts
 from data.tokenizer import END, HINT, PAD
 from data.world import Item, make_items
-from model import GPT, GPTConfig, Optimizer, token_logp, trapezoid
-from run import Run
-from sample import generate
-from spct import advantages, contrast, forget_hint, kl_k2, kl_k3, not_too_easy, policy_loss, update
+from model import GPT, GPTConfig, token_logp
+from sample import judge
+from spct import Config, group_advantages, kl_k2, kl_k3, micro_batches
 
 
-def make_config(argv):
-    return config.make_config(argv, spct.__doc__)
+def judgement(scores=None, prompt=(3, 4), ids=(5, 6, END), item="x"):
+    return Judgement(item, 0, [0, 1], 0, list(prompt), list(ids), 0.0, scores=scores)
 
 
-def judgement(scores=None, prompt=(3, 4), ids=(5, 6, END)):
-    return Judgement("x", 0, [0, 1], 0, tuple(prompt), list(ids), 0.0, scores=scores)
-
-# ----------------------------------------------------------------------------------------
-# Pre-training and RFT
-
-def test_pack_loses_nothing_and_learns_end_but_not_pad(tok):
-    """Guards against dropped or cut documents, END that is never learned, PAD that is."""
-    rng = np.random.default_rng(0)
-    documents = [(rng.integers(13, 99, rng.integers(1, 30)).tolist() + [END],) for _ in range(200)]
-    documents = [(d, [i >= len(d) // 2 for i in range(len(d))]) for (d,) in documents]
-    ids, mask = pack(documents, 40, 0)
-    assert ids.shape == mask.shape and ids.shape[1] == 40
-    assert not mask[ids == PAD].any() and mask[ids == END].all()
-    found = sorted(tuple(part) for row in ids for part in split_after(row[row != PAD].tolist(), END))
-    assert found == sorted(tuple(d) for d, _ in documents)
-    assert mask.sum() == sum(sum(m) for _, m in documents)
-    assert (ids == PAD).mean() < 0.1               # little padding waste
-    ids, mask = corpus(tok, 0, 20_000, 368)
-    assert (ids != PAD).sum() >= 20_000 and mask[ids == END].all() and not mask[ids == PAD].any()
-
-
-def split_after(row, token):
-    while row:
-        i = row.index(token) + 1
-        yield row[:i]
-        row = row[i:]
-
-
-def test_the_base_that_comes_along(tmp_path):
-    """Guards against a short run that starts from random weights, or from another tokenizer's."""
-    run = Run(Config(device="cpu", dtype="float32", pretrain_tokens=0), str(tmp_path))
-    tok = spct.make_tokenizer(run)
-    model, (there, shipped, _) = spct.pretrain(run, tok), sample.load_judge(sample.SHIPPED, "base", "cpu")
-    text = [" what is 230+481?"]
-    assert tok.encode(text) == shipped.encode(text)
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), there.state_dict().values()))
-
-
-def test_rejection_rules():
-    """Guards against RFT that keeps wrong samples, or points on which every sample is right."""
-    item = Item("x", "s", "q", ["a", "b"], [9, 2])
-    right, wrong, tie, failed = judgement([8, 3]), judgement([3, 8]), judgement([5, 5]), judgement(None)
-    assert spct.keep([right, wrong, right], item) == [right, right]
-    assert spct.keep([right, right, right], item) == []
-    assert spct.keep([wrong, tie, failed], item) == []
-    assert spct.keep_hinted([right], item) == [right] and spct.keep_hinted([tie], item) == []
-    points, samples = [item] * 3, [[right] * 3, [right, right, wrong], [wrong] * 3]
-    assert len(not_too_easy(points, samples)) == 2
-
-
-def test_rft_examples(tok):
-    """Guards against training on the hinted prompt (at test time nobody names the best response), on prompts,
-    on judgements that should have been rejected, and against a wrong share of general text."""
-    hinted, plain = (tok.encode(render_prompt("q", ["a", "b"], hint)) for hint in (0, None))
-    assert HINT in hinted and forget_hint(hinted) == plain == forget_hint(plain)
-    item = Item("x", "s", "q", ["a", "b"], [9, 2])
-    right, wrong = judgement([8, 3], plain, (15, END)), judgement([3, 8], plain, (16, END))
-    told, too_easy = judgement([8, 3], hinted, (17, 18, END)), judgement([3, 8], hinted, (19, END))
-    kept = spct.all_kept([item], [[right, wrong, right]], [[told], [too_easy]])
-    examples = spct.rft_examples(Config(), tok, kept)
-    mine = sorted([ids, mask] for ids, mask in examples if ids[:len(plain)] == plain)
-    unlearned = [False] * len(plain)
-    assert mine == [[plain + [15, END], unlearned + [True] * 2]] * 2 + [
-        [plain + [17, 18, END], unlearned + [True] * 3]]
-    assert len(examples) == 6                      # rft_general = 0.5: as many general texts
-
-
-@pytest.mark.parametrize("hinted", [0, 1])
-def test_rft_samples(tok, tmp_path, hinted):
-    """Guards against a run without hinted samples that fails, hints on points of one response, and samples
-    that are others when a run goes on than when it began."""
-    cfg = Config(device="cpu", dtype="float32", n_rft=2, hinted=hinted)
-    run, points = Run(cfg, str(tmp_path)), make_items(0, "train", 4) + make_items(0, "train", 2, most=1)
-    base = GPT(GPTConfig(tok.vocab_size, 160, 1, 2, 1, 16))
-    samples, told = spct.rft_samples(run, tok, base, points)
-    assert [len(s) for s in samples] == [2] * 6 and all(HINT not in j.prompt for s in samples for j in s)
-    several = [p.id for p in points if p.n > 1]
-    assert [s[0].item for s in told] == several * hinted and all(HINT in j.prompt for s in told for j in s)
-    again = Run(cfg, str(tmp_path))
-    tokens = lambda groups: [j.tokens for s in groups for j in s]
-    assert [*map(tokens, spct.rft_samples(again, tok, None, points))] == [tokens(samples), tokens(told)]
-
-
-def test_temperatures(tiny, tmp_path, monkeypatch):
-    """Guards against votes or a Meta RM's samples at another temperature than the one asked for, and against
-    RFT or RL from a tempered distribution, which is not the one that is trained."""
-    class Drawn(Exception):
-        """Carries the temperature."""
-
-    def judge(policy, tok, items, k, seed, purpose, temperature=sample.judge.__defaults__[0], **more):
-        raise Drawn(temperature)
-
-    def drawn(work, *args, **more):
-        with pytest.raises(Drawn) as caught:
-            work(*args, **more)
-        return caught.value.args[0]
-
-    monkeypatch.setattr(spct, "judge", judge)
-    cfg = Config(temperature=0.3, device="cpu", dtype="float32", rl_points=1, points=2)
-    run, points = Run(cfg, str(tmp_path)), make_items(0, "train", 2)
-    wrong = [[judgement()]] * 2
-    assert drawn(spct.meta_rm, run, None, "rl", tiny(), [], []) == 0.3
-    assert drawn(spct.rft_samples, run, None, None, points) == 1
-    assert drawn(spct.rl, run, None, tiny(), points, wrong, judge=judge) == 1
-    assert {part: T for part, (_, _, T) in spct.eval_sets(cfg).items()} == {
-        "greedy": 0, "votes": 0.3, "ood-greedy": 0, "ood": 0.3, "single": 0}
+ITEM = Item("x", "sums", "q", ["a", "b"], [9, 2])
+GOOD, BAD, TIE, FAILED = judgement([8, 3]), judgement([3, 8]), judgement([5, 5]), judgement(None)
 
 # ----------------------------------------------------------------------------------------
-# RL
+# RFT
+
+def test_rejection():
+    """Guards against RFT that keeps incorrect samples, or items on which every sample is correct."""
+    assert spct.keep([GOOD, BAD, GOOD], ITEM) == [GOOD, GOOD]
+    assert spct.keep([GOOD, GOOD, GOOD], ITEM) == [] == spct.keep([BAD, TIE, FAILED], ITEM)
+    assert spct.keep_hinted([GOOD, BAD, FAILED], ITEM) == [GOOD]
+    assert spct.too_easy([GOOD], ITEM) and not spct.too_easy([GOOD, TIE], ITEM)
+    assert [spct.reward(j, ITEM) for j in (GOOD, BAD, TIE, FAILED)] == [1.0, -1.0, -1.0, -1.0]
+
+
+def test_finetune_learns_judgements_without_hint_and_general_text(tok, monkeypatch):
+    """Guards against training on the hint, on prompts, and against a wrong share of general text."""
+    seen = {}
+    monkeypatch.setattr(spct, "train_lm", lambda cfg, name, model, ids, mask, *more: seen.update(
+        ids=ids, mask=mask, more=more, model=model))
+    prompt, hinted = (tok.encode(prompt_parts("q", ["a", "b"], hint)) for hint in (None, 0))
+    assert HINT in hinted and spct.forget_hint(hinted) == prompt == spct.forget_hint(prompt)
+    kept = [judgement([8, 3], hinted, (15, 16, END)), judgement([8, 3], prompt, (17, END))]
+    base = torch.nn.Linear(1, 1)
+    spct.finetune(Config(rft_general=0.75), tok, base, kept)
+    flat, mask = seen["ids"].flatten().tolist(), seen["mask"].flatten()
+    assert HINT not in flat and seen["model"] is not base
+    assert flat.count(END) == 2 + 6                # three general texts for each judgement
+    for tail in ((15, 16, END), (17, END)):
+        document = prompt + list(tail)
+        start = next(i for i in range(len(flat)) if flat[i:i + len(document)] == document)
+        assert not mask[start:start + len(prompt)].any()
+        assert mask[start + len(prompt):start + len(document)].all()
+    assert seen["more"] == (Config().rft_lr, Config().rft_rows, Config().rft_epochs)
+
+
+def test_train_lm_is_plain_next_token_training(tmp_path):
+    """Guards against rows that are seen twice or not at all, a loss over padding, and metrics without steps."""
+    cfg = Config(out=str(tmp_path), device="cpu", dtype="float32")
+    ids = np.random.default_rng(0).integers(13, 40, (6, 16)).astype(np.int16)
+    mask = np.random.default_rng(1).random((6, 16)) < 0.5
+    model = GPT(GPTConfig(40, 16, 1, 2, 16), seed=1)
+    before = copy.deepcopy(model)
+    spct.train_lm(cfg, "rft", model, ids, mask, 1e-3, 2, epochs=2)
+    lines = [json.loads(line) for line in open(tmp_path / "metrics-rft.jsonl")]
+    assert [line["step"] for line in lines] == list(range(6))
+    assert {"loss", "lr", "grad_norm"} <= set(lines[0])
+    losses = []                                    # of the first step: one of the pairs of rows, before training
+    for rows in itertools.permutations(range(6), 2):
+        x, m = torch.tensor(ids[list(rows)].astype(int)), torch.tensor(mask[list(rows)])
+        losses.append(-token_logp(before, x, m).mean().item())
+    assert min(abs(loss - lines[0]["loss"]) for loss in losses) < 1e-4
+    spct.train_lm(cfg, "rft", model, ids[:1], mask[:1], 1e-3, 2)             # too few rows: nothing happens
+    assert (tmp_path / "metrics-rft.jsonl").read_text() == ""
+
+# ----------------------------------------------------------------------------------------
+# RL: the formulas
 
 def test_advantages():
-    """Guards against groups that mix (equal rows stay apart), 0/0 in silent groups, and a wrong scale."""
+    """Guards against groups that mix, 0/0 in groups of zero variance, and a wrong scale."""
     rewards = torch.tensor([[1.0, 1, 1, 1], [-1, -1, -1, -1], [1, -1, -1, -1], [1, 1, -1, -1]])
-    adv = advantages(rewards)
-    assert torch.equal(adv[:2], torch.zeros(2, 4))
-    for row, r in zip(adv[2:], rewards[2:]):
-        expected = (r - np.mean(r.tolist())) / np.std(r.tolist())
-        torch.testing.assert_close(row, expected)
-        assert abs(float(row.sum())) < 1e-6 and abs(float(row.pow(2).mean()) - 1) < 1e-5
+    advantages = group_advantages(rewards)
+    assert torch.equal(advantages[:2], torch.zeros(2, 4))
+    for row, r in zip(advantages[2:], rewards[2:]):
+        torch.testing.assert_close(row, (r - np.mean(r.tolist())) / np.std(r.tolist()))
     changed = rewards.clone()
     changed[2] = torch.tensor([1.0, 1, 1, -1])
-    assert torch.equal(advantages(changed)[3], adv[3])
-
-
-def test_contrast():
-    """Guards against a selection that is all right or all wrong although there are both, that takes more or
-    fewer samples than asked, or one twice."""
-    for rewards in itertools.product((-1.0, 1.0), repeat=8):
-        for keep in (2, 4, 7, 8):
-            kept = contrast(list(rewards), keep)
-            if len(set(rewards)) == 1:
-                assert kept == [0]
-                continue
-            right = sum(rewards[i] > 0 for i in kept)
-            assert len(set(kept)) == len(kept) == keep and 0 < right < keep
-            assert right == min(rewards.count(1.0), max(keep // 2, keep - rewards.count(-1.0)))
-
-
-def test_policy_loss_clips_as_ppo_does():
-    """Guards against a clip on the wrong side: gains are capped, losses are not."""
-    old = torch.zeros(4)
-    logp = torch.tensor([1.5, 0.5, 1.5, 0.5]).log().requires_grad_()
-    loss = policy_loss(logp, old, torch.tensor([1.0, 1.0, -1.0, -1.0]), 0.2)
-    torch.testing.assert_close(loss, torch.tensor([-1.2, -0.5, 1.5, 0.8]))
-    loss.sum().backward()
-    assert (logp.grad != 0).tolist() == [False, True, True, False]
-
-
-def exact_kl(logits, ref):
-    p, q = logits.log_softmax(-1), ref.log_softmax(-1)
-    return (p.exp() * (p - q)).sum(), p, q
+    assert torch.equal(group_advantages(changed)[3], advantages[3])
 
 
 def test_kl_estimators_against_the_exact_kl():
-    """Guards against a reversed log-ratio and against k1 in the loss: over a small vocabulary every
-    expectation is a sum. k3's mean is the KL; k2's expected gradient is the KL's; k1's is zero, k3's
-    is not it."""
+    """Guards against a reversed log ratio, and against k1 in the loss: over a small vocabulary every
+    expectation is a sum. k3's mean is the KL. k2's expected gradient is the KL's; k1's is 0, k3's is another."""
     gen = torch.Generator().manual_seed(0)
     logits, ref = torch.randn(7, generator=gen).requires_grad_(), torch.randn(7, generator=gen)
-    kl, p, q = exact_kl(logits, ref)
-    prob = p.detach().exp()
-    assert kl > 0.1
+    p, q = logits.log_softmax(-1), ref.log_softmax(-1)
+    kl, prob = (p.exp() * (p - q)).sum(), p.detach().exp()
     torch.testing.assert_close((prob * kl_k3(p, q)).sum(), kl)
-    assert (kl_k3(p, q) >= 0).all() and (kl_k2(p, q) >= 0).all()
+    assert kl > 0.1 and (kl_k3(p, q) >= 0).all() and (kl_k2(p, q) >= 0).all()
     grad = lambda loss: torch.autograd.grad(loss, logits, retain_graph=True)[0]
     torch.testing.assert_close(grad((prob * kl_k2(p, q)).sum()), grad(kl))
     assert grad((prob * (p - q)).sum()).abs().max() < 1e-6
     assert not torch.allclose(grad((prob * kl_k3(p, q)).sum()), grad(kl), rtol=0.1)
 
 
-def rl_run(**fields):
-    return SimpleNamespace(cfg=Config(**fields), device="cpu", autocast=nullcontext)
+def test_k3_is_accurate_near_zero():
+    """Guards against exp(x) - 1 in float32: for log ratios of 1e-5 it is negative or far off."""
+    log_ratio = 1e-5 * torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    exact = torch.expm1(log_ratio.double()) - log_ratio.double()
+    measured = kl_k3(torch.zeros(1000), log_ratio)
+    assert abs(measured.mean() / exact.mean() - 1) < 0.5 and measured.min() > -1e-11
+
+
+def test_micro_batches():
+    """Guards against judgements that are lost, masks on prompts or padding, and advantages of other tokens."""
+    js = [judgement(prompt=[3] * (1 + i % 5), ids=[5 + i] * (1 + i % 7) + [END]) for i in range(10)]
+    seen = []
+    for ids, mask, padding, advantage in micro_batches(js, torch.arange(10.0), 4, "cpu"):
+        assert len(ids) <= 4
+        assert ((ids == PAD) == (torch.arange(ids.size(1)) < padding[:, None])).all()
+        start = 0
+        for row, m in zip(ids, mask):
+            count = int(m.sum())
+            i = int(row[m][0]) - 5
+            assert row[m].tolist() == js[i].ids and row[~m & (row != PAD)].tolist() == js[i].prompt
+            assert (advantage[start:start + count] == i).all()
+            start += count
+            seen.append(i)
+        assert start == len(advantage)
+    assert sorted(seen) == list(range(10))
+
+# ----------------------------------------------------------------------------------------
+# RL: the loop, with judgements that are given instead of sampled
+
+@pytest.fixture
+def rl(tiny, tmp_path, monkeypatch):
+    """rl(judgements, ...) -> the reference, the policy after one step, and the line of metrics."""
+    def run(groups, items, start=None, **fields):
+        cfg = Config(out=str(tmp_path), device="cpu", dtype="float32", rl_steps=1, rl_items=len(items),
+                     group=len(groups[0]), **{"rl_lr": 5e-3, **fields})
+        monkeypatch.setattr(spct, "judge", lambda *args, **more: groups)
+        monkeypatch.setattr(report, "describe", lambda *args: {})
+        reference = tiny()
+        if start is not None:                      # the policy starts elsewhere than the reference
+            monkeypatch.setattr(copy, "deepcopy", lambda model: start)
+        policy = spct.reinforce(cfg, SimpleNamespace(readable=str), reference, items)
+        monkeypatch.undo()
+        return reference, policy, json.loads(open(tmp_path / "metrics-rl.jsonl").readline())
+    return run
 
 
 def logp_of(model, j):
-    ids = torch.tensor([list(j.prompt) + j.ids])
-    return token_logp(model, ids, torch.arange(ids.size(1))[None] >= len(j.prompt)).sum().item()
+    ids = torch.tensor([j.prompt + j.ids])
+    return token_logp(model, ids, torch.arange(ids.size(1))[None] >= len(j.prompt)).sum()
 
 
-def test_first_pass_has_ratio_one_and_no_kl(tiny):
-    """Guards against other positions, weights or masks in rollout, policy and reference pass: what the
-    sampler says of its samples is what the trainer says of them."""
-    policy, reference = tiny(), tiny()
-    for prompt in [(3, 4), (9, 10, 11)]:
-        ids, logp = generate(policy, [prompt], [0])[0]
-        assert logp == pytest.approx(logp_of(policy, judgement(prompt=prompt, ids=ids)), abs=1e-3)
-    js, adv = [judgement(ids=(7, 8, END)), judgement(prompt=(9, 10, 11), ids=(12, END))], [1.0, -1.0]
-    metrics = update(rl_run(), policy, reference, Optimizer(policy, 1e-3), js, adv, 1.0)
-    assert metrics["kl"] == 0 and metrics["clipped"] == 0
-    # ratio 1: minus the mean advantage of the tokens
-    assert abs(metrics["loss"] - (-3 * 1.0 + 2 * 1.0) / 5) < 1e-6
+def test_a_step_raises_the_correct_and_lowers_the_incorrect(rl):
+    """Guards against a sign error anywhere between reward and optimizer."""
+    better, worse = judgement([8, 3], ids=(7, 8, END)), judgement([3, 8], ids=(21, 22, 23, END))
+    reference, policy, metrics = rl([[better, worse]], [ITEM])
+    assert logp_of(policy, better) > logp_of(reference, better)
+    assert logp_of(policy, worse) < logp_of(reference, worse)
+    assert abs(metrics["kl"]) < 1e-6 and metrics["reward"] == 0 and metrics["zero_variance"] == 0
 
 
-@pytest.mark.parametrize("updates", [1, 3])
-def test_update_raises_the_better_and_lowers_the_worse(tiny, updates):
-    """Guards against a sign error anywhere between advantage and optimizer."""
-    policy, reference = tiny(), tiny()
-    better, worse, third = (judgement(ids=(7, 8, END)), judgement(ids=(21, 22, 23, END)),
-                            judgement(prompt=(9,), ids=(12, END)))
-    before = [logp_of(policy, j) for j in (better, worse)]
-    update(rl_run(rl_updates=updates), policy, reference, Optimizer(policy, 1e-3),
-           [better, worse, third], [1.0, -1.0, 0.0], 1.0)
-    assert logp_of(policy, better) > before[0] and logp_of(policy, worse) < before[1]
-
-
-def test_silent_groups_leave_the_policy_alone(tiny):
-    """Guards against gradients from zero advantages: without KL they must be exactly 0."""
-    policy, reference = tiny(), tiny()
-    metrics = update(rl_run(beta=0.0), policy, reference, Optimizer(policy, 1e-3),
-                     [judgement(), judgement()], [0.0, 0.0], 1.0)
-    assert metrics["grad_norm"] == 0 and metrics["loss"] == 0
-
-
-def test_kl_pulls_back_to_the_reference(tiny):
-    """Guards against a KL penalty that pushes away: with zero advantages the policy must come closer to
-    the reference."""
-    reference, policy = tiny(), tiny()
-    for p, q in zip(policy.parameters(), tiny(seed=1).parameters()):
-        p.data = 0.9 * p.data + 0.1 * q.data
-    js = [judgement(prompt=(3,), ids=list(ids) + [END]) for ids in itertools.product((5, 6, 7), repeat=2)]
-    opt = Optimizer(policy, 3e-3)
-    kls = [update(rl_run(beta=1.0), policy, reference, opt, js, [0.0] * 9, 1.0)["kl"] for _ in range(20)]
-    assert kls[-1] < 0.5 * kls[0]
-
-
-def test_micro_batches_do_not_change_the_update(tiny):
-    """Guards against a loss that is averaged per micro-batch: 70 samples in two of them = one gradient
-    over all."""
-    policy, reference = tiny(), tiny()
-    js = [judgement(prompt=(3,) * (1 + i % 5), ids=[5 + i % 30] * (1 + i % 7) + [END]) for i in range(70)]
-    adv = [(-1.0) ** i for i in range(70)]
-    twin = copy.deepcopy(policy)
-    total = sum(len(j.ids) for j in js)
-    loss = 0.0
-    for j, a in zip(js, adv):                      # one by one
-        ids = torch.tensor([list(j.prompt) + j.ids])
-        logp = token_logp(twin, ids, torch.arange(ids.size(1))[None] >= len(j.prompt))
-        loss = loss - (logp * a).sum() / total     # the gradient of ratio * advantage at ratio 1
+def test_the_gradient_is_that_of_one_batch(rl):
+    """Guards against a loss that is averaged for each micro-batch or judgement: 70 judgements give the gradient
+    of a mean over all their tokens. The entropy is a mean over the same tokens."""
+    items = [Item(f"i{i}", "sums", "q", ["a", "b"], [9, 2]) for i in range(35)]
+    groups = [[judgement(scores, [3] * (1 + i % 5), [5 + i % 30] * (1 + (i + n) % 7) + [END])
+               for n, scores in enumerate(([8, 3], [3, 8]))] for i in range(35)]
+    reference, _, metrics = rl(groups, items, beta=0.5)
+    tokens = sum(len(j.ids) for group in groups for j in group)
+    loss = sum(-logp_of(reference, j) * sign for group in groups for j, sign in zip(group, (1, -1))) / tokens
     loss.backward()
-    norm = torch.cat([p.grad.flatten() for p in twin.parameters()]).norm()
-    metrics = update(rl_run(), policy, reference, Optimizer(policy, 1e-3), js, adv, 1.0)
-    assert abs(metrics["grad_norm"] - float(norm)) < 1e-3 * float(norm)
+    norm = torch.cat([p.grad.flatten() for p in reference.parameters()]).norm()
+    assert metrics["grad_norm"] == pytest.approx(float(norm), rel=1e-3)
+    entropy = 0.0
+    for j in (j for group in groups for j in group):
+        ids = torch.tensor([j.prompt + j.ids])
+        logp = reference.logits(reference(ids))[0, len(j.prompt) - 1:-1].log_softmax(-1)
+        entropy -= (logp.exp() * logp).sum().item() / tokens
+    assert metrics["entropy"] == pytest.approx(entropy, rel=1e-3)
+
+
+def test_zero_variance_gives_no_gradient_without_kl(rl):
+    """Guards against a gradient from groups that are all correct or all incorrect."""
+    reference, policy, metrics = rl([[GOOD, GOOD], [BAD, FAILED]], [ITEM, ITEM], beta=0.0)
+    assert metrics["grad_norm"] == 0 and metrics["zero_variance"] == 1 and metrics["reward"] == 0
+
+
+def test_the_kl_term_pulls_back_to_the_reference(rl, tiny):
+    """Guards against a KL penalty that pushes away from the reference, or that has no weight."""
+    def elsewhere():
+        model = tiny()
+        for p, q in zip(model.parameters(), tiny(seed=1).parameters()):
+            p.data = 0.9 * p.data + 0.1 * q.data
+        return model
+    js = [judgement([8, 3], (3,), [*ids, END]) for ids in itertools.product((5, 6, 7), repeat=2)]
+    before, distance = elsewhere(), lambda a, b: sum((logp_of(a, j) - logp_of(b, j)).item() ** 2 for j in js)
+    reference, policy, metrics = rl([js], [ITEM], start=elsewhere(), beta=1.0)
+    assert 0 < distance(policy, reference) < distance(before, reference) and metrics["kl"] > 0
+    loss = sum((0.5 * (token_logp(before, *x) - token_logp(reference, *x).detach()) ** 2).sum() for x in [
+        (torch.tensor([j.prompt + j.ids]), torch.tensor([[False] + [True] * 3])) for j in js]) / 27
+    loss.backward()
+    norm = torch.cat([p.grad.flatten() for p in before.parameters()]).norm()
+    assert metrics["grad_norm"] == pytest.approx(float(norm), rel=1e-3)
+
+
+def test_rl_samples_the_policy_at_temperature_1_in_the_item_order(tok, tmp_path, monkeypatch):
+    """Guards against RL on a tempered distribution, on other samples in each step than the seed says, on the same
+    items in every step, and against rollouts that are not kept."""
+    calls = []
+    def spy(model, tok, items, k, seed, temperature=1.0, shuffle=True):
+        calls.append(([item.id for item in items], k, seed, temperature, shuffle))
+        return judge(model, tok, items, k, seed, temperature, shuffle)
+    monkeypatch.setattr(spct, "judge", spy)
+    items = make_items(0, "train", 3)
+    cfg = Config(out=str(tmp_path), device="cpu", dtype="float32", rl_steps=2, rl_items=2, group=2)
+    spct.reinforce(cfg, tok, GPT(GPTConfig(tok.vocab_size, 160, 1, 2, 16)), items)
+    ids = [item.id for item in items]
+    assert [call[0] for call in calls] == [ids[:2], [ids[2], ids[0]]]
+    assert {call[1] for call in calls} == {2} and len({call[2] for call in calls}) == 2
+    assert all(call[3:] == (1.0, False) for call in calls)
+    assert [group[0].item for group in spct.read_judgements(tmp_path / "judgements-rl.jsonl")] == [
+        id for call in calls for id in call[0]]
+    with pytest.raises(UserError, match="2 items are left for RL"):
+        spct.reinforce(Config(rl_items=3), tok, None, items[:2])
 
 # ----------------------------------------------------------------------------------------
-# Config
+# Meta RM
 
-def test_flags():
-    """Guards against a flag that is silently ignored or read as the wrong type."""
-    flags = lambda *argv: parse_flags(argv, "")
-    assert flags("--beta", "0.5", "--seed", "3", "--resume", "--stage", "rl") == (
-        {"beta": 0.5, "seed": 3}, True, "rl")
-    assert flags() == ({}, False, None)
-    assert all(type(flags(f"--{f.name}", "7")[0][f.name]) is f.type for f in fields(Config))
-    for argv, message in [(["--betta", "1"], "did you mean --beta"), (["--seed"], "seed: expected one"),
-                          (["--seed", "x"], "seed: invalid int"), (["seed", "1"], "unknown flag"),
-                          (["--stage", "x"], "choose from '?pretrain"), (["--zzzz", "1"], "unknown flag")]:
-        with pytest.raises(UserError, match=message):
-            flags(*argv)
+def test_meta_rm_learns_to_tell(tiny, tmp_path):
+    """Guards against exchanged labels, a model that is not trained, and items that are all correct: they are
+    left out."""
+    items = [Item(f"i{i}", "sums", "q", ["a", "b"], [9, 2]) for i in range(40)]
+    groups = [[judgement([8, 3], (3, 4), (7, 8, END), item.id), judgement([3, 8], (3, 4), (21, END), item.id)]
+              for item in items]
+    easy = Item("easy", "sums", "q", ["a", "b"], [9, 2])
+    groups.append([judgement([8, 3], (3,), (30, END), "easy")] * 8)
+    cfg = Config(out=str(tmp_path), device="cpu", dtype="float32", meta_batch=8, meta_lr=1e-2)
+    model = spct.train_meta_rm(cfg, tiny(), groups, [*items, easy])
+    metarm.rate(model, groups)
+    assert groups[0][0].meta > 0.2 and groups[0][1].meta < -0.2
+    assert len(open(tmp_path / "metrics-meta.jsonl").readlines()) == 10      # 80 judgements
 
+# ----------------------------------------------------------------------------------------
+# Settings
 
-@pytest.mark.parametrize("program, argv, flag", [
-    (lambda argv: parse_flags(argv, ""), ["--rl_step", "1"], "--rl_steps"),
-    (lambda argv: parse_flags(argv, ""), ["--eval_item=1"], "--eval_items"),
-    (lambda argv: parse_flags(argv, ""), ["--resum"], "--resume"),
-    (sample.parse_args, ["--quer", "a", "--response", "b"], "--query"),
-    (sample.parse_args, ["--query", "a", "--respons", "b"], "--response"),
-    (preferences.main, ["check", "x.jsonl", "--coun", "3"], "--count")])
-def test_no_abbreviations(program, argv, flag):
-    """Guards against flags that argparse completes: --eval_item would be taken for --eval_items."""
-    with pytest.raises(UserError, match=f"unknown flag .*({flag})"):
-        program(argv)
-
-
-def test_help_shows_every_flag(capsys):
-    """Guards against a help text that fails to be printed ('%' in a comment), lacks a flag, its default or
-    what it means."""
-    with pytest.raises(SystemExit) as stop:
-        make_config(["--help"])
-    assert stop.value.code == 0
-    squeezed = lambda text: "".join(text.split())
-    out, source = squeezed(capsys.readouterr().out), inspect.getsource(Config)
-    for f in fields(Config):
-        comment = re.search(f"^    {f.name}: .*# (.*)$", source, re.MULTILINE)[1]
-        default = "" if f.default == "" else f"({f.default})"
-        assert squeezed(f"--{f.name} {comment} {default}") in out, f.name
-    assert "--resume" in out and "--stage" in out and squeezed(spct.__doc__) in out
-
-
-def test_presets_and_values(tmp_path):
-    """Guards against presets that name unknown fields, flags that lose against the preset, and a run that
-    puts its files among others."""
-    for preset in PRESETS:
-        cfg, _ = make_config(["--preset", preset, "--out", str(tmp_path / "new"), "--device", "cpu"])
-        assert cfg.preset == preset
-    cfg, _ = make_config(["--preset", "smoke", "--k", "2", "--out", str(tmp_path / "new"), "--device", "cpu"])
-    assert cfg.k == 2 and cfg.points == PRESETS["smoke"]["points"]
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full/notes.txt").write_text("mine")
-    for argv, message in [(["--preset", "x"], "expected one of"), (["--resume"], "there is no run"),
-                          (["--stage", "rl"], "add --resume"),
-                          (["--out", str(tmp_path / "full")], "full holds notes.txt, and no run")]:
-        with pytest.raises(UserError, match=message):
-            make_config(["--out", str(tmp_path / "new"), *argv])
-
-
-@pytest.mark.parametrize("name, least", [
-    ("hinted", 0), ("meta_old", 0), ("threads", 0), ("seed", 0), ("n_rft", 2), ("rl_keep", 2), ("k", 2),
-    ("eval_items", 2), ("rl_updates", 1), ("block_size", 368)])
-def test_least_values(tmp_path, name, least):
-    """Guards against a useful value that is refused (--hinted 0: no hinted samples), and against one that is
-    accepted and fails an hour later."""
-    check_values(Config(out=str(tmp_path), **{name: least}))
-    with pytest.raises(UserError, match=f"--{name} {least - 1}: expected {least} or more"):
-        check_values(Config(out=str(tmp_path), **{name: least - 1}))
+def test_flags_and_presets(tmp_path):
+    """Guards against flags that lose against the preset, are read as another type, or are completed."""
+    for preset, fields in spct.PRESETS.items():
+        if preset != "short":                      # it needs the bundled base model
+            cfg = spct.parse_args(["--preset", preset, "--device", "cpu", "--rl_lr", "0.5"])
+            assert cfg.rl_lr == 0.5 and cfg.preset == preset
+            assert all(getattr(cfg, name) == value for name, value in fields.items())
+    assert spct.parse_args(["--preset", "smoke", "--seed", "3"]).out.replace("\\", "/") == "runs/smoke-seed3"
+    for argv in (["--rl_step", "3"], ["--seed", "x"], ["--nothing", "1"], ["smoke"]):
+        with pytest.raises(SystemExit) as stop:
+            spct.parse_args(argv)
+        assert stop.value.code == 2
+    with pytest.raises(UserError, match="smoke, short, cpu, gpu"):
+        spct.parse_args(["--preset", "huge"])
 
 
 @pytest.mark.parametrize("values, message", [
-    (dict(rl_lr=0.0), "--rl_lr 0.0: expected more than 0"), (dict(beta=-1.0), "--beta -1.0: expected 0"),
-    (dict(rl_lr=float("nan")), "--rl_lr nan"), (dict(clip=float("inf")), "--clip inf"),
-    (dict(rl_points=50, points=40), "--rl_points 50"), (dict(rl_keep=9), "--rl_keep 9"),
-    (dict(noise=1.0), "shares"), (dict(k=12), "power of"),
-    (dict(n_embd=36), "--n_embd must be"), (dict(n_kv_head=3), "--n_head of n_kv_head"),
-    (dict(block_size=376), "--block_size of 16"), (dict(eval_split="train"), "--eval_split train"),
-    (dict(vocab_size=500), "--vocab_size must be"), (dict(dtype="float16"), "--dtype auto, float32 or"),
-    (dict(device="mps", dtype="bfloat16"), "--device mps"),
-    (dict(pretrain_tokens=0, n_layer=2), "--n_layer 2: the base model that comes")])
-def test_values_that_mean_nothing(tmp_path, values, message):
-    """Guards against values with which a run would fail, or mean nothing, long after it has begun."""
-    check_values(Config(out=str(tmp_path)))
+    (dict(rl_lr=0.0), "--rl_lr 0.0"), (dict(beta=-1.0), "--beta -1.0"), (dict(rl_lr=math.nan), "--rl_lr nan"),
+    (dict(beta=math.inf), "--beta inf"), (dict(group=1), "--group 1"), (dict(items=0), "--items 0"),
+    (dict(rl_items=50, items=40), "--rl_items must"), (dict(rft_general=1.0), "--rft_general"),
+    (dict(k=12), "power of two"), (dict(n_embd=36), "--n_embd must"), (dict(block_size=367), "--block_size 367"),
+    (dict(eval_split="train"), "--eval_split must"), (dict(dtype="float16"), "--dtype must"),
+    (dict(vocab_size=599), "--vocab_size 599"), (dict(eval_items=3), "--eval_items 3"),
+    (dict(temperature=1e-38), "--temperature 1e-38"),
+    (dict(pretrain_tokens=0, n_layer=2), "--n_layer must be 4 with the bundled")])
+def test_settings_that_mean_nothing(values, message):
+    """Guards against settings with which a run would fail, or mean nothing, long after it has begun; and against
+    a bound that refuses what is useful."""
+    spct.check(Config(beta=0.0, seed=0, group=2, rft_general=0.0, k=2, eval_items=4))
     with pytest.raises(UserError, match=message):
-        check_values(Config(**{"out": str(tmp_path), **values}))
+        spct.check(Config(**values))
 
 
-def test_what_may_change_on_resume(tmp_path):
-    """Guards against a run that goes on with other settings than it has begun with, and against a repeated
-    stage whose own settings stay fixed."""
-    folder = str(tmp_path)
-    before = Config(device="cpu", out=folder, rl_lr=0.5, threads=3)
-    (tmp_path / "config.json").write_text(json.dumps(asdict(before)))
-    again = lambda *argv: make_config(["--out", folder, *argv])
-    assert again("--resume")[0].rl_lr == 0.5       # the folder's own, not the default
-    assert again("--resume", "--stage", "rl", "--rl_lr", "0.25")[0].rl_lr == 0.25
-    assert again("--resume", "--stage", "rft", "--k", "8")[0].k == 8
-    assert again("--resume", "--threads", "0")[0].threads == 3               # 0: as it was measured
-    for argv, message in [([], "holds a run already"), (["--resume", "--rl_lr", "1"], "--rl_lr differs"),
-                          (["--resume", "--stage", "eval", "--rl_lr", "1"], "--rl_lr differs"),
-                          (["--resume", "--stage", "rl", "--rft_lr", "1"], "--rft_lr differs")]:
-        with pytest.raises(UserError, match=message):
-            again(*argv)
-    (tmp_path / "config.json").write_text('{"preset": "cpu"}')
-    with pytest.raises(UserError, match="another version"):
-        again("--resume")
+def test_what_may_change_in_a_folder(tmp_path):
+    """Guards against a run that goes on with other settings than it has begun with, and against settings of
+    later stages that cannot be changed before these have begun."""
+    cfg = lambda **fields: Config(**{"out": str(tmp_path), "device": "cpu", "dtype": "float32", "threads": 1,
+                                     **fields})
+    spct.open_folder(cfg())
+    spct.open_folder(cfg(seed=1))                  # nothing depends on it yet
+    (tmp_path / "base.pt").touch()
+    with pytest.raises(UserError, match="--seed 1.*base.pt"):
+        spct.open_folder(cfg())
+    with pytest.raises(UserError, match="--n_layer 4"):
+        spct.open_folder(cfg(seed=1, n_layer=3))
+    spct.open_folder(cfg(seed=1, n_rft=4, beta=0.5, preset="mine"))
+    (tmp_path / "rl.pt").touch()
+    (tmp_path / "judgements-base-ood.jsonl").touch()
+    with pytest.raises(UserError, match=r"--beta 0.5.*rl.pt judgements-\*-\*.jsonl"):
+        spct.open_folder(cfg(seed=1, n_rft=4))
+    again = cfg(seed=1, n_rft=4, beta=0.5, dtype="auto", threads=0)
+    spct.open_folder(again)
+    assert (again.dtype, again.threads) == ("float32", 1)                    # as the run was begun
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        spct.open_folder(cfg())
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UserError, match="no config.json"):
+        spct.open_folder(cfg())
 
 
-def test_learning_rate_schedule():
-    """Guards against a schedule that starts at 0 (a lost step) or goes below it, and a warm-up that is not as
-    long as asked."""
-    assert [trapezoid(i, 40, decay=0.3, warmup=5) for i in (0, 3, 4, 27)] == pytest.approx([0.2, 0.8, 1, 1])
-    scale = [trapezoid(i, 100) for i in range(100)]
-    assert scale[0] > 0 and max(scale) == 1 and 0 < scale[-1] < 0.05 and scale[40] == 1
-    assert all(0 < trapezoid(i, steps) <= 1 for steps in (1, 2, 5) for i in range(steps))
+def test_evaluation_sets():
+    """Guards against votes at another temperature, greedy judgements that are sampled, accuracies of single
+    responses, and evaluation on items of training."""
+    sets = spct.evaluation_sets(Config(temperature=0.3, eval_items=10, eval_split="val"), "rl")
+    assert {name: (len(items), k, T) for name, (items, k, T) in sets.items()} == {
+        "greedy": (10, 1, 0), "votes": (10, 32, 0.3), "ood-greedy": (5, 1, 0), "ood": (5, 8, 0.3),
+        "single": (5, 1, 0)}
+    assert all(item.n >= 2 and item.split == "val" for item in sets["votes"][0])
+    assert all(item.n >= 2 and item.split == "ood" for item in sets["ood"][0])
+    assert all(item.n == 1 and item.split == "val" for item in sets["single"][0])
+    assert spct.evaluation_sets(Config(eval_items=4), "base")["votes"][1] == 8
