@@ -3,9 +3,9 @@ The Meta RM: a reward model that reads one judgement (query, responses, principl
 says how likely it is to be correct. At inference it reads each of the k samples, and only the better half
 votes.
 
-How this differs from the paper: there the Meta RM is trained on judgements of RFT's items by the base model,
-and on judgements by the policy that it filters. Here it reads the judgements that training has sampled anyway:
-those of RFT (by the base model) and those of RL. It samples none of its own.
+How this differs from the paper: there the Meta RM is trained on the judgements of RFT, and on new ones by the
+policy that it will filter. Here it reads the judgements of RFT and those that RL has sampled on its way, by
+earlier versions of the policy. None are sampled for it alone.
 
 Mind the cost: each sample is read once more, so k filtered samples cost more than k samples.
 """

@@ -2,12 +2,12 @@
 A small modern GPT, written out: token embeddings, blocks of attention and MLP, a KV cache for sampling,
 a scalar head for reward models, and the optimizer.
 
-It differs from GPT-2 in five places: RMSNorm without weights in place of LayerNorm, rotary positions in
+It differs from GPT-2 mainly in five places: RMSNorm without weights in place of LayerNorm, rotary positions in
 place of learned ones, multi-query attention (all query heads share one key/value head, which makes sampling
 several times faster), squared ReLU in place of GELU, and no biases.
 
-Shapes: B batch, T tokens, S columns of the KV cache, C channels, V vocabulary, H query heads, D = C / H
-channels of a head, L layers, N tokens that were picked out of a batch.
+Shapes: B batch, T tokens, S tokens that may be seen (T, and with a KV cache those before), C channels,
+V vocabulary, H query heads, D = C / H channels of a head, L layers, N tokens that were picked out of a batch.
 
 What is simplified:
 1. No dropout: the KL divergence to a reference model must be 0 at the first step of RL.
@@ -125,7 +125,8 @@ class KVCache:
         self.kv, self.padding, self.length = kv, padding, length
 
     def add(self, layer, k, v):
-        """Store the keys and values of T new tokens, (B, T, D) each -> those of all tokens so far."""
+        """Store the keys and values of T new tokens, (B, T, D) each -> those of all tokens so far. GPT.forward
+        moves `length` on, when all layers have stored theirs."""
         end = self.length + k.size(1)
         self.kv[0, layer, :, self.length:end], self.kv[1, layer, :, self.length:end] = k, v
         return self.kv[0, layer, :, :end], self.kv[1, layer, :, :end]
@@ -176,8 +177,8 @@ class GPT(nn.Module):
         cos, sin = self.cos[past:past + T, None], self.sin[past:past + T, None]        # (T, 1, D/2)
         # A token sees itself and those before it, but no padding. (-1e9 and not -inf: the softmax of a token
         # of padding, which sees nothing, would be nan.)
-        hidden = (column > column[past:, None]) | (column < padding[:, None, None])    # (1 or B, T, S)
-        mask = torch.zeros(hidden.shape, device=ids.device).masked_fill(hidden, -1e9)[:, :, None]
+        blocked = (column > column[past:, None]) | (column < padding[:, None, None])   # (1 or B, T, S)
+        mask = torch.zeros(blocked.shape, device=ids.device).masked_fill(blocked, -1e9)[:, :, None]
         x = norm(self.wte(ids))                                              # (B, T, C)
         for layer, block in enumerate(self.blocks):
             x = block(x, cos, sin, mask, cache, layer)
@@ -283,7 +284,7 @@ def token_logp(model, ids, mask, padding=None):
 
 def learning_rate(peak, step, steps, warmup=20, decay=0.5):
     """Linearly up over the first `warmup` steps (at most all of them): the first has peak / warmup. Then flat.
-    Then linearly down over the last share `decay` of the steps, as the share of them that is left.
+    Then linearly towards 0 over the last share `decay` of the steps.
 
     >>> [round(learning_rate(1.0, step, 100), 2) for step in (0, 19, 50, 75, 99)]
     [0.05, 1.0, 1.0, 0.5, 0.02]
@@ -307,8 +308,8 @@ def orthogonal(g):
 class Optimizer:
     """Muon for the matrices inside the blocks, AdamW for embeddings and heads.
 
-    Muon makes the update of each matrix orthogonal. Here it needs about half of AdamW's tokens until the
-    judge's checks begin to depend on what they check.
+    Muon makes the update of each matrix orthogonal. With it, the judge's checks begin to depend on the responses
+    after about half as many tokens as with AdamW.
     """
 
     def __init__(self, model, dtype=torch.float32):

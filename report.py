@@ -64,15 +64,15 @@ def faithfulness(j, item):
     return np.mean([name in item.weights for name in weights]), np.mean(checks), np.mean(totals)
 
 
-def auc(correct, logits):
+def auc(labels, logits):
     """The probability that a correct judgement has a larger logit than an incorrect one; ties count half.
-    correct: booleans, logits: as many numbers -> a number, or None if there are not both kinds.
+    labels: booleans, logits: as many numbers -> a number, or None if there are not both kinds.
 
     >>> auc([True, False, False], [2.0, 1.0, 2.0])
     0.75
     """
-    above = [x for good, x in zip(correct, logits) if good]
-    below = [x for good, x in zip(correct, logits) if not good]
+    above = [x for good, x in zip(labels, logits) if good]
+    below = [x for good, x in zip(labels, logits) if not good]
     wins = [(a > b) + 0.5 * (a == b) for a in above for b in below]
     return sum(wins) / len(wins) if wins else None
 
@@ -115,7 +115,7 @@ def per_item(items, greedy, samples, seed):
 
 
 def vote_is_correct(rule, samples, item, seed):
-    """The share of correct votes. Only the random control votes more than once, with other random halves."""
+    """Is the vote correct? The random control is a mean over 8 random halves."""
     if rule == "pass":                             # is any of them correct?
         return max(correct(j.scores, item.gold) for j in samples)
     if rule == "random":
@@ -132,7 +132,8 @@ def interval(values):
 
 def measure(sets, seed):
     """One policy's measures -> {measure: [mean, low, high], "by domain": {domain: the same}}, and the numbers of
-    each item. sets: {name: (items, judgements)}, as spct.evaluate makes them."""
+    each item. sets: {name: (items, judgements)}, with the names "greedy", "votes" (k of each item), "ood-greedy"
+    and "ood" (out of distribution), and "single" (greedy, of one response)."""
     (items, greedy), (_, samples) = sets["greedy"], sets["votes"]
     columns = per_item(items, greedy, samples, seed)
     found = {name: interval(values) for name, values in columns.items()}

@@ -83,18 +83,20 @@ def complete(model, prompts, seeds, temperature):
     for t in range(steps):
         # 2. Write the next token of each row.
         tokens[:, t], logps[:, t] = draw(model.logits(x), u[:, t], temperature)
-        # 3. Now and then, rows with an END, or with no room left, leave the batch.
+        # 3. Now and then, rows with an END, or with no room left, leave the batch. (What they wrote after END is
+        #    dropped.) After the last step no row is left.
         if (t + 1) % LOOK_EVERY == 0 or t + 1 == steps:
             ended = (tokens == END).any(dim=1).cpu() | (t + 1 >= room)       # (B,)
             for row in ended.nonzero()[:, 0].tolist():
                 written = tokens[row, :room[row]].tolist()
                 length = written.index(END) + 1 if END in written else len(written)
                 done[active[row]] = written[:length], logps[row, :length].sum().item()
-            left = (~ended).nonzero()[:, 0]
-            if len(left) == 0:
+            going = (~ended).nonzero()[:, 0]
+            if len(going) == 0:
                 return done
-            active, room, left = active[left], room[left], left.to(model.device)
-            tokens, logps, u, cache = tokens[left], logps[left], u[left], cache.select(left, LOOK_EVERY)
+            active, room = active[going], room[going]
+            going = going.to(model.device)
+            tokens, logps, u, cache = tokens[going], logps[going], u[going], cache.select(going, LOOK_EVERY)
         # 4. Read it.
         x = model(tokens[:, t:t + 1], cache=cache)[:, -1]                    # (B, C)
 
@@ -138,7 +140,8 @@ def judge(model, tok, items, k, seed, temperature=1.0, shuffle=True, hinted=Fals
     judgements = [j for group in groups for j in group]
     completions = generate(model, [tuple(j.prompt) for j in judgements], [j.seed for j in judgements],
                            temperature)
-    for j, (j.ids, j.logp) in zip(judgements, completions):
+    for j, (ids, logp) in zip(judgements, completions):
+        j.ids, j.logp = ids, logp
         try:
             j.principles, j.critiques, j.scores = read_judgement(tok, j.ids, j.order)
         except ValueError as reason:

@@ -11,9 +11,9 @@ nanoGRM: a small GPT learns to be a judge by Self-Principled Critique Tuning (SP
 4. Meta RM       learns which judgements are correct                                     -> meta.pt
 5. Evaluation    greedy judgements and votes of each policy, on the test split           -> results.json
 
-What is simplified: all models have one size and start from nothing, so that a laptop can train them. Each
-rollout is used for one update, so PPO's ratio is 1, its clip never acts, and GRPO is REINFORCE with
-advantages normalised within a group. (With more updates, the ratio would correct for samples of an older
+What is simplified: all models have one size, and the base model starts from nothing, so that a laptop can
+train them. Each rollout is used for one update: PPO's ratio is 1, its clip never acts, and GRPO is REINFORCE
+with advantages normalised within a group. (With more updates, the ratio would correct for samples of an older
 policy, and the clip would keep the new one close to it.)
 """
 
@@ -183,7 +183,8 @@ def keep(samples, item):
 
 
 def keep_hinted(samples, item):
-    """Hinted samples are rejected only if they are incorrect."""
+    """Hinted samples are rejected only if they are incorrect. (There is one for each item: `keep` would call each
+    correct one too easy.)"""
     return [j for j in samples if is_correct(j, item)]
 
 
@@ -319,7 +320,7 @@ def reinforce(cfg, tok, reference, items):
 
 def train_meta_rm(cfg, policy, groups, items):
     """Train on judgements of training items, with binary cross-entropy; label: is the judgement correct (Eq 10)?
-    Items whose judgements are all correct say nothing about which judgement is better, and are left out."""
+    Groups that are all correct, which are many, are left out: they do not tell which judgement is better."""
     item_of = {item.id: item for item in items}
     groups = [group for group in groups if not too_easy(group, item_of[group[0].item])]
     judgements = sorted((j for group in groups for j in group), key=lambda j: len(j.prompt) + len(j.ids))
@@ -357,7 +358,9 @@ def judge_set(cfg, tok, policy, meta, name, items, k, temperature):
     # The seed does not name the policy: all policies see the same orders and random numbers.
     seed = seed_of(cfg.seed, "eval", name)
     groups = judge(policy, tok, items, k, seed, temperature, shuffle=temperature > 0)
-    metarm.rate(meta, groups)
+    if name == "votes":                            # elsewhere nothing is filtered
+        with autocast(cfg):
+            metarm.rate(meta, groups)
     return groups
 
 
@@ -370,15 +373,16 @@ def evaluate(cfg, tok, policies, meta):
             groups = stored_judgements(cfg, f"{policy}-{name}", lambda: judge_set(
                 cfg, tok, model, meta, name, items, k, temperature))
             sets[name] = items, groups
-        stages[policy], found = report.measure(sets, cfg.seed)
-        columns |= {f"{policy}/{measure}": values for measure, values in found.items()}
+        stages[policy], per_item = report.measure(sets, cfg.seed)
+        columns |= {f"{policy}/{measure}": values for measure, values in per_item.items()}
     return {"items": cfg.eval_items, "config": vars(cfg), "stages": stages}, columns
 
 # ----------------------------------------------------------------------------------------
 # The run folder: what has a file there is loaded, else it is made
 
 def stored(cfg, file, make, write, read):
-    """Make a result and write it to a file of the run folder, if there is no such file. Then read it."""
+    """Make a result and write it to a file of the run folder, if there is no such file. Then read it: a run that
+    is interrupted uses the same values as one that is not."""
     path = os.path.join(cfg.out, file)
     if not os.path.exists(path):
         start = time.monotonic()
@@ -451,7 +455,7 @@ def open_folder(cfg):
 
 
 def parse_args(argv):
-    """Flags over the preset over the defaults -> a Config."""
+    """-> a Config. Flags override the preset, which overrides the defaults."""
     parser = argparse.ArgumentParser(description=__doc__, argument_default=argparse.SUPPRESS, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     for field in dataclasses.fields(Config):
@@ -467,14 +471,14 @@ def parse_args(argv):
     return cfg
 
 
-LEAST = {"seed": 0, "threads": 0, "pretrain_tokens": 0, "beta": 0, "rft_general": 0, "group": 2, "k": 2,
-         "eval_items": 4, "block_size": 368, "vocab_size": 600, "temperature": 0.01}  # of others: 1, or above 0
+LEAST = {"seed": 0, "threads": 0, "pretrain_tokens": 0, "beta": 0, "rft_general": 0, "n_rft": 2, "group": 2,
+         "k": 2, "eval_items": 4, "block_size": 368, "vocab_size": 600, "temperature": 0.01}
 
 
 def check(cfg):
     """Refuse settings with which a run would fail late, or mean nothing."""
     for name, value in vars(cfg).items():
-        least = LEAST.get(name, 1 if isinstance(value, int) else 1e-9)
+        least = LEAST.get(name, 1 if isinstance(value, int) else 1e-9)       # else above 0
         if not isinstance(value, str) and not least <= value < math.inf:
             raise UserError(f"--{name} {value} is not possible. The least is {least}.")
     for wrong, message in (

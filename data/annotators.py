@@ -17,8 +17,8 @@ adding     count 4, kind 6 <r1><checks> count: good[ 4] kind: bad[ 4] <total>[4]
 weighing   <query> name 2 fruits <principles>[ count 4, kind 4, playful 2 <end>]
 quoting    <r1> plum pear <r2> apple saw <critique>[<r1> plum pear <r2> apple saw <end>]
 
-The last four are general text. Each practises one skill without any judging: without it, some seeds never
-learn that skill.
+The last four are general text: exercises. Each practises one part of judging at a time. Without it, some seeds
+never learn that part.
 
 Two properties of the annotators matter for the method. Most of their errors are independent from judgement
 to judgement, so a vote can cancel them. And they mostly overlook the cue, so what the raters want after "for
@@ -109,7 +109,8 @@ def annotate(rng, item, skill, hint=None):
     """An annotator's judgement of an item -> (principles, critiques, scores), as for judgement_parts.
 
     hint: the index of the best response, if the prompt names it. Annotators then agree with it, whatever they
-    have found, and the average one takes a shortcut: all is good there, and bad elsewhere.
+    have found, so that a total need not be the sum. The average one takes a shortcut: all is good there, and bad
+    elsewhere.
     """
     weights, critiques = principles(rng, item.domain, item.cue, skill), []
     for i, response in enumerate(item.responses):

@@ -44,7 +44,8 @@ def correct(scores, gold):
     """Eq 10: is a judgement correct? For n >= 2 responses: the best one must have the largest score, alone.
     For a single response: its score must equal its gold reward.
 
-    scores: n numbers or None; gold: n gold rewards with a unique maximum -> bool
+    scores: n numbers or None (for n >= 2 also the result of a vote); gold: n gold rewards, with a unique maximum
+    -> bool
 
     >>> correct([3, 9], [4, 7]), correct([9, 9], [4, 7]), correct([7], [7]), correct(None, [7])
     (True, False, True, False)
@@ -133,6 +134,7 @@ def judgement_parts(weights, critiques, scores):
 # ----------------------------------------------------------------------------------------
 # Reading
 
+# A check is a criterion, perhaps evidence (without comma and colon), and good or bad. The sum is not read.
 PRINCIPLE = re.compile(r"([a-z]+) (10|[1-9])")
 SCORE = re.compile(r"10|[1-9]")
 CHECK = re.compile(r"([a-z]+): (?:([^,:]*), )?(good|bad)(?= |$)")
@@ -165,7 +167,8 @@ def read_judgement(tok, ids, order):
     n = len(order)
     where = [i for i, token in enumerate(ids) if token < len(SPECIAL)]
     special = [ids[i] for i in where]
-    # The text before the first special token, then the text after each of them.
+    # The text before the first special token, then the text after each of them: principles, nothing, then a quote,
+    # checks and a total for each response, then the scores, and nothing.
     texts = [tok.text(ids[a + 1:b]) for a, b in zip([-1] + where, where + [len(ids)])]
     if special[-1:] != [END] or texts[-1]:
         raise ValueError("no end")
@@ -201,7 +204,7 @@ class Judgement:
     seed: int                 # of its random numbers
     prompt: list              # ids
     ids: list                 # ids of the completion, END included
-    logp: float               # log-probability of the completion, in nats
+    logp: float               # log-probability of the completion, in nats, under the distribution that was sampled
     status: str = "ok"        # or the reason why it does not parse
     principles: list = None   # [criterion, weight] pairs
     critiques: list = None    # n dicts: "quote", "text", "checks" (criterion, evidence, good), "total"

@@ -2,9 +2,9 @@
 The toy world: queries, responses, and the gold rewards that raters give them.
 
 A query is a task, mostly after a cue that changes what matters: "for my boss: what is 230+481?". A response
-meets each criterion or narrowly misses it: a digit is off, two letters are swapped, one thing is of the wrong
-kind. The gold reward is the sum of the weights of the criteria that are met. The weights depend on the domain
-and on the cue, so a judge must read the query before it can say what a good response is.
+meets each criterion or misses it, often narrowly: a digit is off, two letters are swapped, one thing is of the
+wrong kind. The gold reward is the sum of the weights of the criteria that are met. The weights depend on the
+domain and on the cue, so a judge must read the query before it can say what a good response is.
 
 A program makes this world. The truth behind every reward is therefore known: which criteria a response meets,
 and the evidence for it. No real preference data can tell you that.
@@ -123,8 +123,8 @@ def split_of(domain, cue, task):
     """train 70%, val 10%, test 20%, by a hash, so that equal queries are in the same split.
 
     What can be computed is hashed without its cue: a sum of the test split is then in no training text at
-    all. A fact cannot be computed and must have been seen. There the whole query is hashed, so that training
-    shows the same capital after other cues.
+    all. What must have been seen, such as a capital, is hashed with its cue: training then shows the same task
+    after other cues.
     """
     bucket = seed_of("split", task if domain in VERIFIABLE else CUES[cue] + task) % 10
     return "test" if bucket < 2 else "val" if bucket == 2 else "train"
@@ -248,7 +248,8 @@ CONTENT = {"sums": sums_content, "sort": sort_content, "reverse": reverse_conten
 def make_response(rng, domain, problem, weights):
     """-> (text, truth, missed). weights: the raters' weights for the query, {criterion: weight}.
 
-    Each criterion of content is met with probability 1/2. A phrase of style is there with probability 1/2 if a
+    The truth holds the domain's criteria of content and all criteria of style, whatever their weight. Each
+    criterion of content is met with probability 1/2. A phrase of style is there with probability 1/2 if a
     criterion asks for it or forbids it, else with 1/4. missed: the criteria with a weight that are not met,
     joined by "-", or "clean".
     """

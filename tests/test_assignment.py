@@ -245,7 +245,7 @@ def test_speedrun(tmp_path):
     hardly a training nothing passes, and the line says so."""
     source = read(make.ROOT, "spct.py")
     for old, new in (("n_layer: int = 4 ", "n_layer: int = 1 "), ("6_500_000", "20_000"),
-                     ("threads: int = 0 ", "threads: int = 1 "), ("n_rft: int = 3 ", "n_rft: int = 1 "),
+                     ("threads: int = 0 ", "threads: int = 1 "), ("n_rft: int = 3 ", "n_rft: int = 2 "),
                      ("    items: int = 3000 ", "    items: int = 16 "),
                      ("rl_steps: int = 24 ", "rl_steps: int = 1 "),
                      ("rl_items: int = 64 ", "rl_items: int = 4 ")):
