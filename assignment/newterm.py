@@ -3,7 +3,7 @@ Another term: the same method in another world, so that last year's figures, rep
 
     python assignment/newterm.py OUT --term 2027      # OUT: a copy to make the assignment from; half an hour
 
-Drawn anew from the term: which cue asks for which style, the cues' and the styles' words, how much style
+These depend on the term: which cue asks for which style, the cues' and the styles' words, how much style
 counts beside content. Then the copy trains its own judge, which becomes its bundled checkpoint. What students
 should see, over three seeds, is written to OUT/expected.md. A copy that was interrupted goes on. (Examples in
 docstrings keep the words of the reading copy.)

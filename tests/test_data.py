@@ -778,7 +778,7 @@ def test_quoting_texts_copy():
 
 def test_weighing_texts_are_of_their_query():
     """Guards against principles in general text that no rater of the query has, with or without its cue, and
-    against cues that are never, or always, overlooked: those are learned from no reward."""
+    against cues that are never, or always, overlooked: no reward can teach those."""
     seen = {}
     for i, item in enumerate(make_items(0, "train", 1000)):
         given, written = annotators.weighing(random.Random(i), item.query, item.domain, item.cue)
