@@ -52,6 +52,9 @@ def test_writes_every_file(finished):
         rows = [json.loads(line) for line in open(folder / f"metrics-{name}.jsonl")]
         assert all(list(row) == list(rows[0]) for row in rows)
         assert [row["step"] for row in rows] == list(range(len(rows)))
+    votes = [json.loads(line) for line in open(folder / "judgements-rl-votes.jsonl")]
+    assert any(j["scores"] for j in votes)         # the Meta RM has rated what parses
+    assert all((j["meta"] is None) == (j["scores"] is None) for j in votes)
     results = json.loads((folder / "results.json").read_text())
     assert set(results["stages"]) == {"base", "rft", "rl"} and results["items"] == 8
     guided = {f"{way}@{k}" for way in ("guided", "random") for k in (2, 4)}

@@ -293,6 +293,8 @@ def test_what_may_change_in_a_folder(tmp_path):
     later stages that cannot be changed before these have begun."""
     cfg = lambda **fields: Config(**{"out": str(tmp_path), "device": "cpu", "dtype": "float32", "threads": 1,
                                      **fields})
+    assert "base.pt" in spct.files_that_depend_on("pretrain_lr")
+    assert "base.pt" not in spct.files_that_depend_on("items")               # the next stage's first field
     spct.open_folder(cfg())
     spct.open_folder(cfg(seed=1))                  # nothing depends on it yet
     (tmp_path / "base.pt").touch()
