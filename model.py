@@ -107,8 +107,8 @@ class Block(nn.Module):
         super().__init__()
         self.attn, self.mlp = Attention(cfg), MLP(cfg)
 
-    def forward(self, x, *context):
-        x = x + self.attn(norm(x), *context)
+    def forward(self, x, cos, sin, mask, cache, layer):
+        x = x + self.attn(norm(x), cos, sin, mask, cache, layer)
         return x + self.mlp(norm(x))
 
 

@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from data import UserError, pick_device, run_command
-from data.judgement import Judgement, correct, pick, prompt_parts, read_judgement, write_judgements
+from data.judgement import Judgement, correct, pick, prompt_parts, read_judgement
 from data.preferences import read_items
 from data.tokenizer import END, PAD, load_tokenizer
 from data.world import Item, seed_of
@@ -161,11 +161,10 @@ def check_length(tok, item, block_size):
                         f"Shorten or drop a response.")
 
 
-def verdict(samples, rule):
-    """The vote of an item's samples by one of metarm.RULES. -> {"best": index or None on a tie, "votes": what was
-    compared, "agree": share of all samples that alone would pick the best}"""
-    from metarm import RULES
-    votes = RULES[rule](samples)
+def decide(samples, rule):
+    """The vote of an item's samples. rule: one of the functions in metarm.RULES -> {"best": the response that
+    wins, or None on a tie, "votes": what was compared, "agree": the share of samples that alone pick the best}"""
+    votes = rule(samples)
     best = pick(votes)
     agree = [best is not None and pick(j.scores) == best for j in samples]
     return {"best": best, "votes": votes, "agree": round(float(np.mean(agree)), 4)}
@@ -186,20 +185,20 @@ def show(item, samples, result):
     print(f"\nThat was judgement {j.sample + 1} of {len(samples)}"
           + (f"; {len(samples) - len(parsed)} do not parse and do not vote" if parsed != samples else ""))
     for i, votes in enumerate(result["votes"]):
-        mean = np.mean([j.scores[i] for j in parsed])
-        share = f"{votes[0] / len(parsed):4.0%} of the votes, " if isinstance(votes, tuple) else ""
-        print(f"response {i + 1}  {share}mean score {mean:.1f}")
+        share, total = votes if isinstance(votes, tuple) else (None, votes)
+        share = "" if share is None else f"{share / len(parsed):4.0%} of the votes, "
+        print(f"response {i + 1}  {share}sum of scores {total}")
     if item.n > 1:
         print("best        " + ("none, it is a tie" if best is None else
                                 f"response {best + 1}; {result['agree']:.0%} of the samples pick it"))
 
 
-def show_file(items, groups, rule, k):
+def show_file(items, groups, results, rule):
     """Print the accuracy of one sample and of the vote, by domain."""
     from report import cell, in_columns, interval
-    right = [(np.mean([correct(j.scores, item.gold) for j in group]),
-              correct(verdict(group, rule)["votes"], item.gold)) for item, group in zip(items, groups)]
-    rows = [["domain", "items", "one sample", f"{rule} of {k}"]]
+    right = [(np.mean([correct(j.scores, item.gold) for j in group]), correct(result["votes"], item.gold))
+             for item, group, result in zip(items, groups, results)]
+    rows = [["domain", "items", "one sample", f"{rule} of {len(groups[0])}"]]
     for domain in [*sorted({item.domain for item in items}), "all"]:
         mine = [r for r, item in zip(right, items) if domain in (item.domain, "all")]
         rows.append([domain, str(len(mine)), *(cell(interval(column)) for column in zip(*mine))])
@@ -212,7 +211,6 @@ def parse_args(argv):
     parser.add_argument("--query")
     parser.add_argument("--response", action="append", default=[], help="give it 1 to 4 times")
     parser.add_argument("--data", help="a file of pairs or best-of-n items, in place of --query")
-    parser.add_argument("--out", default="judgements.jsonl", help="a new file for the judgements of --data")
     parser.add_argument("--run", default=BUNDLED, help="run folder of the judge, by default the bundled one")
     parser.add_argument("--policy", choices=["base", "rft", "rl"], default="rl", help="which model judges")
     parser.add_argument("-k", type=int, default=8, help="number of samples, 8 by default")
@@ -229,8 +227,6 @@ def parse_args(argv):
         raise UserError("Give either --data FILE, or --query TEXT and 1 to 4 times --response TEXT.")
     if args.query and not 1 <= len(args.response) <= 4:
         raise UserError(f"Give --response 1 to 4 times, not {len(args.response)} times.")
-    if args.data and (os.path.exists(args.out) or not os.path.isdir(os.path.dirname(args.out) or ".")):
-        raise UserError(f"--out {args.out} exists, or its folder does not. Pass another file with --out.")
     try:
         "".join([args.query or "", *args.response]).encode()
     except UnicodeEncodeError:
@@ -250,16 +246,13 @@ def main(argv):
     groups = judge(model, tok, items, args.k, args.seed, args.temperature)
     if args.vote == "guided":
         metarm.rate(load_model(os.path.join(args.run, "meta.pt"), device), groups)
-    results = [verdict(group, args.vote) for group in groups]
-    if args.data:
-        write_judgements(args.out, groups)
+    results = [decide(group, metarm.RULES[args.vote]) for group in groups]
     if args.json:
         for item, group, result in zip(items, groups, results):
             print(json.dumps({"id": item.id, "query": item.query, "responses": item.responses, **result,
                               "judgements": [vars(j) for j in group]}))
     elif args.data:
-        show_file(items, groups, args.vote, args.k)
-        print(f"The judgements are in {args.out}.")
+        show_file(items, groups, results, args.vote)
     else:
         show(items[0], groups[0], results[0])
 

@@ -26,6 +26,7 @@ import math
 import os
 import random
 import time
+from fnmatch import fnmatch
 
 import numpy as np
 import torch
@@ -127,6 +128,9 @@ def train_lm(cfg, name, model, ids, mask, lr, batch, epochs=1):
     shuffles = [np.random.default_rng(seed_of(cfg.seed, name, epoch)) for epoch in range(epochs)]
     order = np.concatenate([rng.permutation(len(ids)) for rng in shuffles])
     steps = len(order) // batch
+    if steps == 0:
+        raise UserError(f"{name}: the documents fill {len(order)} rows, but a step takes {batch}. Use more "
+                        f"--items or --pretrain_tokens.")
     with open(os.path.join(cfg.out, f"metrics-{name}.jsonl"), "w") as file:
         for step in tqdm(range(steps), desc=name, mininterval=2.0):
             rows = order[step * batch:(step + 1) * batch]
@@ -353,11 +357,11 @@ def evaluation_sets(cfg, policy):
             "ood-greedy": (ood, 1, 0), "ood": (ood, few, cfg.temperature), "single": (single, 1, 0)}
 
 
-def judge_set(cfg, tok, policy, meta, name, items, k, temperature):
-    """k judgements of each item by a policy, rated by the Meta RM. Greedy ones read the item's own order."""
+def judge_set(cfg, tok, model, meta, name, items, k, temperature):
+    """k judgements of each item, votes rated by the Meta RM. Greedy ones read the item's own order."""
     # The seed does not name the policy: all policies see the same orders and random numbers.
     seed = seed_of(cfg.seed, "eval", name)
-    groups = judge(policy, tok, items, k, seed, temperature, shuffle=temperature > 0)
+    groups = judge(model, tok, items, k, seed, temperature, shuffle=temperature > 0)
     if name == "votes":                            # elsewhere nothing is filtered
         with autocast(cfg):
             metarm.rate(meta, groups)
@@ -380,6 +384,14 @@ def evaluate(cfg, tok, policies, meta):
 # ----------------------------------------------------------------------------------------
 # The run folder: what has a file there is loaded, else it is made
 
+# Stage -> the first of its fields in Config, and its files.
+STAGES = {"pre-training": ("n_layer", ["tokenizer.tiktoken", "base.pt"]),
+          "RFT": ("items", ["judgements-rft.jsonl", "judgements-hinted.jsonl", "rft.pt"]),
+          "RL": ("rl_steps", ["judgements-rl.jsonl", "rl.pt"]),
+          "Meta RM": ("meta_lr", ["meta.pt"]),
+          "evaluation": ("eval_split", ["judgements-*-*.jsonl"])}
+
+
 def stored(cfg, file, make, write, read):
     """Make a result and write it to a file of the run folder, if there is no such file. Then read it: a run that
     is interrupted uses the same values as one that is not."""
@@ -388,7 +400,7 @@ def stored(cfg, file, make, write, read):
         start = time.monotonic()
         write(path, make())
         with open(os.path.join(cfg.out, "seconds.jsonl"), "a") as f:
-            f.write(json.dumps([file.split(".")[0], round(time.monotonic() - start, 1)]) + "\n")
+            f.write(json.dumps([file, round(time.monotonic() - start, 1)]) + "\n")
     return read(path)
 
 
@@ -402,35 +414,25 @@ def stored_judgements(cfg, name, make):
 
 def seconds_by_stage(cfg):
     """{stage: seconds}, from seconds.jsonl."""
-    stage_of = {"tokenizer": "pre-training", "base": "pre-training", "judgements-rft": "RFT",
-                "judgements-hinted": "RFT", "rft": "RFT", "rl": "RL", "meta": "Meta RM"}
-    seconds = dict.fromkeys([*stage_of.values(), "evaluation"], 0.0)
+    seconds = dict.fromkeys(STAGES, 0.0)
     with open(os.path.join(cfg.out, "seconds.jsonl")) as f:
-        for name, s in map(json.loads, f):
-            stage = stage_of.get(name, "evaluation")
+        for file, s in map(json.loads, f):
+            stage = next(stage for stage, (_, files) in STAGES.items() if any(fnmatch(file, p) for p in files))
             seconds[stage] = round(seconds[stage] + s, 1)
     return seconds
 
 
-# The files of each stage, under the first of its fields in Config.
-STAGE_FILES = {"n_layer": ["tokenizer.tiktoken", "base.pt"],
-               "items": ["judgements-rft.jsonl", "judgements-hinted.jsonl", "rft.pt"],
-               "rl_steps": ["judgements-rl.jsonl", "rl.pt"],
-               "meta_lr": ["meta.pt"],
-               "eval_split": ["judgements-*-*.jsonl"]}
-
-
 def files_that_depend_on(field):
-    """The files of the stages to which a field of Config belongs, and of all later stages."""
+    """The files of the stage that a field of Config belongs to, and of all later stages."""
     names = [f.name for f in dataclasses.fields(Config)]
-    ends = [*(names.index(first) for first in list(STAGE_FILES)[1:]), len(names)]
-    return [file for end, files in zip(ends, STAGE_FILES.values()) for file in files
-            if names.index(field) < end]
+    started = [first for first, _ in STAGES.values() if names.index(first) <= names.index(field)]
+    stage = max(0, len(started) - 1)               # the fields before n_layer belong to all stages
+    return [file for _, files in list(STAGES.values())[stage:] for file in files]
 
 
 def open_folder(cfg):
-    """Make the run folder, or go on in it. A setting may only differ from the run that the folder holds if no
-    file there depends on it. Threads and precision that were not given are decided here."""
+    """Make the run folder, or go on in it. Threads and precision that were not given are decided here.
+    UserError if a setting differs from the run in the folder, and a file there depends on it."""
     path, before = os.path.join(cfg.out, "config.json"), {}
     if os.path.exists(path):
         try:
@@ -442,13 +444,13 @@ def open_folder(cfg):
     if cfg.dtype == "auto":
         cfg.dtype = before.get("dtype") or pick_dtype(cfg.device)
     for name, value in vars(cfg).items():
-        there = [f for f in files_that_depend_on(name) if glob.glob(f, root_dir=cfg.out)]
-        if there and not before:
-            raise UserError(f"{cfg.out} has {there[0]} but no config.json. Copy that, too, from the run that "
-                            f"made it, or pass another folder with --out.")
-        if there and value != before.get(name) and name not in ("preset", "out"):
-            raise UserError(f"{cfg.out} has a run with --{name} {before.get(name)}. Pass another folder with "
-                            f"--out, or delete there what depends on it: {' '.join(there)}")
+        if name in ("preset", "out") or value == before.get(name):
+            continue
+        there = [file for file in files_that_depend_on(name) if glob.glob(file, root_dir=cfg.out)]
+        if there:
+            was = f"a run with --{name} {before[name]}" if name in before else f"no --{name} in its config.json"
+            raise UserError(f"{cfg.out} has {was}. Pass another folder with --out, or delete there what depends "
+                            f"on it: {' '.join(there)}")
     os.makedirs(cfg.out, exist_ok=True)
     with new_file(path) as f:
         json.dump(vars(cfg), f, indent=1)

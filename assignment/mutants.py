@@ -33,6 +33,8 @@ class Mutant:
         return space[right.__name__]
 
 
+LARGEST = "if score == max(scores):\n                votes[i] +="           # of vote_plurality
+
 TABLE = {
     "P1": [
         ("no running sum", "so_far += weights", "so_far = weights", "weights are added up"),
@@ -344,17 +346,16 @@ TABLE = {
          "scores are summed"),
     ],
     "P18": [
-        ("each of several largest has a whole vote",
-         "Fraction(score == max(scores), scores.count(max(scores)))", "Fraction(score == max(scores))",
+        ("each of several largest has a whole vote", "Fraction(1, scores.count(max(scores)))", "1",
          "several largest"),
-        ("the first of several largest", "Fraction(score == max(scores), scores.count(max(scores)))",
-         "Fraction(i == scores.index(max(scores)))", "several largest"),
-        ("no vote if several are largest", "Fraction(score == max(scores), scores.count(max(scores)))",
-         "Fraction(score == max(scores) and scores.count(max(scores)) == 1)", "several largest"),
+        ("the first of several largest", f"{LARGEST} Fraction(1, scores.count(max(scores)))",
+         "votes[i] += i == scores.index(max(scores))", "several largest"),
+        ("no vote if several are largest", "if score == max(scores):",
+         "if score == max(scores) and scores.count(score) == 1:", "several largest"),
         ("a vote is shared among all responses", "scores.count(max(scores)))", "len(scores))",
          "a sample has one vote"),
-        ("votes for the lowest", "Fraction(score == max(scores), scores.count(max(scores)))",
-         "Fraction(score == min(scores), scores.count(min(scores)))", "a sample has one vote"),
+        ("votes for the lowest", f"{LARGEST} Fraction(1, scores.count(max(scores)))",
+         "votes[i] += Fraction(score == min(scores), scores.count(min(scores)))", "a sample has one vote"),
         ("the share of votes", "(float(v), total)", "(float(v) / len([b for b in ballots if b]), total)",
          "a sample has one vote"),
         ("sums in place of votes", "(float(v), total)", "(total, total)", "a sample has one vote"),
@@ -362,9 +363,8 @@ TABLE = {
         ("sums first", "(float(v), total)", "(total, float(v))", "a sample has one vote"),
         ("means in place of sums", "(float(v), total)", "(float(v), total / len(ballots))",
          "the second of a pair"),
-        ("floats", "votes[i] += Fraction(score == max(scores), scores.count(max(scores)))",
-         "votes[i] = float(votes[i]) + (score == max(scores)) / scores.count(max(scores))",
-         "votes are exact"),
+        ("floats", "votes[i] += Fraction(1, scores.count(max(scores)))",
+         "votes[i] = float(votes[i]) + 1 / scores.count(max(scores))", "votes are exact"),
         ("None is an error", "enumerate(scores or [])", "enumerate(scores)", "crashed: TypeError"),
     ],
     "P19": [

@@ -72,15 +72,12 @@ def pick_device(wanted):
 def pick_dtype(device):
     """"bfloat16" where a matrix product is clearly faster in it, else "float32".
 
-    Without bfloat16 instructions a processor emulates it, a hundred times slower. So we measure.
+    Without bfloat16 instructions a processor emulates it, up to a hundred times slower. So we measure.
     """
     if device != "cpu":
         return "bfloat16" if device == "cuda" and torch.cuda.get_device_capability() >= (8, 0) else "float32"
     seconds = {}
-    for rows in (256, 4096):                       # the small product already tells where it is emulated
-        for dtype in (torch.float32, torch.bfloat16):
-            x, w = torch.ones(rows, 128, dtype=dtype), torch.ones(128, 512, dtype=dtype)
-            seconds[dtype] = min(timeit.repeat(lambda: x @ w, number=1, repeat=20))
-        if seconds[torch.bfloat16] > 3 * seconds[torch.float32]:
-            break
+    for dtype in (torch.float32, torch.bfloat16):
+        x, w = torch.ones(2048, 128, dtype=dtype), torch.ones(128, 512, dtype=dtype)
+        seconds[dtype] = min(timeit.repeat(lambda: x @ w, number=1, repeat=8))
     return "bfloat16" if 1.3 * seconds[torch.bfloat16] < seconds[torch.float32] else "float32"

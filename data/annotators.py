@@ -85,7 +85,8 @@ def principles(rng, domain, cue, skill):
     return rebalance(rng, weights, moves=1)
 
 # ----------------------------------------------------------------------------------------
-# Judgements
+# Judgements. A document is a list of (parts, learned) pairs: parts for Tokenizer.encode, and whether the model
+# learns to write them.
 
 def impression(rng, gold, truth):
     """A careless annotator's look at a response -> (text, total). It is a third merit, two thirds manners."""
@@ -135,8 +136,7 @@ def annotated(seed, index, rng):
     return [(prompt_parts(item.query, item.responses, hint), False), (judgement, True)]
 
 # ----------------------------------------------------------------------------------------
-# General text. A document is a list of (parts, learned) pairs: parts for Tokenizer.encode, and whether the
-# model learns to write them.
+# General text
 
 def adding(rng):
     """Add up the weights of what was found good, check by check."""

@@ -83,7 +83,8 @@ def vote_plurality(ballots):
     votes = [Fraction(0)] * len(sums)              # exact: thirds must add up to 1
     for scores in ballots:
         for i, score in enumerate(scores or []):
-            votes[i] += Fraction(score == max(scores), scores.count(max(scores)))
+            if score == max(scores):
+                votes[i] += Fraction(1, scores.count(max(scores)))
     return [(float(v), total) for v, total in zip(votes, sums)]
 
 # ----------------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ def read_items(path):
             errors.append(f"{path}:{number}: {error}")
             continue
         seen[id] = number
-        # The place of the chosen response is drawn from the id, so that it is no clue.
+        # The place of the chosen response follows from the id, so that it is no clue.
         responses = row["chosen"] + row["rejected"]
         order = random.Random(seed_of("place", id)).sample(range(len(responses)), len(responses))
         items.append(Item(id, row.get("subset", "none"), row["prompt"], [responses[i] for i in order],

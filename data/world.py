@@ -324,6 +324,6 @@ def make_item(seed, split, index, least=1, most=4):
                         list(made_by))
 
 
-def make_items(seed, split, count, start=0, **responses):
-    """Items number start to start + count - 1 of a split. responses: least and most, as for make_item."""
-    return [make_item(seed, split, i, **responses) for i in range(start, start + count)]
+def make_items(seed, split, count, least=1, most=4):
+    """The first `count` items of a split: see make_item."""
+    return [make_item(seed, split, index, least, most) for index in range(count)]

@@ -9,8 +9,8 @@ How to read the tables:
 - random@k is the control of guided@k: a sum over a random half of what parses. Guided votes must beat it.
 - pass@k: is any of k samples correct? With two responses a coin does that.
 - faithful: the shares of principles that the raters use, of true checks, and of totals that add up.
-- Intervals are 95% bootstraps over items. Many items share a query, so "queries drawn anew" are intervals for
-  other queries. Seeds differ by more than either interval says: see the column "each run".
+- Intervals are 95% bootstraps over items. Many items share a query, so "queries resampled" has intervals
+  for other queries. Seeds differ by more than either interval says: see the column "each run".
 """
 
 import argparse
@@ -38,15 +38,15 @@ BY_DOMAIN = ["greedy", "one sample", "sum@8", "plurality@8", "sum@32", "pluralit
 # Bootstraps
 
 def by_item(values):
-    """Draw the items of each run anew, 1,000 times: (1000,) means over runs of the mean over items.
+    """Resample the items of each run, 1,000 times: (1000,) means over runs of the mean over items.
     values: an array (items,) for each run."""
     rng = np.random.default_rng(0)
-    drawn = lambda v: v[rng.integers(0, len(v), len(v))].mean()
-    return np.array([np.mean([drawn(v) for v in values]) for _ in range(1000)])
+    resampled = lambda v: v[rng.integers(0, len(v), len(v))].mean()
+    return np.array([np.mean([resampled(v) for v in values]) for _ in range(1000)])
 
 
 def by_query(values, queries):
-    """Draw queries anew, each with all its items in all runs: (1000,) means over runs.
+    """Resample queries, each with all its items in all runs: (1000,) means over runs.
     values: an array (items,) for each run; queries: a list of its items' queries for each run."""
     index = {query: i for i, query in enumerate(sorted(set().union(*queries)))}
     where = [[index[query] for query in mine] for mine in queries]
@@ -74,8 +74,8 @@ def combined(values):
 # Tables
 
 def mean_rows(runs, arrays, queries):
-    """A row for each measure, a column for each policy. The last column: rl, if queries are drawn anew."""
-    stages, rows = runs[0]["stages"], [["mean over runs", *runs[0]["stages"], "rl, queries drawn anew"]]
+    """A row for each measure, a column for each policy. The last column: rl, with queries resampled."""
+    stages, rows = runs[0]["stages"], [["mean over runs", *runs[0]["stages"], "rl, queries resampled"]]
     for measure in [m for m in stages["rl"] if m != "by domain"]:
         row = [measure]
         for name in stages:
@@ -91,7 +91,7 @@ def mean_rows(runs, arrays, queries):
 
 def difference_rows(arrays, queries):
     """A row for each difference: its mean over the runs, the intervals of that, and each run's own."""
-    rows = [["difference", "mean", "95% interval", "queries drawn anew", "each run"]]
+    rows = [["difference", "mean", "95% interval", "queries resampled", "each run"]]
     in_numbers = lambda draws: "{:+.3f} to {:+.3f}".format(*np.quantile(draws, [0.025, 0.975]))
     for better, worse in DIFFERENCES:
         if better in arrays[0] and worse in arrays[0]:

@@ -81,7 +81,7 @@ def train(out, reward, steps=60, seed=0):
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
     tok = characters()
-    queries = [item.query + "\n" for item in make_items(seed, "train", 2000, start=2000)]
+    queries = [item.query + "\n" for item in make_items(seed, "train", 4000)[2000:]]
     config = GRPOConfig(out, use_cpu=True, bf16=False, max_steps=steps, per_device_train_batch_size=128,
                         num_generations=8, max_completion_length=48, learning_rate=3e-4, beta=0.1,
                         activation_checkpointing=False, seed=seed, logging_steps=1, save_strategy="no",

@@ -15,7 +15,6 @@ import spct
 from data.annotators import annotate
 from data.judgement import Judgement, judgement_parts, prompt_parts, read_judgement
 from data.world import make_items
-from model import RewardModel, pad_left
 
 DEVICE = "meta"   # beside "cpu", the one name that every build of torch can use
 
@@ -119,25 +118,3 @@ def test_method_on_a_second_device(tok, tmp_path, monkeypatch, second_device):
     assert away["losses"] == pytest.approx(here["losses"], abs=2e-3)
     assert away["meta"] == pytest.approx(here["meta"], abs=2e-3)
     assert away["vote"] == here["vote"] and away["greedy"] == here["greedy"]
-
-
-def stays(array, from_numpy=torch.from_numpy):
-    """A tensor that will not leave the CPU."""
-    tensor = from_numpy(array)
-    tensor.to = lambda device: tensor
-    return tensor
-
-
-@pytest.mark.parametrize("where, name, mistake", [
-    (torch, "zeros", lambda *shape, device=None, real=torch.zeros, **more: real(*shape, **more)),
-    (torch, "from_numpy", stays),                  # rows, random numbers
-    (RewardModel, "to", lambda self, device: self),
-    (spct, "pad_left", lambda rows, value=0, device="cpu": pad_left(rows, value)),
-    (sample, "pad_left", lambda rows, value=0, device="cpu": pad_left(rows, value)),
-    (metarm, "pad_left", lambda rows, value=0, device="cpu": pad_left(rows, value))])
-def test_mistakes_with_devices_are_found(tok, tmp_path, monkeypatch, second_device, where, name, mistake):
-    """Guards against a second device that lets mistakes pass: a factory call without a device, a tensor of numpy
-    or a module that is not moved, batches that are not moved."""
-    monkeypatch.setattr(where, name, mistake)
-    with pytest.raises(RuntimeError, match="a tensor of the CPU meets"):
-        method(tok, DEVICE, tmp_path, monkeypatch)

@@ -146,13 +146,6 @@ def test_damaged_files_are_named(finished, tmp_path):
         assert failed.returncode == 2 and name in failed.stderr and "Traceback" not in failed.stderr, name
 
 
-def test_ctrl_c_says_how_to_go_on(tmp_path):
-    """Guards against a traceback after Ctrl-C."""
-    code = "import data\ndef main(argv):\n    raise KeyboardInterrupt\ndata.run_command(main)"
-    stopped = run("-c", code, script="")
-    assert stopped.returncode == 1 and "Stopped" in stopped.stderr and "Traceback" not in stopped.stderr
-
-
 def test_float32_training_computes_in_float32_alone(tiny, tmp_path):
     """Guards against a matrix product in bfloat16 where the processor has no instructions for it, which is a
     hundred times slower; and against a bfloat16 run that does not use it."""

@@ -10,11 +10,11 @@ import metarm
 import sample
 from data import UserError
 from data.annotators import annotate
-from data.judgement import Judgement, judgement_parts, prompt_parts, read_judgements
+from data.judgement import Judgement, judgement_parts, prompt_parts
 from data.tokenizer import CHECKS, CRITIQUE, END, HINT, RESPONSE, SCORES, TOTAL
 from data.world import Item, make_item
-from model import token_logp
-from sample import check_length, draw, generate, judge, uniforms, verdict
+from metarm import RULES
+from sample import check_length, decide, draw, generate, judge, uniforms
 
 # ----------------------------------------------------------------------------------------
 # The sampler
@@ -72,20 +72,6 @@ def test_samples_do_not_depend_on_their_batch(flat, monkeypatch):
         np.testing.assert_allclose(*([logp for _, logp in x] for x in (in_parts, together)), atol=1e-3)
     assert sizes == [5] * 5 + [3, 28, 9, 9, 9, 1]
     assert len({ids[0] for ids, _ in generate(flat, [(5, 6)] * 50, range(50))}) > 5
-
-
-def test_samples_end_once_or_fill_the_context(flat):
-    """Guards against text after END, an END that is dropped, and judgements longer than the context."""
-    flat.wte.weight.data *= 0.75
-    ended = set()
-    for (ids, logp), prompt in zip(generate(flat, PROMPTS * 10, range(70)), PROMPTS * 10):
-        assert ids.count(END) == (ids[-1] == END)
-        assert ids[-1] == END or len(prompt) + len(ids) == flat.cfg.block_size
-        ended.add(ids[-1] == END)
-        row = torch.tensor([list(prompt) + ids])   # what training learns is what was sampled: the ratio is 1
-        logps = token_logp(flat, row, torch.arange(row.size(1))[None] >= len(prompt))
-        assert abs(logps.sum().item() - logp) < 1e-3
-    assert ended == {True, False}
 
 
 def test_draw_follows_the_softmax():
@@ -180,19 +166,19 @@ def test_judge(tok, tiny, mock):
     assert {j.seed for j in judge(tiny(), tok, [ITEM], 3, 1)[0]}.isdisjoint(j.seed for j in plain)
 
 
-def test_verdict():
+def test_decide():
     """Guards against a best response that is named although the vote ties or nobody voted, and a share of
     those that parse in place of all samples."""
     made = lambda *ballots: [Judgement("x", 0, [0, 1], 0, [], [1], 0.0, scores=scores, meta=float(i))
                              for i, scores in enumerate(ballots)]
-    for rule in ("sum", "plurality", "guided"):
-        assert verdict(made([5, 5]), rule)["best"] is None and verdict(made([5, 5]), rule)["agree"] == 0
-        assert verdict(made(None), rule) == {"best": None, "votes": None, "agree": 0.0}
+    for rule in RULES.values():
+        assert decide(made([5, 5]), rule)["best"] is None and decide(made([5, 5]), rule)["agree"] == 0
+        assert decide(made(None), rule) == {"best": None, "votes": None, "agree": 0.0}
     mixed = made([9, 1], [4, 5], None, [3, 3], [6, 2], [1, 9])
-    assert verdict(mixed, "sum") == {"best": 0, "votes": [23, 20], "agree": 0.3333}
-    assert verdict(mixed, "plurality") == {"best": 0, "votes": [(2.5, 23), (2.5, 20)], "agree": 0.3333}
-    assert verdict(mixed, "guided") == {"best": 1, "votes": [10, 14], "agree": 0.3333}
-    assert verdict(made([7]), "plurality") == {"best": 0, "votes": [(1.0, 7)], "agree": 1.0}
+    for name, best, votes in (("sum", 0, [23, 20]), ("plurality", 0, [(2.5, 23), (2.5, 20)]),
+                              ("guided", 1, [10, 14])):
+        assert decide(mixed, RULES[name]) == {"best": best, "votes": votes, "agree": 0.3333}
+    assert decide(made([7]), RULES["plurality"]) == {"best": 0, "votes": [(1.0, 7)], "agree": 1.0}
 
 
 def test_what_may_not_fit_is_refused(tok):
@@ -227,19 +213,19 @@ def test_a_query(folder, mock, capsys):
     assert capsys.readouterr().out == "query       which? 🎉\nprinciples  a 10\n" + "".join(
         f"response {i + 1}  {text}\n            looks fine\n            score {POINTS[text]}\n"
         for i, text in enumerate(ITEM.responses)) + "\nThat was judgement 1 of 4\n" + "".join(
-        f"response {i + 1}  {100 * (i == 3):3}% of the votes, mean score {POINTS[text]}.0\n"
+        f"response {i + 1}  {100 * (i == 3):3}% of the votes, sum of scores {4 * POINTS[text]}\n"
         for i, text in enumerate(ITEM.responses)) + "best        response 4; 100% of the samples pick it\n"
     assert mock.calls[0][2] == 0.5
     seeds = mock.calls[0][1]
     mock.fails = lambda seed: seed == seeds[0]
     run(folder, *QUESTION, "-k", "4", "--vote", "sum", "--temperature", "0")
     told = capsys.readouterr().out
-    assert "\nThat was judgement 2 of 4; 1 do not parse and do not vote\nresponse 1  mean score 2.0\n" in told
+    assert "\nThat was judgement 2 of 4; 1 do not parse and do not vote\nresponse 1  sum of scores 6\n" in told
     assert told.endswith("best        response 4; 75% of the samples pick it\n") and mock.calls[-1][2] == 0
     mock.fails = lambda seed: False
     run(folder, "--query", "q", "--response", "two")
     assert capsys.readouterr().out.endswith(
-        "judgement 1 of 8\nresponse 1  100% of the votes, mean score 2.0\n")
+        "judgement 1 of 8\nresponse 1  100% of the votes, sum of scores 16\n")
     run(folder, "--query", "q", "--response", "two", "--response", "two")
     assert capsys.readouterr().out.endswith("best        none, it is a tie\n")
     mock.fails = lambda seed: True
@@ -267,23 +253,19 @@ def test_a_query_as_json(folder, mock, capsys, monkeypatch):
 
 
 def test_a_file(folder, mock, capsys, tmp_path):
-    """Guards against an accuracy that counts the items of another domain, or judgements that are not kept."""
+    """Guards against an accuracy that counts the items of another domain, and JSON of other items."""
     rows = [{"prompt": "q", "chosen": c, "rejected": r, "subset": s} for c, r, s in (
         ("nine", ["two", "four"], "good"), ("two", "nine", "bad"), ("nine", "two", "bad"))]
-    path, out = tmp_path / "rows.jsonl", str(tmp_path / "out.jsonl")
+    path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
-    run(folder, "--data", str(path), "-k", "3", "--out", out)
+    run(folder, "--data", str(path), "-k", "3")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["domain", "items", "one", "sample", "plurality", "of", "3"]
     shown = {line.split()[0]: line.split() for line in lines if line}
     assert [shown[d][1] for d in ("bad", "good", "all")] == ["2", "1", "3"]
     for domain, accuracy in (("bad", 0.5), ("good", 1), ("all", 2 / 3)):
         assert float(shown[domain][2]) == pytest.approx(accuracy, abs=0.006)
-    assert lines[-1] == f"The judgements are in {out}."
-    assert [[j.scores is not None for j in group] for group in read_judgements(out)] == [[True] * 3] * 3
-    with pytest.raises(UserError, match="out.jsonl exists, or its folder does not. Pass another file"):
-        run(folder, "--data", str(path), "--out", out)
-    run(folder, "--data", str(path), "-k", "1", "--out", out + "2", "--json")
+    run(folder, "--data", str(path), "-k", "1", "--json")
     lines = capsys.readouterr().out.splitlines()
     assert [json.loads(line)["id"] for line in lines] == ["line-1", "line-2", "line-3"]
 
@@ -299,7 +281,7 @@ def test_the_bundled_judge(capsys):
 @pytest.mark.parametrize("args, message", [
     ([*QUESTION, "-k", "0"], "-k must be"), ([*QUESTION, "--temperature", "-1"], "--temperature 0, or 0.01"),
     ([*QUESTION, "--temperature", "nan"], "-k must be"), ([*QUESTION, "--temperature", "inf"], "-k must be"),
-    ([*QUESTION, "--temperature", "1e-38"], "or 0.01"), (["--data", "x", "--out", "no/x"], "its folder does not"),
+    ([*QUESTION, "--temperature", "1e-38"], "or 0.01"),
     ([], "Give either --data"), ([*QUESTION, "--data", "x"], "Give either --data"),
     (["--data", "x", "--response", "a"], "Give either --data"), (["--query", "a"], "1 to 4 times, not 0"),
     ([*QUESTION, "--response", "a"], "1 to 4 times, not 5 times"), (["--data", "none"], "none: No such file"),
