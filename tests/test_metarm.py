@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import metarm
-from data.judgement import Judgement, vote_sum
+from data.judgement import Judgement
 from metarm import RULES, from_policy, half, keep_best, meta_loss, rate, vote_guided, vote_random
 
 
@@ -24,21 +24,6 @@ def test_guided_vote():
     assert vote_guided([judged(None), judged(None)]) is None
     assert vote_guided([judged(None), judged(None), judged([4, 3], -9.0), judged(None)]) == [4, 3]
     assert [half([0] * n) for n in (1, 2, 3, 4, 5, 32)] == [1, 1, 1, 2, 2, 16]
-
-
-def test_rules():
-    """Guards against rules under another's name."""
-    samples = [judged([1, 10], 0.0), judged([6, 5], 2.0), judged([6, 5], 1.0), judged(None)]
-    assert RULES["sum"](samples) == [13, 20] and RULES["plurality"](samples) == [(2.0, 13), (1.0, 20)]
-    assert RULES["guided"](samples) == [12, 10] and list(RULES) == ["sum", "plurality", "guided"]
-
-
-def test_constant_logits_are_a_plain_vote():
-    """Guards against a Meta RM that matters although it says nothing: the first half of the samples votes."""
-    rng = random.Random(0)
-    for k in (1, 4, 8):
-        scores = [[rng.randint(1, 10) for _ in range(3)] for _ in range(k)]
-        assert vote_guided([judged(s, 0.3) for s in scores]) == vote_sum(scores[:max(1, k // 2)])
 
 
 def test_random_control_is_random_and_of_equal_size():

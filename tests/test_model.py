@@ -49,9 +49,10 @@ def test_forward_equals_plain_loops(tiny):
         logits = model.logits(model(ids, padding))
         for row, pad, prompt in zip(logits, padding, PROMPTS):
             torch.testing.assert_close(row[pad:], naive_logits(model, prompt), rtol=1e-4, atol=2e-4)
-    assert logits.dtype == torch.float32
     torch.testing.assert_close(model.logits(model(ids[:, -4:]))[2], naive_logits(model, PROMPTS[2][-4:]),
                                rtol=1e-4, atol=2e-4)
+    x = model.bfloat16()(ids, padding)             # which its float32 angles and mask must not change
+    assert x.dtype == torch.bfloat16 and model.logits(x).dtype == torch.float32
 
 
 @torch.no_grad()
@@ -76,46 +77,6 @@ def test_cache_equals_no_cache(tiny):
 
 
 @torch.no_grad()
-def test_no_look_ahead(tiny):
-    """Guards against a mask that lets a token see what follows it, or does not let it see itself."""
-    model = tiny()
-    a, b = torch.arange(10)[None], torch.arange(10)[None].clone()
-    b[0, 6:] = 33
-    assert torch.equal(model(a)[0, :6], model(b)[0, :6])
-    assert not torch.allclose(model(a)[0, 6], model(b)[0, 6])
-
-
-def test_rotated_products_depend_on_the_distance():
-    """Guards against a rotation that changes lengths, or that makes more than the distance matter."""
-    q, k = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(0))
-    turned = lambda x, position: core.rotate(x, (position * angle).cos(), (position * angle).sin())
-    angle = torch.tensor([1.0, 0.3, 0.1, 0.02]).view(1, 1, 1, 4)
-    product = lambda i, j: (turned(q, i) * turned(k, j)).sum()
-    torch.testing.assert_close(product(9, 4), product(25, 20), rtol=1e-4, atol=1e-5)
-    assert (product(9, 4) - product(9, 5)).abs() > 1e-2 and torch.equal(turned(q, 0), q)
-    torch.testing.assert_close(turned(q, 7).norm(), q.norm())
-    assert core.rotate(q.bfloat16(), angle.cos(), angle.sin()).dtype == torch.bfloat16
-
-
-def test_attend_against_the_fused_kernel():
-    """Guards against heads that are mixed up, and a forgotten scale or mask: values and gradients."""
-    gen = torch.Generator().manual_seed(0)
-    q = torch.randn(3, 20, 4, 8, generator=gen).requires_grad_()
-    k, v = (torch.randn(3, 25, 8, generator=gen).requires_grad_() for _ in range(2))
-    seen = torch.rand(3, 20, 25, generator=gen) < 0.5
-    seen[:, :, 0] = True
-    wide = lambda x: x[:, None].expand(3, 4, 25, 8)
-    fused = torch.nn.functional.scaled_dot_product_attention
-    truth = fused(q.transpose(1, 2), wide(k), wide(v), seen[:, None])
-    ours = core.attend(q, k, v, torch.where(seen, 0.0, -1e9)[:, :, None])
-    torch.testing.assert_close(ours, truth.transpose(1, 2), rtol=1e-4, atol=1e-5)
-    weight = torch.randn(ours.shape, generator=gen)
-    for a, b in zip(torch.autograd.grad((ours * weight).sum(), (q, k, v)),
-                    torch.autograd.grad((truth.transpose(1, 2) * weight).sum(), (q, k, v))):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
-
-
-@torch.no_grad()
 def test_token_logp_equals_loop(tiny):
     """Guards against an off-by-one between tokens and predictions, and against padding in the result."""
     model = tiny()
@@ -128,9 +89,7 @@ def test_token_logp_equals_loop(tiny):
             if learned[t]:
                 expected.append(model.logits(model(torch.tensor([row[:t]])))[0, -1])
                 tokens.append(row[t])
-    first = [i for i, row in enumerate(PROMPTS) if masks[i][0]]             # nothing precedes these tokens
-    for i in first:
-        mask[i, padding[i]] = False
+    mask[torch.arange(4), padding] = False         # nothing precedes the first token of a row
     logits, targets = core.token_logits(model, ids, mask, padding)
     torch.testing.assert_close(logits, torch.stack(expected), rtol=1e-4, atol=2e-4)
     logp = torch.stack([row.softmax(0)[token].log() for row, token in zip(expected, tokens)])
@@ -141,33 +100,16 @@ def test_token_logp_equals_loop(tiny):
 
 def test_pad_left():
     """Guards against padding on the right, of the wrong length, or to a shape of its own for each batch."""
-    ids, padding = pad_left([[1, 2, 3], (4,)], 9)
-    assert ids.tolist() == [[9] * 13 + [1, 2, 3], [9] * 15 + [4]] and padding.tolist() == [13, 15]
-    assert [pad_left([[1] * n])[0].size(1) for n in (1, 15, 16, 17, 32, 33)] == [16, 16, 16, 32, 32, 48]
+    assert pad_left([[1, 2, 3], (4,)], 9)[0].tolist() == [[9] * 13 + [1, 2, 3], [9] * 15 + [4]]
+    assert [pad_left([[1] * n])[0].size(1) for n in (1, 16, 17, 33)] == [16, 16, 32, 48]
     assert pad_left([[7]])[0][0, 0] == PAD
 
 
 def test_learning_rate():
     """Guards against a schedule that starts at the peak, never reaches it, or does not end near zero."""
-    rates = [core.learning_rate(2.0, step, 100) for step in range(100)]
-    assert rates[:20] == pytest.approx([2 * (i + 1) / 20 for i in range(20)]) and rates[20:51] == [2.0] * 31
-    assert rates[51:] == pytest.approx([2 * (100 - i) / 50 for i in range(51, 100)])
-    assert [core.learning_rate(1.0, step, 10, warmup=5, decay=0.3) for step in range(10)] == pytest.approx(
-        [0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1, 2 / 3, 1 / 3])
+    assert [core.learning_rate(2.0, step, 10, warmup=5, decay=0.3) for step in range(10)] == pytest.approx(
+        [0.4, 0.8, 1.2, 1.6, 2, 2, 2, 2, 4 / 3, 2 / 3])
     assert [core.learning_rate(1.0, step, 4) for step in range(4)] == pytest.approx([0.25, 0.5, 0.75, 0.5])
-
-
-@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 16, 64)])
-def test_orthogonal_keeps_directions(shape):
-    """Guards against steps that turn the singular vectors, or leave singular values far from 1."""
-    g = torch.randn(*shape, generator=torch.Generator().manual_seed(0)) * torch.tensor([1, 50, 1e-3])[
-        :shape[0], None, None]
-    u, s, v = torch.linalg.svd(g, full_matrices=False)
-    found = u.mT @ orthogonal(g) @ v.mT             # diagonal, if both have the same singular vectors
-    values = found.diagonal(dim1=1, dim2=2)
-    assert (found - torch.diag_embed(values)).abs().max() < 1e-3
-    assert (values[s > 0.1 * s.amax(1, True)] - 1).abs().max() < 0.35 and (values > 0).all()
-    assert (orthogonal(torch.zeros(1, 2, 3)) == 0).all()
 
 
 def give_gradients(gen, scale, *models):
@@ -204,43 +146,33 @@ def test_optimizer_is_muon_and_adamw(monkeypatch, dtype, apart):
             for i, p in enumerate(outside):
                 m[i], v[i] = 0.9 * m[i] + 0.1 * p.grad, 0.95 * v[i] + 0.05 * p.grad ** 2
                 p -= lr * m[i] / (1 - 0.9 ** (step + 1)) / ((v[i] / (1 - 0.95 ** (step + 1))).sqrt() + 1e-8)
-    assert dtypes == {dtype}
+    assert dtypes == {dtype} and (orthogonal(torch.zeros(1, 2, 3)) == 0).all()
     for (name, p), q in zip(ours.named_parameters(), theirs.parameters()):
         assert (p - q).abs().max() < (apart if "blocks" in name else 1e-5), name
 
 
 def test_optimizer_refuses_what_is_not_finite():
     """Guards against training on through a NaN."""
+    model = GPT(SMALL)
     for bad in (float("nan"), float("inf")):
-        model = GPT(SMALL)
-        before = [p.clone() for p in model.parameters()]
         give_gradients(torch.Generator(), 1.0, model)
         model.wte.weight.grad[3, 3] = bad
         with pytest.raises(UserError, match="not finite. Start again with a lower learning rate"):
             Optimizer(model).step(1e-2)
-        assert all(torch.equal(p, q) for p, q in zip(before, model.parameters()))
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), GPT(SMALL).parameters()))
 
 
 @torch.no_grad()
 def test_a_new_model():
-    """Guards against weights of the global generator, blocks that do not start as the identity, and a first
-    loss far from log V."""
+    """Guards against weights of the global generator, and blocks that do not start as the identity."""
     cfg = GPTConfig(704, 368, 4, 4, 128)
-    torch.manual_seed(1)
-    a = GPT(cfg, seed=5)
-    torch.manual_seed(2)
-    b = GPT(cfg, seed=5)
+    a, b, c = (GPT(cfg, seed) for seed in (5, 5, 6))
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
-    assert not torch.equal(a.wte.weight, GPT(cfg, seed=6).wte.weight)
-    assert not torch.equal(a.blocks[0].attn.qkv.weight, a.blocks[1].attn.qkv.weight)
-    ids = torch.arange(13, 53)[None]
-    x = a.wte(ids)
-    torch.testing.assert_close(a(ids), x / x.pow(2).mean(-1, keepdim=True).sqrt(), rtol=1e-3, atol=1e-3)
-    assert abs(-token_logp(a, ids, ids > 0).mean() - math.log(704)) < 0.1
+    assert not torch.equal(a.wte.weight, c.wte.weight)
     for p, std in ((a.wte.weight, 0.02), (a.blocks[3].attn.qkv.weight, 0.5 / 128 ** 0.5),
                    (a.blocks[0].mlp.fc.weight, 0.5 / 128 ** 0.5)):
         assert abs(p.std() / std - 1) < 0.02 and p.mean().abs() < 0.1 * std
-    assert all((p == 0).all() for name, p in a.named_parameters() if "proj" in name)
+    assert all((p == 0).all() == ("proj" in name) for name, p in a.named_parameters())
 
 
 @torch.no_grad()
@@ -251,8 +183,7 @@ def test_reward_model_reads_the_last_token(tiny):
     assert model(*pad_left(PROMPTS)).tolist() == [0.0] * 4
     model.head.weight.data.normal_(generator=torch.Generator().manual_seed(0))
     model.head.bias.data.fill_(0.7)
-    together = model(*pad_left(PROMPTS))
-    for row, reward in zip(PROMPTS, together):
+    for row, reward in zip(PROMPTS, model(*pad_left(PROMPTS))):
         last = model.gpt(torch.tensor([row]))[0, -1]
         torch.testing.assert_close(reward, (last @ model.head.weight[0]) + 0.7, rtol=1e-4, atol=1e-4)
     with torch.autocast("cpu", torch.bfloat16):
@@ -272,12 +203,10 @@ def test_model_files(tiny, tmp_path):
     assert load_model(path).gpt.cfg == SMALL and isinstance(again, core.RewardModel)
     with pytest.raises(UserError, match="none.pt not found. Train it with `python spct.py`"):
         load_model(str(tmp_path / "none.pt"))
-    whole = (tmp_path / "m.pt").read_bytes()
-    saved = torch.load(path, weights_only=True)
-    others = [whole[:n] for n in (0, 1, 100, len(whole) // 2, len(whole) - 1)] + [b"hello", [1], {}]
-    others += [saved | {"config": saved["config"] | change} for change in ({"n_embd": 16}, {"n_kv_head": 1})]
-    others += [saved | {"weights": {}}, {"weights": saved["weights"]}]
-    for other in others:
+    whole, saved = (tmp_path / "m.pt").read_bytes(), torch.load(path, weights_only=True)
+    config = lambda **change: {**saved, "config": {**saved["config"], **change}}
+    for other in (b"", b"hello", whole[:100], whole[:-1], [1], {}, config(n_embd=16), config(n_kv_head=1),
+                  {**saved, "weights": {}}, {"weights": saved["weights"]}):
         if isinstance(other, bytes):
             (tmp_path / "m.pt").write_bytes(other)
         else:
