@@ -128,9 +128,6 @@ def test_report_and_sample_of_a_run(finished):
     judged = run("--run", str(folder), "--query", "capital of peru?", "--response", "it is lima", "--response",
                  "it is cairo", "--policy", "rft", "--json", script="sample.py")
     assert judged.returncode == 0 and len(json.loads(judged.stdout)["judgements"]) == 8
-    for argv in (["nowhere"], [str(folder.parent)]):
-        failed = run(*argv, script="report.py")
-        assert failed.returncode == 2 and failed.stderr.startswith("error:") and failed.stderr.count("\n") == 1
 
 
 @pytest.mark.slow
