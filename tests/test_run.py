@@ -57,11 +57,9 @@ def test_writes_every_file(finished):
     assert all((j["meta"] is None) == (j["scores"] is None) for j in votes)
     results = json.loads((folder / "results.json").read_text())
     assert set(results["stages"]) == {"base", "rft", "rl"} and results["items"] == 8
-    guided = {f"{way}@{k}" for way in ("guided", "random") for k in (2, 4)}
-    for name, stage in results["stages"].items():
-        assert {"greedy", "one sample", "sum@4", "plurality@4", "pass@4", "parses", "ties", "faithful checks",
-                "tokens", "one response", "out of distribution, greedy", "by domain"} <= set(stage)
-        assert guided <= set(stage), name
+    for stage in results["stages"].values():
+        assert {"greedy", "one sample", "sum@4", "plurality@4", "guided@2", "pass@4", "parses",
+                "faithful checks", "one response", "out of distribution, greedy", "by domain"} <= set(stage)
     assert set(results["seconds"]) == {"pre-training", "RFT", "RL", "Meta RM", "evaluation"}
     assert "plurality@4" in done.stdout and "Warning" not in done.stderr and "nan" not in done.stdout
 
@@ -96,8 +94,6 @@ def test_a_killed_run_goes_on_to_the_same_bytes(finished, tmp_path):
         assert killed.returncode == -signal.SIGKILL, (name, killed.stderr[-2000:])
     assert run(*SMALL, "--out", str(folder)).returncode == 0
     assert files(folder) == files(finished[0])
-    stages = lambda path: json.loads((path / "results.json").read_text())["stages"]
-    assert stages(folder) == stages(finished[0])
 
 
 @pytest.mark.slow
