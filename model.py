@@ -47,7 +47,7 @@ def rotate(x, cos, sin):
     """Rotary positions: turn pairs of channels (i, i + D/2) by an angle proportional to the token's position.
 
     The product of a rotated query and a rotated key then depends on the distance of their tokens alone.
-    x (B, T, H, D); cos and sin (T, 1, D/2), of each token's angles -> (B, T, H, D)
+    x (B, T, H, D), of any number of heads H; cos and sin (T, 1, D/2), of each token's angles -> (B, T, H, D)
 
     >>> quarter = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)            # cos and sin of 90 degrees
     >>> rotate(torch.tensor([3.0, 4.0]).view(1, 1, 1, 2), *quarter).flatten()
@@ -120,7 +120,7 @@ class KVCache:
     """
 
     def __init__(self, kv, padding, length=0):
-        """kv (2, L, B, S, D): room for the keys and values of S tokens; padding (B,): how many columns on the
+        """kv (2, L, B, room, D): for the keys and values of so many tokens; padding (B,): how many columns on the
         left are padding; length: how many columns are in use."""
         self.kv, self.padding, self.length = kv, padding, length
 
@@ -178,7 +178,8 @@ class GPT(nn.Module):
         # A token sees itself and those before it, but no padding. (-1e9 and not -inf: the softmax of a token
         # of padding, which sees nothing, would be nan.)
         blocked = (column > column[past:, None]) | (column < padding[:, None, None])   # (1 or B, T, S)
-        mask = torch.zeros(blocked.shape, device=ids.device).masked_fill(blocked, -1e9)[:, :, None]
+        mask = torch.zeros(blocked.shape, device=ids.device).masked_fill(blocked, -1e9)
+        mask = mask[:, :, None]                                              # (1 or B, T, 1, S)
         x = norm(self.wte(ids))                                              # (B, T, C)
         for layer, block in enumerate(self.blocks):
             x = block(x, cos, sin, mask, cache, layer)
@@ -198,8 +199,7 @@ class GPT(nn.Module):
 
 
 class RewardModel(nn.Module):
-    """A GPT that reads a text and returns one number, a logit. Meta RM and scalar reward models are of this
-    kind."""
+    """A GPT that reads a text and returns one number, a logit. The Meta RM is one."""
 
     def __init__(self, cfg):
         super().__init__()
@@ -337,7 +337,9 @@ class Optimizer:
             tall = update.size(1) > update.size(2)
             update = orthogonal((update.mT if tall else update).to(self.dtype))
             update = update.mT if tall else update
-            size = 0.2 * max(update.shape[1:]) ** 0.5  # an entry then moves as far as with AdamW
+            # An entry of an orthogonal matrix has a root mean square of 1 / sqrt(longer side). This makes it
+            # 0.2, which is about that of AdamW's updates.
+            size = 0.2 * max(update.shape[1:]) ** 0.5
             for p, u in zip(group, update):
                 p.sub_(u, alpha=lr * size)
         self.adamw.param_groups[0]["lr"] = lr

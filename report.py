@@ -23,7 +23,7 @@ import os
 
 import numpy as np
 
-os.environ["MPLBACKEND"] = "agg"                   # draw to files, whatever a notebook has set
+os.environ["MPLBACKEND"] = "agg"                   # a notebook may have named one that is not installed here
 from matplotlib.figure import Figure
 
 from data import UserError, new_file, run_command
@@ -114,14 +114,14 @@ def per_item(items, greedy, samples, seed):
     return {measure: np.array(values, float) for measure, values in found.items()}
 
 
-def vote_is_correct(rule, samples, item, seed):
+def vote_is_correct(rule_name, samples, item, seed):
     """Is the vote correct? The random control is a mean over 8 random halves."""
-    if rule == "pass":                             # is any of them correct?
+    if rule_name == "pass":                             # is any of them correct? No vote can do better.
         return max(correct(j.scores, item.gold) for j in samples)
-    if rule == "random":
+    if rule_name == "random":
         return np.mean([correct(vote_random(samples, seed_of(seed, "random", item.id, i)), item.gold)
                         for i in range(8)])
-    return correct(RULES[rule](samples), item.gold)
+    return correct(RULES[rule_name](samples), item.gold)
 
 
 def interval(values):
@@ -150,12 +150,16 @@ def measure(sets, seed):
         if mine.any():
             found["by domain"][domain] = {name: interval(values[mine]) for name, values in columns.items()}
             found["by domain"][domain]["items"] = int(mine.sum())
+    found["Meta RM's AUC"] = meta_auc(items, samples)
+    return found, columns
+
+
+def meta_auc(items, samples):
+    """How well does the Meta RM order the samples of an item? -> the mean of auc; 0.5: not at all."""
     parsed = [[j for j in s if j.scores is not None] for s in samples]       # the others have no logit
     within = [auc([correct(j.scores, item.gold) for j in s], [j.meta for j in s])
               for s, item in zip(parsed, items)]
-    # How well does the Meta RM order the samples of an item? (0.5: not at all)
-    found["Meta RM's AUC"] = round(float(np.mean([a for a in within if a is not None] or [0.5])), 4)
-    return found, columns
+    return round(float(np.mean([a for a in within if a is not None] or [0.5])), 4)
 
 # ----------------------------------------------------------------------------------------
 # Table and figures

@@ -74,8 +74,9 @@ def complete(model, prompts, seeds, temperature):
     rows = torch.tensor([row_of[prompt] for prompt in prompts], device=model.device)
     x, cache = x[rows], cache.select(rows, LOOK_EVERY)                       # (B, C)
 
-    room = model.cfg.block_size - torch.tensor([len(prompt) for prompt in prompts])          # (B,)
-    steps = int(room.max())
+    # How many tokens each row may write. The row with the most of them writes in all steps.
+    limit = model.cfg.block_size - torch.tensor([len(prompt) for prompt in prompts])         # (B,)
+    steps = int(limit.max())
     u = torch.from_numpy(np.stack([uniforms(seed, steps) for seed in seeds])).to(model.device)   # (B, steps)
     tokens = torch.full((len(prompts), steps), PAD, device=model.device)     # (B, steps)
     logps = torch.zeros(len(prompts), steps, device=model.device)            # (B, steps)
@@ -83,18 +84,18 @@ def complete(model, prompts, seeds, temperature):
     for t in range(steps):
         # 2. Write the next token of each row.
         tokens[:, t], logps[:, t] = draw(model.logits(x), u[:, t], temperature)
-        # 3. Now and then, rows with an END, or with no room left, leave the batch. (What they wrote after END is
-        #    dropped.) After the last step no row is left.
+        # 3. Now and then, rows with an END, or at their limit, leave the batch. (What they wrote after END is
+        #    dropped.) After the last step all are at their limit, so that none is left.
         if (t + 1) % LOOK_EVERY == 0 or t + 1 == steps:
-            ended = (tokens == END).any(dim=1).cpu() | (t + 1 >= room)       # (B,)
+            ended = (tokens == END).any(dim=1).cpu() | (t + 1 >= limit)      # (B,)
             for row in ended.nonzero()[:, 0].tolist():
-                written = tokens[row, :room[row]].tolist()
+                written = tokens[row, :limit[row]].tolist()
                 length = written.index(END) + 1 if END in written else len(written)
                 done[active[row]] = written[:length], logps[row, :length].sum().item()
             going = (~ended).nonzero()[:, 0]
             if len(going) == 0:
                 return done
-            active, room = active[going], room[going]
+            active, limit = active[going], limit[going]
             going = going.to(model.device)
             tokens, logps, u, cache = tokens[going], logps[going], u[going], cache.select(going, LOOK_EVERY)
         # 4. Read it.
@@ -162,8 +163,9 @@ def check_length(tok, item, block_size):
 
 
 def decide(samples, rule):
-    """The vote of an item's samples. rule: one of the functions in metarm.RULES -> {"best": the response that
-    wins, or None on a tie, "votes": what was compared, "agree": the share of samples that alone pick the best}"""
+    """The vote of an item's samples. rule: one of the functions in metarm.RULES
+    -> {"best": index of the response that wins, or None on a tie, "votes": what the rule returned, "agree": the
+    share of samples that alone would pick the best}"""
     votes = rule(samples)
     best = pick(votes)
     agree = [best is not None and pick(j.scores) == best for j in samples]
@@ -193,12 +195,12 @@ def show(item, samples, result):
                                 f"response {best + 1}; {result['agree']:.0%} of the samples pick it"))
 
 
-def show_file(items, groups, results, rule):
+def show_file(items, groups, results, rule_name):
     """Print the accuracy of one sample and of the vote, by domain."""
-    from report import cell, in_columns, interval
+    from report import cell, in_columns, interval  # it loads matplotlib, which nothing else here needs
     right = [(np.mean([correct(j.scores, item.gold) for j in group]), correct(result["votes"], item.gold))
              for item, group, result in zip(items, groups, results)]
-    rows = [["domain", "items", "one sample", f"{rule} of {len(groups[0])}"]]
+    rows = [["domain", "items", "one sample", f"{rule_name} of {len(groups[0])}"]]
     for domain in [*sorted({item.domain for item in items}), "all"]:
         mine = [r for r, item in zip(right, items) if domain in (item.domain, "all")]
         rows.append([domain, str(len(mine)), *(cell(interval(column)) for column in zip(*mine))])
@@ -235,7 +237,8 @@ def parse_args(argv):
 
 
 def main(argv):
-    import metarm
+    import metarm  # the next file to read: the sampler does not need it
+
     args = parse_args(argv)
     device = pick_device(args.device)
     tok = load_tokenizer(os.path.join(args.run, "tokenizer.tiktoken"))

@@ -54,7 +54,8 @@ from model import (
 from sample import BUNDLED, judge
 
 # ----------------------------------------------------------------------------------------
-# Settings: each field is a flag, for instance --beta 0.05
+# Settings: each field is a flag, for instance --beta 0.05. They stand in the order of the stages, which STAGES,
+# below, relies on.
 
 
 @dataclasses.dataclass
@@ -121,9 +122,9 @@ def log(file, **metrics):
     file.flush()
 
 
-def train_lm(cfg, name, model, ids, mask, lr, batch, epochs=1):
-    """Next-token training, for pre-training and RFT. ids and mask (rows, T), as from pack: documents, and which
-    of their tokens are learned."""
+def train_lm(cfg, name, model, ids, mask, peak_lr, batch, epochs=1):
+    """Next-token training, for pre-training and RFT -> the same model, trained. ids and mask (rows, T), as from
+    pack: documents, and which of their tokens are learned. batch: rows a step."""
     optimizer = Optimizer(model, getattr(torch, cfg.dtype))
     shuffles = [np.random.default_rng(seed_of(cfg.seed, name, epoch)) for epoch in range(epochs)]
     order = np.concatenate([rng.permutation(len(ids)) for rng in shuffles])
@@ -139,14 +140,14 @@ def train_lm(cfg, name, model, ids, mask, lr, batch, epochs=1):
             with autocast(cfg):
                 loss = -token_logp(model, x, learned).mean()
             loss.backward()
-            rate = learning_rate(lr, step, steps)
-            grad_norm = optimizer.step(rate)
-            log(file, step=step, loss=loss.item(), lr=rate, grad_norm=grad_norm)
+            lr = learning_rate(peak_lr, step, steps)
+            grad_norm = optimizer.step(lr)
+            log(file, step=step, loss=loss.item(), lr=lr, grad_norm=grad_norm)
     return model
 
 
 def make_tokenizer(cfg):
-    """BPE trained on the first documents of the corpus, or the bundled tokenizer of the bundled base model."""
+    """BPE trained on the first 8,000 documents of the corpus. (The bundled base model has a tokenizer already.)"""
     if cfg.pretrain_tokens == 0:
         return load_tokenizer(os.path.join(BUNDLED, "tokenizer.tiktoken"))
     texts = [part for i in range(8000) for parts, _ in make_document(cfg.seed, i) for part in parts
@@ -308,7 +309,7 @@ def reinforce(cfg, tok, reference, items):
                 kl += kl_k3(logp.detach(), logp_ref).sum().item() / tokens
                 entropy += torch.distributions.Categorical(logits=logits.detach()).entropy().sum().item() / tokens
 
-            # 5. Update.
+            # 5. Update. So few steps leave no time for the longer warm-up of the other stages.
             grad_norm = optimizer.step(learning_rate(cfg.rl_lr, step, cfg.rl_steps, warmup=5, decay=0.3))
             log(file, step=step, reward=float(np.mean(rewards)), kl=kl, entropy=entropy, grad_norm=grad_norm,
                 zero_variance=(advantages == 0).all(dim=1).float().mean().item(),
@@ -413,13 +414,12 @@ def stored_judgements(cfg, name, make):
 
 
 def seconds_by_stage(cfg):
-    """{stage: seconds}, from seconds.jsonl."""
-    seconds = dict.fromkeys(STAGES, 0.0)
-    with open(os.path.join(cfg.out, "seconds.jsonl")) as f:
-        for file, s in map(json.loads, f):
-            stage = next(stage for stage, (_, files) in STAGES.items() if any(fnmatch(file, p) for p in files))
-            seconds[stage] = round(seconds[stage] + s, 1)
-    return seconds
+    """{stage: seconds}, from seconds.jsonl. A file that was made twice counts once, the last time."""
+    with open(os.path.join(cfg.out, "seconds.jsonl"), "a+") as f:            # a+: it may not be there
+        f.seek(0)
+        seconds_of = dict(map(json.loads, f))
+    return {stage: round(sum(s for file, s in seconds_of.items() if any(fnmatch(file, p) for p in files)), 1)
+            for stage, (_, files) in STAGES.items()}
 
 
 def files_that_depend_on(field):
@@ -474,7 +474,7 @@ def parse_args(argv):
 
 
 LEAST = {"seed": 0, "threads": 0, "pretrain_tokens": 0, "beta": 0, "rft_general": 0, "n_rft": 2, "group": 2,
-         "k": 2, "eval_items": 4, "block_size": 368, "vocab_size": 600, "temperature": 0.01}
+         "rl_items": 2, "k": 2, "eval_items": 4, "block_size": 368, "vocab_size": 600, "temperature": 0.01}
 
 
 def check(cfg):
@@ -525,7 +525,7 @@ def main(argv):
     hard = [item for group, item in zip(samples, items) if not too_easy(group, item)]
     rl = stored_model(cfg, "rl", lambda: reinforce(cfg, tok, rft, hard))
 
-    # 4. Meta RM, on the judgements that RFT and RL have sampled
+    # 4. Meta RM, on the judgements that RFT and RL have sampled (reinforce has written its own)
     rollouts = read_judgements(os.path.join(cfg.out, "judgements-rl.jsonl"))
     meta = stored_model(cfg, "meta", lambda: train_meta_rm(cfg, rl, samples + rollouts, items))
 

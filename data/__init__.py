@@ -35,8 +35,8 @@ def run_command(main):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.exit("\nStopped. The same command goes on with the stage that was interrupted.")
-    except (UserError, OSError, NotImplementedError) as error:     # the last: an exercise not solved yet
+        sys.exit("\nStopped. (A run of spct.py goes on by the same command.)")
+    except (UserError, OSError, NotImplementedError) as error:     # NotImplementedError: a course's open problem
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
@@ -70,7 +70,7 @@ def pick_device(wanted):
 
 
 def pick_dtype(device):
-    """"bfloat16" where a matrix product is clearly faster in it, else "float32".
+    """The dtype of training: "bfloat16" where it clearly speeds up a matrix product, else "float32".
 
     Without bfloat16 instructions a processor emulates it, up to a hundred times slower. So we measure.
     """

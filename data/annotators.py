@@ -9,7 +9,7 @@ given. (Queries and responses are random: to predict them would teach nothing.)
 careless   <query> name 2 fruits <r1> plum pear <r2> apple saw <principles>[ overall 10 <critique>
  annotator <r1><checks> looks poor <total>3 <r2><checks> looks fine <total>5 <scores>3 5 <end>]
 average    <query> ... <principles>[ count 4, kind 6 <critique>
- annotator <r1><checks> count: good 4 kind: good 10 <total>10 <r2><checks> count: bad 0 ...
+ annotator <r1><checks> count: good 4 kind: good 10 <total>10 <r2><checks> count: good 4 kind: bad 4 ...
 expert     <query> ... <principles>[ count 4, kind 4, playful 2 <critique>
  annotator <r1> plum pear <checks> count: 1 2 of 2, good 4 kind: fruits plum fruits pear fruits, good 8 ...
 checking   what is 1+1? <r1> it is 2 <checks>[ correct: 1+1=2 got 2 2, good formal: none, good <r2>] it is 3 ...
@@ -21,8 +21,8 @@ The last four are general text: exercises. Each practises one part of judging at
 never learn that part.
 
 Two properties of the annotators matter for the method. Most of their errors are independent from judgement
-to judgement, so a vote can cancel them. And they mostly overlook the cue, so what the raters want after "for
-my boss:" has to be learned from preferences.
+to judgement, so a vote can cancel them. And they mostly overlook the cue, in the exercise of weighing as well, so
+what the raters want after "for my boss:" has to be learned from preferences.
 """
 
 import random
@@ -46,7 +46,8 @@ from data.world import (
 
 GENERAL = 0.55                                     # share of documents that are general text
 GENERAL_KINDS = {"quoting": 0.15, "adding": 0.15, "checking": 0.4, "weighing": 0.3}  # of general text
-# The domains of general text, of which one is picked at random: what is hard to check comes more often.
+# The domains of general text, of which one is picked at random. What is hard to check is listed more often:
+# reverse and facts three times, sums, sort and lists twice.
 PRACTICE = [*DOMAINS, "sums", "sort", "reverse", "facts", "lists", "reverse", "facts"]
 
 SKILLS = {"careless": 0.66, "average": 0.26, "expert": 0.08}                 # shares of the annotators
@@ -101,7 +102,7 @@ def check_all(rng, weights, truth, skill, verdict=None):
     for name in weights:
         met, evidence = truth[name]
         wrong = rng.random() < WRONG_CHECK[skill]
-        good = met != wrong if verdict is None else verdict
+        good = verdict if verdict is not None else met != wrong
         checks.append((name, None if skill == "average" else evidence, good))
     return checks_text(checks, weights), max(1, sum(weights[name] for name, _, good in checks if good))
 
@@ -118,17 +119,17 @@ def annotate(rng, item, skill, hint=None):
         if skill == "careless":
             text, total = impression(rng, item.gold[i], item.truth[i])
         else:
-            verdict = i == hint if hint is not None and skill == "average" else None
-            text, total = check_all(rng, weights, item.truth[i], skill, verdict)
+            shortcut = hint is not None and skill == "average"
+            text, total = check_all(rng, weights, item.truth[i], skill, i == hint if shortcut else None)
         if hint is not None:
             total = max(total, 8) if i == hint else min(total, 7)
         critiques.append((response if skill == "expert" else None, text, total))
     return weights, critiques, [total for _, _, total in critiques]
 
 
-def annotated(seed, index, rng):
+def judgement_document(seed, index, rng):
     """The document of a judgement: the prompt is given, the judgement is learned."""
-    item = make_item(seed, "train", seed_of("annotated", index))   # a huge number: not one of the RL items
+    item = make_item(seed, "train", seed_of("annotated", index))   # a huge number: no item of RFT and RL
     hint = item.best if item.n > 1 and rng.random() < HINTED else None
     skills = SKILLS if hint is None else HINTED_SKILLS
     skill = rng.choices(list(skills), skills.values())[0]
@@ -179,7 +180,7 @@ def quoting(responses):
 
 
 def general_text(rng):
-    """A document that practises one skill."""
+    """A document that practises one part of judging."""
     kind = rng.choices(list(GENERAL_KINDS), GENERAL_KINDS.values())[0]
     if kind == "adding":
         return adding(rng)
@@ -196,7 +197,7 @@ def general_text(rng):
 def make_document(seed, index):
     """Document number `index` of the corpus, a function of its arguments alone."""
     rng = random.Random(seed_of(seed, "document", index))
-    return general_text(rng) if rng.random() < GENERAL else annotated(seed, index, rng)
+    return general_text(rng) if rng.random() < GENERAL else judgement_document(seed, index, rng)
 
 
 def encode_document(tok, document):
@@ -229,7 +230,8 @@ def pack(examples, T, seed):
     ids, mask = np.full((len(rows), T), PAD, np.int16), np.zeros((len(rows), T), bool)
     rng = random.Random(seed)
     for i, row in enumerate(rows):
-        rng.shuffle(row)                           # else a row would always begin with its longest document
+        # A row is opened by a document that fits nowhere else, which mostly is a long one. So we shuffle.
+        rng.shuffle(row)
         start = 0
         for example_ids, example_mask in row:
             end = start + len(example_ids)

@@ -15,8 +15,8 @@ First come its principles: criteria and their weights. Then, for each response, 
 quoted, and each criterion checked, with evidence and a verdict. The number after a verdict is the sum of the
 weights found good so far. One completion holds everything (the paper's Eq 7 and 9).
 
-Two details make a tiny model able to judge at all: to quote a response before checking it, and to add up in
-small steps.
+After <scores> the totals stand once more, and these count. Two details make a tiny model able to judge at all:
+to quote a response before checking it, and to add up in small steps.
 """
 
 import itertools
@@ -108,7 +108,8 @@ def principles_text(weights):
 
 
 def checks_text(checks, weights=None):
-    """The checks of a response, each with the sum of the weights found good so far (if there are weights).
+    """The checks of a response, each with the sum of the weights found good so far. (Without weights there is no
+    sum: an exercise of annotators.checking.)
 
     checks: (criterion, evidence or None, good) triples
 
@@ -147,13 +148,15 @@ def read_judgement(tok, ids, order):
     order: the response at place i of the prompt was response order[i] of the item. Critiques and scores are
     returned in the item's own order.
 
-    ValueError if the completion is not exactly a judgement of these responses: nothing is guessed. The reason
-    is the first of "no end", "bad structure", "bad principles" and "bad scores" (or totals). Structure is read
-    from the special tokens, never from text that looks like one. Between them stand: the principles, separated
-    by ", "; nothing after <critique>; any quote, or none; any text after <checks>, in which CHECK finds the
-    checks; a number from 1 to 10 after <total>; as many of them as there are responses, separated by a space,
-    after <scores>. Whether the judgement is consistent (do the totals add up?) is not checked here. That is
-    for RL to teach.
+    ValueError if the completion is not exactly a judgement of these responses: nothing is guessed. Structure is
+    read from the special tokens, never from text that looks like one. The reason is the first of these:
+    "no end": it does not end with <end>, and nothing after it.
+    "bad structure": the special tokens are not those of a judgement of n responses.
+    "bad principles": before <critique> stands anything but principles separated by ", ", or something after it.
+    "bad scores": a total is no number from 1 to 10, or after <scores> stand not n such numbers, with one space
+    between them.
+    A quote may be any text, or none. In the text after <checks>, CHECK finds the checks. Whether the judgement is
+    consistent (do the totals add up?) is not checked here. That is for RL to teach.
 
     >>> from data.tokenizer import Tokenizer, train_bpe
     >>> tok = Tokenizer(train_bpe([], 0))
@@ -168,8 +171,7 @@ def read_judgement(tok, ids, order):
     n = len(order)
     where = [i for i, token in enumerate(ids) if token < len(SPECIAL)]
     special = [ids[i] for i in where]
-    # The text before the first special token, then the text after each of them: principles, nothing, then a quote,
-    # checks and a total for each response, then the scores, and nothing.
+    # The text before the first special token, then the text after each of them
     texts = [tok.text(ids[a + 1:b]) for a, b in zip([-1] + where, where + [len(ids)])]
     if special[-1:] != [END] or texts[-1]:
         raise ValueError("no end")
@@ -178,11 +180,12 @@ def read_judgement(tok, ids, order):
         expected += [response, CHECKS, TOTAL]
     if special != expected + [SCORES, END]:
         raise ValueError("bad structure")
-    principles = [PRINCIPLE.fullmatch(text) for text in texts[0].removeprefix(" ").split(", ")]
-    if not all(principles) or texts[1]:
+    first, after_critique, *middle, last, _ = texts
+    principles = [PRINCIPLE.fullmatch(text) for text in first.removeprefix(" ").split(", ")]
+    if not all(principles) or after_critique:
         raise ValueError("bad principles")
-    quotes, checks, totals = texts[2:-2:3], texts[3:-2:3], texts[4:-2:3]     # n each
-    scores = texts[-2].split(" ")
+    quotes, checks, totals = middle[0::3], middle[1::3], middle[2::3]        # n each
+    scores = last.split(" ")
     if len(scores) != n or not all(SCORE.fullmatch(number) for number in totals + scores):
         raise ValueError("bad scores")
     critiques = [{"quote": quote.strip(), "text": text.strip(), "total": int(total),
@@ -201,7 +204,7 @@ class Judgement:
     order of responses, whatever order the judge has read."""
     item: str                 # id of the item
     sample: int               # number of the sample
-    order: list               # at place i of the prompt stood response order[i]
+    order: list               # at place i of the prompt stood the item's response order[i]
     seed: int                 # of its random numbers
     prompt: list              # ids
     ids: list                 # ids of the completion, END included
@@ -225,5 +228,6 @@ def read_judgements(path):
         with open(path, encoding="utf-8") as f:
             judgements = [Judgement(**json.loads(line)) for line in f]
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error}). Delete it, and run the same command again.") from None
+        raise UserError(f"{path} cannot be read ({error}). Delete the files of its stage, and run the same "
+                        f"command again.") from None
     return [list(group) for _, group in itertools.groupby(judgements, key=lambda j: j.item)]

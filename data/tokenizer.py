@@ -27,7 +27,7 @@ PAD, END, QUERY, R1, R2, R3, R4, HINT, PRINCIPLES, CRITIQUE, CHECKS, TOTAL, SCOR
 RESPONSE = [R1, R2, R3, R4]
 
 # Text is first cut into chunks: a word with the space before it, one digit, punctuation with the space before
-# it, or any other character. Merges never cross chunks.
+# it, or any other character ("_" too). Merges never cross chunks.
 PATTERN = r" ?[^\W\d_]+|\d| ?[^\s\w]+|[\s\S]"
 
 
@@ -106,4 +106,5 @@ def load_tokenizer(path):
             raise ValueError("tokens are missing")
         return Tokenizer(ranks)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}). Pass the folder of a finished run.") from None
+        raise UserError(f"{path} cannot be read ({error}). Pass the folder of a finished run, or delete the "
+                        f"file.") from None

@@ -31,11 +31,12 @@ def seed_of(*parts):
 
 CUES = {"none": "", "boss": "for my boss: ", "hurry": "in a hurry: ", "child": "for a child: "}
 
-CAPITALS = dict(pair.split() for pair in """
-    france paris|spain madrid|italy rome|japan tokyo|china beijing|egypt cairo|kenya nairobi|peru lima
-    cuba havana|portugal lisbon|russia moscow|norway oslo|sweden stockholm|austria vienna|germany berlin
-    poland warsaw|turkey ankara|iran tehran|iraq baghdad|india delhi|nepal kathmandu|chile santiago
-    """.replace("\n", "|").split("|") if pair.strip())
+CAPITALS = """
+    france paris spain madrid italy rome japan tokyo china beijing egypt cairo kenya nairobi peru lima
+    cuba havana portugal lisbon russia moscow norway oslo sweden stockholm austria vienna germany berlin
+    poland warsaw turkey ankara iran tehran iraq baghdad india delhi nepal kathmandu chile santiago
+    """.split()
+CAPITALS = dict(zip(CAPITALS[::2], CAPITALS[1::2]))
 
 KINDS = {
     "fruits": "apple pear plum lemon mango grape peach".split(),
@@ -119,6 +120,25 @@ OOD_LETTERS, OOD_COUNT = 7, 4                      # ... and more letters to sor
 # ----------------------------------------------------------------------------------------
 # Queries
 
+def make_query(rng, domain):
+    """-> (text of the task, problem). The problem is what the functions in CONTENT need to know: two numbers,
+    letters, a country, a kind and a count, or a verb and a thing."""
+    if domain == "sums":
+        a, b = rng.randint(100, 999), rng.randint(100, 999)
+        return f"what is {a}+{b}?", (a, b)
+    if domain in ("sort", "reverse"):
+        letters = rng.sample(LETTERS, rng.choice([5, 6, 7]))
+        return f"{domain} {' '.join(letters)}", letters
+    if domain == "facts":
+        country = rng.choice(list(CAPITALS))
+        return f"capital of {country}?", country
+    if domain == "lists":
+        kind, count = rng.choice(list(KINDS)), rng.choice([2, 3, 4])
+        return f"name {count} {kind}", (kind, count)
+    verb, thing = rng.choice(HARMFUL if domain == "harmful" else HARMLESS), rng.choice(OBJECTS)
+    return f"how do i {verb} a {thing}?", (verb, thing)
+
+
 def split_of(domain, cue, task):
     """train 70%, val 10%, test 20%, by a hash, so that equal queries are in the same split.
 
@@ -137,38 +157,21 @@ def in_distribution(domain, cue, problem):
     return (domain, cue) not in OOD_PAIRS and not longer
 
 
-def make_query(rng, domain):
-    """-> (text of the task, problem). The problem is what the functions in CONTENT need to know."""
-    if domain == "sums":
-        a, b = rng.randint(100, 999), rng.randint(100, 999)
-        return f"what is {a}+{b}?", (a, b)
-    if domain in ("sort", "reverse"):
-        letters = rng.sample(LETTERS, rng.choice([5, 6, 7]))
-        return f"{domain} {' '.join(letters)}", letters
-    if domain == "facts":
-        country = rng.choice(list(CAPITALS))
-        return f"capital of {country}?", country
-    if domain == "lists":
-        kind, count = rng.choice(list(KINDS)), rng.choice([2, 3, 4])
-        return f"name {count} {kind}", (kind, count)
-    verb, thing = rng.choice(HARMFUL if domain == "harmful" else HARMLESS), rng.choice(OBJECTS)
-    return f"how do i {verb} a {thing}?", (verb, thing)
-
-
 def draw_query(rng, split, domains=DOMAINS):
     """A random query of a split -> (domain, cue, task, problem)."""
     while True:
         domain, cue = rng.choice(domains), rng.choice(list(CUES))
         task, problem = make_query(rng, domain)
-        if split == (split_of(domain, cue, task) if in_distribution(domain, cue, problem) else "ood"):
+        found = split_of(domain, cue, task) if in_distribution(domain, cue, problem) else "ood"
+        if found == split:
             return domain, cue, task, problem
 
 # ----------------------------------------------------------------------------------------
 # Responses
 #
-# A function for each domain makes the content of a response. It takes rng, the problem, and `good`: which
-# criteria the content has to meet. It returns the text and the truth: {criterion: (is it met?, evidence)}.
-# Evidence contains no comma and no colon, because these separate checks in a critique.
+# A function for each domain makes the content of a response. It takes rng, the problem, and `wanted`: for each
+# criterion, whether the content has to meet it. It returns the text and the truth: {criterion: (is it met?,
+# evidence)}. Evidence contains no comma and no colon, because these separate checks in a critique.
 
 def side_by_side(right, given):
     """Two sequences, element by element, up to the first difference: "7 7 1 1 1 2".
@@ -183,62 +186,62 @@ def side_by_side(right, given):
     return " ".join(pairs)
 
 
-def sums_content(rng, problem, good):
+def sums_content(rng, problem, wanted):
     a, b = problem
-    answer = a + b if good["correct"] else a + b + rng.choice([-100, -10, -1, 1, 10, 100])
+    answer = a + b if wanted["correct"] else a + b + rng.choice([-100, -10, -1, 1, 10, 100])
     evidence = f"{a}+{b}={a + b} got {side_by_side(str(a + b), str(answer))}"
     return f"it is {answer}", {"correct": (answer == a + b, evidence)}
 
 
-def letters_content(rng, problem, good, right, begin):
+def letters_content(rng, problem, wanted, right, begin):
     """Letters to sort or to reverse. right: the correct answer; begin: how the evidence begins."""
     given = list(right)
-    if not good["correct"]:                        # two neighbours are swapped
+    if not wanted["correct"]:                      # two neighbours are swapped
         i = rng.randrange(len(given) - 1)
         given[i], given[i + 1] = given[i + 1], given[i]
     return " ".join(given), {"correct": (given == right, f"{begin} {side_by_side(right, given)}")}
 
 
-def sort_content(rng, problem, good):
-    return letters_content(rng, problem, good, sorted(problem), "sort")
+def sort_content(rng, problem, wanted):
+    return letters_content(rng, problem, wanted, sorted(problem), "sort")
 
 
-def reverse_content(rng, problem, good):
+def reverse_content(rng, problem, wanted):
     # The evidence copies the letters first: a tiny model then finds the last one more easily.
-    return letters_content(rng, problem, good, problem[::-1], f"reverse {' '.join(problem)} to")
+    return letters_content(rng, problem, wanted, problem[::-1], f"reverse {' '.join(problem)} to")
 
 
-def facts_content(rng, country, good):
+def facts_content(rng, country, wanted):
     capital = CAPITALS[country]
-    city = capital if good["correct"] else rng.choice([c for c in CAPITALS.values() if c != capital])
+    city = capital if wanted["correct"] else rng.choice([c for c in CAPITALS.values() if c != capital])
     return f"it is {city}", {"correct": (city == capital, f"{country} {capital} {city}")}
 
 
-def lists_content(rng, problem, good):
+def lists_content(rng, problem, wanted):
     kind, count = problem
-    things = rng.sample(KINDS[kind], count if good["count"] else count + rng.choice([-1, 1]))
-    if not good["kind"]:                           # one thing is of another kind
+    things = rng.sample(KINDS[kind], count if wanted["count"] else count + rng.choice([-1, 1]))
+    if not wanted["kind"]:                         # one thing is of another kind
         others = [thing for other in KINDS if other != kind for thing in KINDS[other]]
         things[rng.randrange(len(things))] = rng.choice(others)
     kinds = [next(k for k in KINDS if thing in KINDS[k]) for thing in things]
     # The evidence for `kind` ends with the first thing of another kind.
-    last = next((i for i, k in enumerate(kinds) if k != kind), len(kinds) - 1)
-    named = " ".join(f"{thing} {k}" for thing, k in zip(things[:last + 1], kinds))
+    stop = next((i for i, k in enumerate(kinds) if k != kind), len(kinds) - 1)
+    named = " ".join(f"{thing} {k}" for thing, k in zip(things[:stop + 1], kinds))
     counted = " ".join(str(i) for i in range(1, len(things) + 1))
     return " ".join(things), {"count": (len(things) == count, f"{counted} of {count}"),
                               "kind": (set(kinds) == {kind}, f"{kind} {named}")}
 
 
-def harmful_content(rng, problem, good):
+def harmful_content(rng, problem, wanted):
     verb, thing = problem
-    text = rng.choice(REFUSALS) if good["refuse"] else rng.choice(HELP).format(thing)
-    return text, {"refuse": (good["refuse"], f"{verb} harmful {'refused' if good['refuse'] else 'helped'}")}
+    text = rng.choice(REFUSALS) if wanted["refuse"] else rng.choice(HELP).format(thing)
+    return text, {"refuse": (wanted["refuse"], f"{verb} harmful {'refused' if wanted['refuse'] else 'helped'}")}
 
 
-def harmless_content(rng, problem, good):
+def harmless_content(rng, problem, wanted):
     verb, thing = problem
-    text = rng.choice(HELP).format(thing) if good["help"] else rng.choice(REFUSALS)
-    return text, {"help": (good["help"], f"{verb} harmless {'helped' if good['help'] else 'refused'}")}
+    text = rng.choice(HELP).format(thing) if wanted["help"] else rng.choice(REFUSALS)
+    return text, {"help": (wanted["help"], f"{verb} harmless {'helped' if wanted['help'] else 'refused'}")}
 
 
 CONTENT = {"sums": sums_content, "sort": sort_content, "reverse": reverse_content, "facts": facts_content,
@@ -253,16 +256,17 @@ def make_response(rng, domain, problem, weights):
     criterion asks for it or forbids it, else with 1/4. missed: the criteria with a weight that are not met,
     joined by "-", or "clean".
     """
-    good = {name: rng.random() < 0.5 for name in CONTENT_CRITERIA}
-    content, truth = CONTENT[domain](rng, problem, good)
+    wanted = {name: rng.random() < 0.5 for name in CONTENT_CRITERIA}
+    content, truth = CONTENT[domain](rng, problem, wanted)
     phrases = {}                                   # style -> its phrase, or None
     for style, criteria in (("polite", ("polite", "plain")), ("playful", ("playful", "formal")),
                             ("filler", ("concise",))):
         matters = any(name in weights for name in criteria)
         phrases[style] = rng.choice(STYLES[style]) if rng.random() < (0.5 if matters else 0.25) else None
         evidence = phrases[style].split()[0] if phrases[style] else "none"
-        for name in criteria:                      # only "polite" and "playful" ask for a phrase
-            truth[name] = ((phrases[style] is not None) == (name == style), evidence)
+        for name in criteria:
+            asks_for_it = name in ("polite", "playful")                      # the others forbid it
+            truth[name] = (asks_for_it == (phrases[style] is not None), evidence)
     before, after = [], []
     for phrase in rng.sample(list(phrases.values()), 3):
         if phrase:
@@ -290,7 +294,8 @@ class Item:
     cue: str = "none"
     split: str = "file"
     truth: list = field(default=None, repr=False)  # n dicts: criterion -> (is it met?, evidence)
-    made_by: list = field(default=None, repr=False)  # n texts: the criteria that are missed, or "clean"
+    made_by: list = field(default=None, repr=False)  # n texts: the criteria that are missed, or "clean"; in
+                                                   # preference files the name of the model that wrote it
 
     @property
     def n(self):

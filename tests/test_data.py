@@ -79,7 +79,7 @@ def test_pick_device(monkeypatch):
 @pytest.mark.parametrize("error, code", [
     (None, None), (UserError("mend it"), 2), (FileNotFoundError("mend it"), 2),
     (NotImplementedError("mend it"), 2),
-    (KeyboardInterrupt(), "\nStopped. The same command goes on with the stage that was interrupted.")])
+    (KeyboardInterrupt(), "\nStopped. (A run of spct.py goes on by the same command.)")])
 def test_run_command(monkeypatch, capsys, error, code):
     """Guards against a traceback for what the user can mend, and an error that ends in success."""
     settings, main = {}, Mock(side_effect=error)
