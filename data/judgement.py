@@ -156,7 +156,7 @@ def read_judgement(tok, ids, order):
     "bad scores": a total is no number from 1 to 10, or after <scores> stand not n such numbers, with one space
     between them.
     A quote may be any text, or none. In the text after <checks>, CHECK finds the checks. Whether the judgement is
-    consistent (do the totals add up?) is not checked here. That is for RL to teach.
+    consistent (is a principle named twice? do the totals add up?) is not checked here. That is for RL to teach.
 
     >>> from data.tokenizer import Tokenizer, train_bpe
     >>> tok = Tokenizer(train_bpe([], 0))

@@ -269,6 +269,7 @@ def test_flags_and_presets(tmp_path):
     (dict(rl_items=50, items=40), "--rl_items must"), (dict(rft_general=1.0), "--rft_general"),
     (dict(k=12), "power of two"), (dict(n_embd=36), "--n_embd must"), (dict(block_size=367), "--block_size 367"),
     (dict(eval_split="train"), "--eval_split must"), (dict(dtype="float16"), "--dtype must"),
+    (dict(rl_items=1), "--rl_items 1"),
     (dict(vocab_size=599), "--vocab_size 599"), (dict(eval_items=3), "--eval_items 3"),
     (dict(temperature=1e-38), "--temperature 1e-38"),
     (dict(pretrain_tokens=0, n_layer=2), "--n_layer must be 4 with the bundled")])
@@ -308,6 +309,15 @@ def test_what_may_change_in_a_folder(tmp_path):
     (tmp_path / "config.json").unlink()
     with pytest.raises(UserError, match="no --seed in its config.json"):
         spct.open_folder(cfg())
+
+
+def test_seconds_by_stage(tmp_path):
+    """Guards against a stage that counts twice because it was repeated, and seconds of another stage."""
+    cfg = Config(out=str(tmp_path))
+    assert spct.seconds_by_stage(cfg) == dict.fromkeys(spct.STAGES, 0)       # all files were copied
+    lines = [["base.pt", 5], ["rl.pt", 3], ["rl.pt", 1.25], ["judgements-rl-ood.jsonl", 9]]
+    (tmp_path / "seconds.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert list(spct.seconds_by_stage(cfg).values()) == [5, 0, 2.2, 0, 9]
 
 
 def test_evaluation_sets():
