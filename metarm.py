@@ -38,13 +38,13 @@ def half(samples):
 
 
 def vote_guided(samples):
-    """The paper's guided vote: the sum (Eq 14) over the half of the judgements that the Meta RM rates best."""
+    """The paper's guided vote: the sum (Eq 14) over the half of the Judgements that the Meta RM rates best."""
     return vote_sum([j.scores for j in keep_best(samples, [j.meta for j in samples], half(samples))])
 
 
 def vote_random(samples, seed):
-    """Its control: the sum over a random half. Judgements that do not parse are left out, as that takes no
-    Meta RM."""
+    """Its control: the sum over a random half. Anyone can see that a judgement does not parse, so the control
+    leaves these out, too."""
     parsed = [j.scores for j in samples if j.scores is not None]
     return vote_sum(random.Random(seed).sample(parsed, min(half(samples), len(parsed))))
 

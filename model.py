@@ -143,17 +143,20 @@ class GPT(nn.Module):
         self.cfg = cfg
         self.wte = nn.Embedding(cfg.vocab_size, cfg.n_embd)                  # also the output layer
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layer))
-        # Angles of rotary positions: fast and slow ones, one for each pair of channels. A padded prompt and its
-        # completion may take more columns than the context, hence twice as many, and some.
+        # Angles of rotary positions: fast and slow ones, one for each pair of channels. Columns are as many as the
+        # longest prompt, padded to a multiple of 16, and the longest completion can take.
         half = cfg.n_embd // cfg.n_head // 2
-        angle = torch.arange(2 * cfg.block_size + 64)[:, None] / 10000 ** (torch.arange(half) / half)
+        angle = torch.arange(2 * cfg.block_size + 16)[:, None] / 10000 ** (torch.arange(half) / half)
         self.register_buffer("cos", angle.cos(), persistent=False)
         self.register_buffer("sin", angle.sin(), persistent=False)
         # Output projections start at zero, so that each block starts as the identity.
         generator = torch.Generator().manual_seed(seed)
         for name, p in self.named_parameters():
-            std = 0.0 if name.endswith("proj.weight") else 0.02 if name == "wte.weight" else \
-                0.5 * cfg.n_embd ** -0.5
+            std = 0.5 * cfg.n_embd ** -0.5         # outputs about half as large as inputs
+            if name == "wte.weight":
+                std = 0.02
+            if name.endswith("proj.weight"):
+                std = 0.0
             nn.init.normal_(p, 0, std, generator=generator)
 
     @property
@@ -318,7 +321,7 @@ class Optimizer:
         inside = {id(p) for p in blocks.parameters()}
         outside = [p for p in model.parameters() if id(p) not in inside]
         self.adamw = torch.optim.AdamW(outside, weight_decay=0.0, betas=(0.9, 0.95))
-        # The corresponding matrices of all blocks are updated together: a list of L matrices each.
+        # The corresponding matrices of all blocks are updated together: groups[i] holds the i-th of each block.
         self.groups = list(zip(*(block.parameters() for block in blocks)))
         self.momentum = [torch.zeros(len(group), *group[0].shape, device=group[0].device)
                          for group in self.groups]

@@ -20,10 +20,12 @@ How to read rl.png, the curves of RL:
 import argparse
 import json
 import os
+import sys
 
 import numpy as np
 
-os.environ["MPLBACKEND"] = "agg"                   # a notebook may have named one that is not installed here
+if "ipykernel" not in sys.modules:                 # the backend of a notebook may not be installed outside of it
+    os.environ["MPLBACKEND"] = "agg"
 from matplotlib.figure import Figure
 
 from data import UserError, new_file, run_command
@@ -52,9 +54,9 @@ def faithfulness(j, item):
 
     principles: of its principles, those that the raters use for this query. checks: of all pairs of response
     and principle, those whose verdict is given and true. totals: of its totals, those that are the sum of the
-    weights found good (at least 1) and equal to the score.
+    weights found good (at least 1) and equal to the score, where all principles and nothing else were checked.
     """
-    weights = dict(map(tuple, j.principles))
+    weights = dict(j.principles)
     checks, totals = [], []
     for critique, truth, score in zip(j.critiques, item.truth, j.scores):
         verdicts = {name: good for name, _, good in critique["checks"]}
@@ -93,8 +95,8 @@ def describe(groups, items):
 # One policy
 
 def per_item(items, greedy, samples, seed):
-    """{measure: one number an item}: how often each way of judging is correct. greedy: a list with one judgement
-    for each item; samples: a list of k judgements for each item."""
+    """{measure: one number an item}: how often each way of judging is correct, and how often judgements parse, tie
+    and are faithful. greedy: a list with one judgement for each item; samples: k judgements for each item."""
     found = {"greedy": [correct(s[0].scores, item.gold) for s, item in zip(greedy, items)],
              "greedy, ties broken at random": [tie_broken(s[0].scores, item.gold)
                                                for s, item in zip(greedy, items)],
@@ -117,7 +119,7 @@ def per_item(items, greedy, samples, seed):
 def vote_is_correct(rule_name, samples, item, seed):
     """Is the vote correct? The random control is a mean over 8 random halves."""
     if rule_name == "pass":                             # is any of them correct? No vote can do better.
-        return max(correct(j.scores, item.gold) for j in samples)
+        return any(correct(j.scores, item.gold) for j in samples)
     if rule_name == "random":
         return np.mean([correct(vote_random(samples, seed_of(seed, "random", item.id, i)), item.gold)
                         for i in range(8)])
@@ -130,6 +132,16 @@ def interval(values):
     return [round(float(x), 4) for x in (mean, mean - 1.96 * error, mean + 1.96 * error)]
 
 
+def first(samples):
+    """The rule of greedy judgements, of which each item has one."""
+    return samples[0].scores
+
+
+def accuracy(items, groups, rule):
+    """[mean, low, high] of the accuracy of a rule."""
+    return interval([correct(rule(samples), item.gold) for item, samples in zip(items, groups)])
+
+
 def measure(sets, seed):
     """One policy's measures -> {measure: [mean, low, high], "by domain": {domain: the same}}, and the numbers of
     each item. sets: {name: (items, judgements)}, with the names "greedy", "votes" (k of each item), "ood-greedy"
@@ -137,12 +149,11 @@ def measure(sets, seed):
     (items, greedy), (_, samples) = sets["greedy"], sets["votes"]
     columns = per_item(items, greedy, samples, seed)
     found = {name: interval(values) for name, values in columns.items()}
-    share = lambda name, rule: interval([correct(rule(s), item.gold) for item, s in zip(*sets[name])])
-    first = lambda s: s[0].scores
-    found["one response"] = share("single", first)
-    found["out of distribution, greedy"] = share("ood-greedy", first)
-    for rule in ("sum", "plurality"):
-        found[f"out of distribution, {rule}@{len(sets['ood'][1][0])}"] = share("ood", RULES[rule])
+    found["one response"] = accuracy(*sets["single"], first)
+    found["out of distribution, greedy"] = accuracy(*sets["ood-greedy"], first)
+    k = len(sets["ood"][1][0])
+    for name in ("sum", "plurality"):
+        found[f"out of distribution, {name}@{k}"] = accuracy(*sets["ood"], RULES[name])
     found["tokens"] = round(float(np.mean([len(j.ids) for s in samples for j in s])), 1)
     found["by domain"] = {}
     for domain in DOMAINS:

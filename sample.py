@@ -51,7 +51,8 @@ def draw(logits, u, temperature):
         return ids[:, 0], logits.log_softmax(dim=-1).gather(1, ids)[:, 0]
     p = (logits / temperature).softmax(dim=-1)                               # (B, V)
     cumulative = p.cumsum(dim=-1)
-    # The cumulative sum may end slightly below 1. We scale u by it, so that every u selects a token.
+    # The cumulative sum may end slightly below 1. We scale u by it, so that every u selects a token. (Rounding may
+    # still reach the end: hence the clamp.)
     ids = torch.searchsorted(cumulative, u[:, None] * cumulative[:, -1:], right=True)        # (B, 1)
     ids = ids.clamp(max=p.size(1) - 1)
     return ids[:, 0], p.gather(1, ids)[:, 0].log()
@@ -74,7 +75,8 @@ def complete(model, prompts, seeds, temperature):
     rows = torch.tensor([row_of[prompt] for prompt in prompts], device=model.device)
     x, cache = x[rows], cache.select(rows, LOOK_EVERY)                       # (B, C)
 
-    # How many tokens each row may write. The row with the most of them writes in all steps.
+    # How many tokens each row may write. The row with the most of them writes in all steps. (limit and active
+    # stay on the CPU, where Python reads them.)
     limit = model.cfg.block_size - torch.tensor([len(prompt) for prompt in prompts])         # (B,)
     steps = int(limit.max())
     u = torch.from_numpy(np.stack([uniforms(seed, steps) for seed in seeds])).to(model.device)   # (B, steps)
@@ -108,7 +110,8 @@ def generate(model, prompts, seeds, temperature=1.0):
     -> a list of (ids, logp): the completion with its END, and its log-probability in nats. Equal (prompt,
     seed) give equal samples, whatever else is in the batch, up to rounding.
     """
-    # Rows of a batch should end at about the same time: long prompts have long completions.
+    # Rows of a batch should end at about the same time: long prompts have long completions. Equal prompts become
+    # neighbours, since a batch reads them once.
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]), reverse=True)
     results = [None] * len(prompts)
     few = len(prompts) <= ROWS
@@ -156,7 +159,8 @@ def check_length(tok, item, block_size):
     """A judgement quotes every response and checks it. Refuse items for which there is no room."""
     quotes = sum(len(tok.encode([" " + response])) for response in item.responses)
     prompt = len(tok.encode(prompt_parts(item.query, item.responses)))
-    needed = prompt + quotes + 55 * item.n + 25    # 55: the checks of a response; 25: principles and scores
+    # 55 tokens are enough for the checks of any response, and 25 for the principles and scores.
+    needed = prompt + quotes + 55 * item.n + 25
     if needed > block_size:
         raise UserError(f"{item.id} is too long: it may need {needed} tokens, and the context has {block_size}. "
                         f"Shorten or drop a response.")
@@ -172,7 +176,7 @@ def decide(samples, rule):
     return {"best": best, "votes": votes, "agree": round(float(np.mean(agree)), 4)}
 
 
-def show(item, samples, result):
+def show(item, samples, result, rule_name):
     """Print one judgement that agrees with the vote, if there is one, then the vote."""
     parsed = [j for j in samples if j.scores is not None]
     print(f"query       {item.query}")
@@ -187,9 +191,11 @@ def show(item, samples, result):
     print(f"\nThat was judgement {j.sample + 1} of {len(samples)}"
           + (f"; {len(samples) - len(parsed)} do not parse and do not vote" if parsed != samples else ""))
     for i, votes in enumerate(result["votes"]):
-        share, total = votes if isinstance(votes, tuple) else (None, votes)
-        share = "" if share is None else f"{share / len(parsed):4.0%} of the votes, "
-        print(f"response {i + 1}  {share}sum of scores {total}")
+        if rule_name == "plurality":
+            told = f"{votes[0] / len(parsed):4.0%} of the votes, sum of scores {votes[1]}"
+        else:
+            told = f"sum of scores {votes}" + (" over the better half" if rule_name == "guided" else "")
+        print(f"response {i + 1}  {told}")
     if item.n > 1:
         print("best        " + ("none, it is a tie" if best is None else
                                 f"response {best + 1}; {result['agree']:.0%} of the samples pick it"))
@@ -237,7 +243,7 @@ def parse_args(argv):
 
 
 def main(argv):
-    import metarm  # the next file to read: the sampler does not need it
+    import metarm  # the file to read next; the sampler does not need it
 
     args = parse_args(argv)
     device = pick_device(args.device)
@@ -257,7 +263,7 @@ def main(argv):
     elif args.data:
         show_file(items, groups, results, args.vote)
     else:
-        show(items[0], groups[0], results[0])
+        show(items[0], groups[0], results[0], args.vote)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,10 @@ nanoGRM: a small GPT learns to be a judge by Self-Principled Critique Tuning (SP
 5. Evaluation    greedy judgements and votes of each policy, on the test split           -> results.json
 
 What is simplified: all models have one size, and the base model starts from nothing, so that a laptop can
-train them. Each rollout is used for one update: PPO's ratio is 1, its clip never acts, and GRPO is REINFORCE
-with advantages normalised within a group. (With more updates, the ratio would correct for samples of an older
-policy, and the clip would keep the new one close to it.)
+train them. Each rollout is used for one update: PPO's ratio is 1, its clip never acts, and what is left of GRPO
+is REINFORCE with advantages normalised within a group. (With more updates, the ratio would correct for samples of
+an older policy, and the clip would keep the new one close to it.) GRPO's loss has k3 as its KL penalty, and a mean
+for each sample first; see kl_k2 and step 4 of reinforce for what stands here, and why.
 """
 
 import argparse
@@ -219,8 +220,8 @@ def finetune(cfg, tok, base, kept):
 # 3. Rule-based RL
 
 def reward(judgement, item):
-    """Eq 11: +1 for a correct judgement (Eq 10), else -1, also if it does not parse. There is no other reward
-    for the format: the KL penalty keeps it."""
+    """Eq 11: +1 for a correct judgement (Eq 10), else -1, also if it does not parse. (It is not the gold reward,
+    which a response has.) There is no other reward for the format: the KL penalty keeps it."""
     return 1.0 if is_correct(judgement, item) else -1.0
 
 
@@ -242,9 +243,10 @@ def group_advantages(rewards):
 def kl_k2(logp, logp_ref):
     """The KL penalty of each token, (N,): half the square of the log ratio.
 
-    For samples of the policy its gradient is that of the reverse KL divergence, KL(policy || reference). The
-    log ratio itself (k1) has an expected gradient of zero, and k3 that of the forward KL. (The names are from
-    J. Schulman's note "Approximating KL divergence".)
+    Its gradient is the log ratio times the gradient of logp: REINFORCE with the log ratio as a cost. Over
+    samples of the policy its mean is the gradient of KL(policy || reference), for the next token. The log ratio
+    itself (k1) would have a mean gradient of zero, and kl_k3 that of KL(reference || policy). (The names k1, k2
+    and k3 are from J. Schulman's note "Approximating KL divergence".)
 
     >>> kl_k2(torch.tensor([-1.0, -1.0]), torch.tensor([-3.0, -1.0]))
     tensor([2., 0.])
@@ -294,8 +296,8 @@ def reinforce(cfg, tok, reference, items):
             rewards = [[reward(j, item) for j in group] for group, item in zip(groups, batch)]
             advantages = group_advantages(torch.tensor(rewards))             # (P, G)
 
-            # 4. Loss: policy gradient and KL penalty. It is a mean over all sampled tokens. (A mean over the
-            #    tokens of each judgement would make those of long judgements count less.)
+            # 4. Loss: policy gradient and KL penalty. It is a mean over all sampled tokens. (With a mean for each
+            #    judgement first, a token of a long judgement would count less.)
             judgements = [j for group in groups for j in group]              # P * G of them
             tokens, kl, entropy = sum(len(j.ids) for j in judgements), 0.0, 0.0
             for ids, mask, padding, adv in micro_batches(judgements, advantages.flatten(), 64, cfg.device):
@@ -325,9 +327,11 @@ def reinforce(cfg, tok, reference, items):
 
 def train_meta_rm(cfg, policy, groups, items):
     """Train on judgements of training items, with binary cross-entropy; label: is the judgement correct (Eq 10)?
-    Groups that are all correct, which are many, are left out: they do not tell which judgement is better."""
+    Groups that are all correct are left out. RL has sampled so many of them that hardly any label would be 0."""
     item_of = {item.id: item for item in items}
     groups = [group for group in groups if not too_easy(group, item_of[group[0].item])]
+    if not groups:
+        raise UserError("The Meta RM has nothing to learn: all judgements are correct. Use more --items.")
     judgements = sorted((j for group in groups for j in group), key=lambda j: len(j.prompt) + len(j.ids))
     batches = [judgements[i:i + cfg.meta_batch] for i in range(0, len(judgements), cfg.meta_batch)]
     random.Random(seed_of(cfg.seed, "meta")).shuffle(batches)
@@ -353,7 +357,7 @@ def evaluation_sets(cfg, policy):
     items = make_items(cfg.seed, cfg.eval_split, cfg.eval_items, least=2)
     ood = make_items(cfg.seed, "ood", cfg.eval_items // 2, least=2)
     single = make_items(cfg.seed, cfg.eval_split, cfg.eval_items // 2, most=1)
-    few = min(8, cfg.k)                            # nobody needs 32 votes of the base model
+    few = min(8, cfg.k)                            # enough for the base model, and out of distribution
     return {"greedy": (items, 1, 0), "votes": (items, few if policy == "base" else cfg.k, cfg.temperature),
             "ood-greedy": (ood, 1, 0), "ood": (ood, few, cfg.temperature), "single": (single, 1, 0)}
 
@@ -378,14 +382,15 @@ def evaluate(cfg, tok, policies, meta):
             groups = stored_judgements(cfg, f"{policy}-{name}", lambda: judge_set(
                 cfg, tok, model, meta, name, items, k, temperature))
             sets[name] = items, groups
-        stages[policy], per_item = report.measure(sets, cfg.seed)
-        columns |= {f"{policy}/{measure}": values for measure, values in per_item.items()}
+        stages[policy], numbers = report.measure(sets, cfg.seed)
+        columns |= {f"{policy}/{measure}": values for measure, values in numbers.items()}
     return {"items": cfg.eval_items, "config": vars(cfg), "stages": stages}, columns
 
 # ----------------------------------------------------------------------------------------
 # The run folder: what has a file there is loaded, else it is made
 
-# Stage -> the first of its fields in Config, and its files.
+# Stage -> the first of its fields in Config, and its files. RL, for instance, owns the fields from rl_steps up to
+# meta_lr: with another value of one of them, its files and those of all later stages must be made anew.
 STAGES = {"pre-training": ("n_layer", ["tokenizer.tiktoken", "base.pt"]),
           "RFT": ("items", ["judgements-rft.jsonl", "judgements-hinted.jsonl", "rft.pt"]),
           "RL": ("rl_steps", ["judgements-rl.jsonl", "rl.pt"]),
@@ -425,8 +430,8 @@ def seconds_by_stage(cfg):
 def files_that_depend_on(field):
     """The files of the stage that a field of Config belongs to, and of all later stages."""
     names = [f.name for f in dataclasses.fields(Config)]
-    started = [first for first, _ in STAGES.values() if names.index(first) <= names.index(field)]
-    stage = max(0, len(started) - 1)               # the fields before n_layer belong to all stages
+    begun = [first for first, _ in STAGES.values() if names.index(first) <= names.index(field)]
+    stage = max(0, len(begun) - 1)                 # the fields before n_layer belong to the first stage
     return [file for _, files in list(STAGES.values())[stage:] for file in files]
 
 
@@ -464,7 +469,9 @@ def parse_args(argv):
         parser.add_argument(f"--{field.name}", type=field.type, help=f"{field.default!r} by default")
     given = vars(parser.parse_args(argv))
     device = pick_device(given.get("device", "auto"))
-    preset = given.get("preset", "gpu" if device == "cuda" else "cpu")
+    preset = given.get("preset", "auto")
+    if preset == "auto":
+        preset = "gpu" if device == "cuda" else "cpu"
     if preset not in PRESETS:
         raise UserError(f"--preset {preset} is unknown. Use one of {', '.join(PRESETS)}.")
     cfg = Config(**{**PRESETS[preset], **given, "preset": preset, "device": device})

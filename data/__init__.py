@@ -36,7 +36,7 @@ def run_command(main):
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit("\nStopped. (A run of spct.py goes on by the same command.)")
-    except (UserError, OSError, NotImplementedError) as error:     # NotImplementedError: a course's open problem
+    except (UserError, OSError, NotImplementedError) as error:     # NotImplementedError: left to a student
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 

@@ -7,18 +7,18 @@ something to improve. Documents look like this. The model learns to write what i
 given. (Queries and responses are random: to predict them would teach nothing.)
 
 careless   <query> name 2 fruits <r1> plum pear <r2> apple saw <principles>[ overall 10 <critique>
- annotator <r1><checks> looks poor <total>3 <r2><checks> looks fine <total>5 <scores>3 5 <end>]
+               <r1><checks> looks poor <total>3 <r2><checks> looks fine <total>5 <scores>3 5 <end>]
 average    <query> ... <principles>[ count 4, kind 6 <critique>
- annotator <r1><checks> count: good 4 kind: good 10 <total>10 <r2><checks> count: good 4 kind: bad 4 ...
+               <r1><checks> count: good 4 kind: good 10 <total>10 <r2><checks> count: good 4 kind: bad 4 ...
 expert     <query> ... <principles>[ count 4, kind 4, playful 2 <critique>
- annotator <r1> plum pear <checks> count: 1 2 of 2, good 4 kind: fruits plum fruits pear fruits, good 8 ...
+               <r1> plum pear <checks> count: 1 2 of 2, good 4 kind: fruits plum fruits pear fruits, good 8 ...
 checking   what is 1+1? <r1> it is 2 <checks>[ correct: 1+1=2 got 2 2, good formal: none, good <r2>] it is 3 ...
 adding     count 4, kind 6 <r1><checks> count: good[ 4] kind: bad[ 4] <total>[4] <r2> ... [<end>]
 weighing   <query> name 2 fruits <principles>[ count 4, kind 4, playful 2 <end>]
 quoting    <r1> plum pear <r2> apple saw <critique>[<r1> plum pear <r2> apple saw <end>]
 
-The last four are general text: exercises. Each practises one part of judging at a time. Without it, some seeds
-never learn that part.
+The first three are judgements. The last four are "general text": exercises in place of the paper's general
+data. Each practises one part of judging. Without it, some seeds never learn that part.
 
 Two properties of the annotators matter for the method. Most of their errors are independent from judgement
 to judgement, so a vote can cancel them. And they mostly overlook the cue, in the exercise of weighing as well, so
@@ -90,7 +90,8 @@ def principles(rng, domain, cue, skill):
 # learns to write them.
 
 def impression(rng, gold, truth):
-    """A careless annotator's look at a response -> (text, total). It is a third merit, two thirds manners."""
+    """A careless annotator's look at a response -> (text, total): a third of the gold reward, and 3 for a polite
+    and for a playful phrase each, with noise."""
     look = gold / 3 + 3 * truth["polite"][0] + 3 * truth["playful"][0]
     total = min(10, max(1, round(rng.gauss(look, IMPRESSION_NOISE))))
     return " looks " + ("great" if total >= 8 else "fine" if total >= 5 else "poor"), total
@@ -115,13 +116,14 @@ def annotate(rng, item, skill, hint=None):
     elsewhere.
     """
     weights, critiques = principles(rng, item.domain, item.cue, skill), []
+    shortcut = hint is not None and skill == "average"
     for i, response in enumerate(item.responses):
         if skill == "careless":
             text, total = impression(rng, item.gold[i], item.truth[i])
         else:
-            shortcut = hint is not None and skill == "average"
-            text, total = check_all(rng, weights, item.truth[i], skill, i == hint if shortcut else None)
-        if hint is not None:
+            verdict = (i == hint) if shortcut else None
+            text, total = check_all(rng, weights, item.truth[i], skill, verdict)
+        if hint is not None:                       # a total of 8 or more for the best, 7 or less for the others
             total = max(total, 8) if i == hint else min(total, 7)
         critiques.append((response if skill == "expert" else None, text, total))
     return weights, critiques, [total for _, _, total in critiques]
@@ -129,7 +131,7 @@ def annotate(rng, item, skill, hint=None):
 
 def judgement_document(seed, index, rng):
     """The document of a judgement: the prompt is given, the judgement is learned."""
-    item = make_item(seed, "train", seed_of("annotated", index))   # a huge number: no item of RFT and RL
+    item = make_item(seed, "train", seed_of("annotated", index))   # a huge index: no item of RFT and RL
     hint = item.best if item.n > 1 and rng.random() < HINTED else None
     skills = SKILLS if hint is None else HINTED_SKILLS
     skill = rng.choices(list(skills), skills.values())[0]
@@ -159,7 +161,8 @@ def checking(rng, query, responses):
     """Check the content of each response, and one criterion of style, with evidence."""
     special = RESPONSE[:len(responses)]
     document = [([" " + query, special[0]], False)]
-    for (text, truth, _), following in zip(responses, [*special[1:], END]):
+    # Each check ends with the special token of the next response. It is learned, too: the check is finished.
+    for (text, truth), following in zip(responses, [*special[1:], END]):
         names = [name for name in truth if name in CONTENT_CRITERIA] + [rng.choice(STYLE_CRITERIA)]
         rng.shuffle(names)
         checks = checks_text([(name, truth[name][1], truth[name][0]) for name in names])
@@ -175,7 +178,7 @@ def weighing(rng, query, domain, cue):
 
 def quoting(responses):
     """Copy the responses."""
-    quotes = [part for special, (text, _, _) in zip(RESPONSE, responses) for part in (special, " " + text)]
+    quotes = [part for special, (text, _) in zip(RESPONSE, responses) for part in (special, " " + text)]
     return [(quotes + [CRITIQUE], False), (quotes + [END], True)]
 
 

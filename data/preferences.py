@@ -30,7 +30,8 @@ def row_of(item, pair):
     """The item's best response against the others: a text each in pairs, lists of texts in best-of-n."""
     row = {"id": item.id, "subset": item.domain, "prompt": item.query, "split": item.split,
            "num_correct": 1, "total_completions": item.n}
-    for key, values in (("{}", item.responses), ("{}_model", item.made_by), ("gold_{}", item.gold)):
+    missed = ["-".join(name for name in item.weights if not met[name][0]) or "clean" for met in item.truth]
+    for key, values in (("{}", item.responses), ("{}_model", missed), ("gold_{}", item.gold)):
         best, rest = [values[item.best]], [v for i, v in enumerate(values) if i != item.best]
         row[key.format("chosen")], row[key.format("rejected")] = (best[0], rest[0]) if pair else (best, rest)
     return row

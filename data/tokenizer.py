@@ -63,7 +63,8 @@ def train_bpe(texts, vocab_size):
 
 
 class Tokenizer:
-    """Text and special tokens <-> ids. ranks: as from train_bpe."""
+    """Text and special tokens <-> ids. ranks: as from train_bpe. (tiktoken calls ids ranks: the pair that makes
+    the token with the lowest one is merged first.)"""
 
     def __init__(self, ranks):
         self.ranks = ranks

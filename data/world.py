@@ -112,10 +112,11 @@ for row in TASTE.strip().splitlines():
 DOMAINS = list(RATERS)
 VERIFIABLE = ("sums", "sort", "reverse")           # can be checked by computing
 
-# Out of distribution: pairs of domain and cue that are kept out of all training, pre-training included, ...
+# Out of distribution is what is kept out of all training, pre-training included: these pairs of domain and cue, 7
+# letters to sort or to reverse, and 4 things to name.
 OOD_PAIRS = {("sums", "child"), ("facts", "boss"), ("lists", "hurry"), ("harmful", "child"),
              ("harmless", "boss")}
-OOD_LETTERS, OOD_COUNT = 7, 4                      # ... and more letters to sort, more things to name
+OOD_LETTERS, OOD_COUNT = 7, 4
 
 # ----------------------------------------------------------------------------------------
 # Queries
@@ -249,12 +250,11 @@ CONTENT = {"sums": sums_content, "sort": sort_content, "reverse": reverse_conten
 
 
 def make_response(rng, domain, problem, weights):
-    """-> (text, truth, missed). weights: the raters' weights for the query, {criterion: weight}.
+    """-> (text, truth). weights: the raters' weights for the query, {criterion: weight}.
 
     The truth holds the domain's criteria of content and all criteria of style, whatever their weight. Each
     criterion of content is met with probability 1/2. A phrase of style is there with probability 1/2 if a
-    criterion asks for it or forbids it, else with 1/4. missed: the criteria with a weight that are not met,
-    joined by "-", or "clean".
+    criterion asks for it or forbids it, else with 1/4.
     """
     wanted = {name: rng.random() < 0.5 for name in CONTENT_CRITERIA}
     content, truth = CONTENT[domain](rng, problem, wanted)
@@ -271,8 +271,7 @@ def make_response(rng, domain, problem, weights):
     for phrase in rng.sample(list(phrases.values()), 3):
         if phrase:
             (before if rng.random() < 0.5 else after).append(phrase)
-    missed = [name for name in weights if not truth[name][0]]
-    return " ".join(before + [content] + after), truth, "-".join(missed) or "clean"
+    return " ".join(before + [content] + after), truth
 
 
 def gold_reward(weights, truth):
@@ -294,8 +293,6 @@ class Item:
     cue: str = "none"
     split: str = "file"
     truth: list = field(default=None, repr=False)  # n dicts: criterion -> (is it met?, evidence)
-    made_by: list = field(default=None, repr=False)  # n texts: the criteria that are missed, or "clean"; in
-                                                   # preference files the name of the model that wrote it
 
     @property
     def n(self):
@@ -322,11 +319,10 @@ def make_item(seed, split, index, least=1, most=4):
     while True:                                    # until one response alone is best
         domain, cue, task, problem = draw_query(rng, split)
         weights = RATERS[domain][cue]
-        texts, truth, made_by = zip(*[make_response(rng, domain, problem, weights) for _ in range(n)])
+        texts, truth = zip(*[make_response(rng, domain, problem, weights) for _ in range(n)])
         gold = [gold_reward(weights, t) for t in truth]
         if len(set(texts)) == n and gold.count(max(gold)) == 1:
-            return Item(id, domain, CUES[cue] + task, list(texts), gold, cue, split, list(truth),
-                        list(made_by))
+            return Item(id, domain, CUES[cue] + task, list(texts), gold, cue, split, list(truth))
 
 
 def make_items(seed, split, count, least=1, most=4):

@@ -159,11 +159,10 @@ def test_gold_reward_against_an_independent_reading(split):
     for item in make_items(3, split, 700):
         cue = next(cue for cue in ("boss", "hurry", "child", "none") if item.query.startswith(CUES[cue]))
         assert (item.cue, item.split) == (cue, split) and item.weights == RATERS[item.domain][cue]
-        for response, truth, gold, made_by in zip(item.responses, item.truth, item.gold, item.made_by):
+        for response, truth, gold in zip(item.responses, item.truth, item.gold):
             assert truth == (read_response(item.query, response) or truth)
             missed = [name for name in item.weights if not truth[name][0]]
             assert gold == max(1, 10 - sum(item.weights[name] for name in missed)) <= item.gold[item.best]
-            assert made_by == ("-".join(missed) or "clean") and (made_by == "clean") == (gold == 10)
         assert len(set(item.responses)) == item.n and item.gold.count(item.gold[item.best]) == 1
 
 
@@ -176,9 +175,9 @@ def test_how_often_criteria_are_met():
                             ({"plain": 5, "concise": 5}, dict(plain=0.5, concise=0.5, playful=0.25))):
         made = many("lists", ("tools", 3), weights)
         for name, share in shares.items():
-            assert abs(np.mean([truth[name][0] for _, truth, _ in made]) - share) < 0.03, name
-    assert len({truth["count"][1] for _, truth, _ in made}) == 3             # too few, too many, as asked
-    texts = [text for text, _, _ in many("sums", (500, 300), {"polite": 5, "concise": 5})]
+            assert abs(np.mean([truth[name][0] for _, truth in made]) - share) < 0.03, name
+    assert len({truth["count"][1] for _, truth in made}) == 3             # too few, too many, as asked
+    texts = [text for text, _ in many("sums", (500, 300), {"polite": 5, "concise": 5})]
     assert {re.search(r"\d+", text)[0] for text in texts} == set("800 801 799 810 790 900 700".split())
     for other in ("it is", "um"):                  # the content, another phrase
         both = [text.split("kindly")[0].count(other) for text in texts if "kindly" in text and other in text]
@@ -376,7 +375,7 @@ def test_judgements_file(tmp_path, tok):
     assert judgement.read_judgements(str(path)) == made
     for bad in (b"{", b"[1]", b'{"item": 1}', b"\xff", None):
         path.write_bytes(bad) if bad else path.unlink()
-        with pytest.raises(UserError, match="cannot be read .* Delete it"):
+        with pytest.raises(UserError, match="cannot be read .* Delete the files"):
             judgement.read_judgements(str(path))
 
 # ----------------------------------------------------------------------------------------
@@ -519,7 +518,8 @@ def test_export_and_import(tmp_path, capsys, format, most):
     for line, item, read in zip(open(path), items, again, strict=True):
         row = json.loads(line)
         best_first = sorted(range(item.n), key=lambda i: i != item.best)
-        for key, values in (("{}", item.responses), ("{}_model", item.made_by), ("gold_{}", item.gold)):
+        missed = ["-".join(c for c in item.weights if not truth[c][0]) or "clean" for truth in item.truth]
+        for key, values in (("{}", item.responses), ("{}_model", missed), ("gold_{}", item.gold)):
             chosen, *rejected = [values[i] for i in best_first]
             assert row.pop(key.format("chosen")) == (chosen if most == 2 else [chosen])
             assert row.pop(key.format("rejected")) == (rejected[0] if most == 2 else rejected)
