@@ -4,8 +4,8 @@ says how likely it is to be correct. At inference it reads each of the k samples
 votes.
 
 How this differs from the paper: there the Meta RM is trained on the judgements of RFT, and on new ones by the
-policy that it will filter. Here it reads the judgements of RFT and those that RL has sampled on its way, by
-earlier versions of the policy. None are sampled for it alone.
+policy that it will filter. Here it is trained on the judgements of RFT and those that RL has sampled on its
+way, by earlier versions of the policy. None are sampled for it alone.
 
 Mind the cost: each sample is read once more, so k filtered samples cost more than k samples.
 """

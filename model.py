@@ -132,7 +132,7 @@ class KVCache:
         return self.kv[0, layer, :, :end], self.kv[1, layer, :, :end]
 
     def select(self, rows, room):
-        """The cache of some rows (any number of times each), with room for more tokens."""
+        """The cache of some rows (indices, any number of times each), with room for so many more tokens."""
         kv = F.pad(self.kv[:, :, rows, :self.length], (0, 0, 0, room))
         return KVCache(kv, self.padding[rows], self.length)
 

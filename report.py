@@ -109,6 +109,7 @@ def per_item(items, greedy, samples, seed):
     parsed = [[j for j in s if j.scores is not None] for s in samples]
     found["parses"] = [len(p) / len(s) for p, s in zip(parsed, samples)]
     found["ties"] = [np.mean([pick(j.scores) is None for j in p]) if p else 0.0 for p in parsed]
+    # Zeros if no sample parses.
     reasons = np.array([np.mean([faithfulness(j, item) for j in p] or [[0.0] * 3], axis=0)
                         for p, item in zip(parsed, items)])                  # (items, 3)
     for name, values in zip(("principles", "checks", "totals"), reasons.T):
@@ -181,6 +182,7 @@ def cell(value):
 
 
 def in_columns(rows):
+    """Rows of texts, equally many in each -> one text, aligned."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(text.ljust(w) for text, w in zip(row, widths)).rstrip() for row in rows)
 

@@ -114,8 +114,8 @@ def generate(model, prompts, seeds, temperature=1.0):
     # neighbours, since a batch reads them once.
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]), reverse=True)
     results = [None] * len(prompts)
-    few = len(prompts) <= ROWS
-    for start in tqdm(range(0, len(order), ROWS), desc="sampling", leave=False, disable=few):
+    one_batch = len(prompts) <= ROWS
+    for start in tqdm(range(0, len(order), ROWS), desc="sampling", leave=False, disable=one_batch):
         batch = order[start:start + ROWS]
         done = complete(model, [prompts[i] for i in batch], [seeds[i] for i in batch], temperature)
         for i, result in zip(batch, done):
@@ -168,8 +168,8 @@ def check_length(tok, item, block_size):
 
 def decide(samples, rule):
     """The vote of an item's samples. rule: one of the functions in metarm.RULES
-    -> {"best": index of the response that wins, or None on a tie, "votes": what the rule returned, "agree": the
-    share of samples that alone would pick the best}"""
+    -> {"best": index of the response that wins, or None on a tie or if nothing parses, "votes": what the rule
+    returned, "agree": the share of samples that alone would pick the best}"""
     votes = rule(samples)
     best = pick(votes)
     agree = [best is not None and pick(j.scores) == best for j in samples]

@@ -112,7 +112,7 @@ PRESETS = {
 # 1. Pre-training
 
 def autocast(cfg):
-    """The precision of training."""
+    """A context in which matrix products have the precision of training."""
     return torch.autocast(cfg.device, torch.bfloat16, enabled=cfg.dtype == "bfloat16")
 
 
@@ -267,7 +267,8 @@ def kl_k3(logp, logp_ref):
 
 def micro_batches(judgements, advantages, size, device):
     """A rollout in batches of judgements of similar length -> ids (B, T), mask (B, T), padding (B,), and the
-    advantage of each token under the mask, (N,). advantages: one for each judgement."""
+    advantage of each token under the mask, (N,). advantages: one for each judgement. size: judgements in a batch,
+    which changes the memory that is used, and not the result."""
     order = sorted(range(len(judgements)), key=lambda i: len(judgements[i].prompt + judgements[i].ids))
     for start in range(0, len(order), size):
         chosen = order[start:start + size]
@@ -326,8 +327,9 @@ def reinforce(cfg, tok, reference, items):
 # 4. Meta RM
 
 def train_meta_rm(cfg, policy, groups, items):
-    """Train on judgements of training items, with binary cross-entropy; label: is the judgement correct (Eq 10)?
-    Groups that are all correct are left out. RL has sampled so many of them that hardly any label would be 0."""
+    """Train on judgements of training items, with binary cross-entropy -> the Meta RM. The label: is a judgement
+    correct (Eq 10)? Groups that are all correct are left out: RL has sampled so many of them that hardly any label
+    would be 0."""
     item_of = {item.id: item for item in items}
     groups = [group for group in groups if not too_easy(group, item_of[group[0].item])]
     if not groups:
@@ -395,7 +397,7 @@ STAGES = {"pre-training": ("n_layer", ["tokenizer.tiktoken", "base.pt"]),
           "RFT": ("items", ["judgements-rft.jsonl", "judgements-hinted.jsonl", "rft.pt"]),
           "RL": ("rl_steps", ["judgements-rl.jsonl", "rl.pt"]),
           "Meta RM": ("meta_lr", ["meta.pt"]),
-          "evaluation": ("eval_split", ["judgements-*-*.jsonl"])}
+          "evaluation": ("eval_split", ["judgements-*-*.jsonl"])}            # a policy and a set
 
 
 def stored(cfg, file, make, write, read):

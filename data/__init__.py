@@ -18,8 +18,8 @@ def keep_freed_memory():
     system, which clears them again for the next tensor: a fifth of the time of sampling."""
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
         trim_threshold, mmap_max = -1, -4          # names of settings, from malloc.h
-        ctypes.CDLL(None).mallopt(mmap_max, 0)
-        ctypes.CDLL(None).mallopt(trim_threshold, 2 ** 31 - 1)
+        ctypes.CDLL(None).mallopt(mmap_max, 0)     # large blocks come from the heap, too
+        ctypes.CDLL(None).mallopt(trim_threshold, 2 ** 31 - 1)               # which never shrinks
 
 
 def run_command(main):
@@ -32,7 +32,7 @@ def run_command(main):
         main(sys.argv[1:])
         sys.stdout.flush()
     except BrokenPipeError:                        # the reader, for instance `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())       # or Python's last flush fails, too
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit("\nStopped. (A run of spct.py goes on by the same command.)")

@@ -20,6 +20,8 @@ quoting    <r1> plum pear <r2> apple saw <critique>[<r1> plum pear <r2> apple sa
 The first three are judgements. The last four are "general text": exercises in place of the paper's general
 data. Each practises one part of judging. Without it, some seeds never learn that part.
 
+Some prompts name the best response with <hint>: the model learns to use it, for the hinted samples of RFT.
+
 Two properties of the annotators matter for the method. Most of their errors are independent from judgement
 to judgement, so a vote can cancel them. And they mostly overlook the cue, in the exercise of weighing as well, so
 what the raters want after "for my boss:" has to be learned from preferences.
@@ -61,7 +63,7 @@ OVERLOOKED = 0.6                                   # probability that the cue is
 # Principles
 
 def rebalance(rng, weights, moves):
-    """Make the weights sum to 10, each at least 1. Then move a unit from one to another, `moves` times."""
+    """-> new weights with the sum 10, each at least 1; a unit of them was moved `moves` times at random."""
     weights, names = dict(weights), list(weights)
     while sum(weights.values()) != 10:
         name = rng.choice(names)
@@ -102,7 +104,7 @@ def check_all(rng, weights, truth, skill, verdict=None):
     checks = []
     for name in weights:
         met, evidence = truth[name]
-        wrong = rng.random() < WRONG_CHECK[skill]
+        wrong = rng.random() < WRONG_CHECK[skill]  # then the truth is turned round
         good = verdict if verdict is not None else met != wrong
         checks.append((name, None if skill == "average" else evidence, good))
     return checks_text(checks, weights), max(1, sum(weights[name] for name, _, good in checks if good))

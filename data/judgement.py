@@ -110,7 +110,7 @@ def principles_text(weights):
 
 def checks_text(checks, weights=None):
     """The checks of a response, each with the sum of the weights found good so far. (Without weights there is no
-    sum: an exercise of annotators.checking.)
+    sum: two exercises in annotators.py leave it out.)
 
     checks: (criterion, evidence or None, good) triples
 
@@ -128,7 +128,7 @@ def checks_text(checks, weights=None):
 
 def judgement_parts(weights, critiques, scores):
     """A judgement from its first principle to <end>. weights: {criterion: weight}; critiques: for each response
-    its quote (or None), the text of its checks, and its total; scores: n numbers."""
+    its quote (or None: most annotators do not quote), the text of its checks, and its total; scores: n numbers."""
     parts = [principles_text(weights), CRITIQUE]
     for special, (quote, checks, total) in zip(RESPONSE, critiques):
         parts += [special, *([] if quote is None else [" " + quote]), CHECKS, checks, TOTAL, str(total)]
@@ -137,9 +137,9 @@ def judgement_parts(weights, critiques, scores):
 # ----------------------------------------------------------------------------------------
 # Reading
 
-# A check is a criterion, perhaps evidence (without comma and colon), and good or bad. The sum is not read.
 PRINCIPLE = re.compile(r"([a-z]+) (10|[1-9])")
 SCORE = re.compile(r"10|[1-9]")
+# A check is a criterion, perhaps evidence (without comma and colon), and good or bad. The sum is not read.
 CHECK = re.compile(r"([a-z]+): (?:([^,:]*), )?(good|bad)(?= |$)")
 
 
@@ -172,7 +172,8 @@ def read_judgement(tok, ids, order):
     n = len(order)
     where = [i for i, token in enumerate(ids) if token < len(SPECIAL)]
     special = [ids[i] for i in where]
-    # The text before the first special token, then the text after each of them
+    # The text before the first special token, then the text after each of them. In a judgement that is:
+    # principles, nothing, n times a quote, checks and a total, then scores, and nothing.
     texts = [tok.text(ids[a + 1:b]) for a, b in zip([-1] + where, where + [len(ids)])]
     if special[-1:] != [END] or texts[-1]:
         raise ValueError("no end")

@@ -141,7 +141,7 @@ def make_query(rng, domain):
 
 
 def split_of(domain, cue, task):
-    """train 70%, val 10%, test 20%, by a hash, so that equal queries are in the same split.
+    """train 70%, val 10%, test 20%, by a hash, so that equal queries are in the same split, in every run.
 
     What can be computed is hashed without its cue: a sum of the test split is then in no training text at
     all. What must have been seen, such as a capital, is hashed with its cue: training then shows the same task
@@ -225,7 +225,7 @@ def lists_content(rng, problem, wanted):
         others = [thing for other in KINDS if other != kind for thing in KINDS[other]]
         things[rng.randrange(len(things))] = rng.choice(others)
     kinds = [next(k for k in KINDS if thing in KINDS[k]) for thing in things]
-    # The evidence for `kind` ends with the first thing of another kind.
+    # The evidence for `kind` ends with the first thing of another kind: "fruits plum fruits saw tools".
     stop = next((i for i, k in enumerate(kinds) if k != kind), len(kinds) - 1)
     named = " ".join(f"{thing} {k}" for thing, k in zip(things[:stop + 1], kinds))
     counted = " ".join(str(i) for i in range(1, len(things) + 1))
