@@ -14,8 +14,7 @@ nanoGRM: a small GPT learns to be a judge by Self-Principled Critique Tuning (SP
 What is simplified: all models have one size, and the base model starts from nothing, so that a laptop can
 train them. Each rollout is used for one update: PPO's ratio is 1, its clip never acts, and what is left of GRPO
 is REINFORCE with advantages normalised within a group. (With more updates, the ratio would correct for samples of
-an older policy, and the clip would keep the new one close to it.) GRPO's loss has k3 as its KL penalty, and a mean
-for each sample first; see kl_k2 and step 4 of reinforce for what stands here, and why.
+an older policy, and the clip would keep the new one close to it.)
 """
 
 import argparse
@@ -280,7 +279,11 @@ def micro_batches(judgements, advantages, size, device):
 
 
 def reinforce(cfg, tok, reference, items):
-    """RL from the RFT model, the reference -> the policy. Its rollouts are kept in judgements-rl.jsonl."""
+    """RL from the RFT model, the reference -> the policy. Its rollouts are kept in judgements-rl.jsonl.
+
+    Two more things differ from GRPO: its KL penalty is k3 (see kl_k2), and its loss takes a mean for each sample
+    first (see step 4).
+    """
     if len(items) < cfg.rl_items:
         raise UserError(f"Only {len(items)} items are left for RL. Use more --items, or fewer --rl_items.")
     policy, rollouts = copy.deepcopy(reference), []
