@@ -260,26 +260,26 @@ def pad_left(rows, value=PAD, device="cpu"):
     return ids, torch.tensor(padding, device=device)
 
 
-def token_logits(model, ids, mask, padding=None):
-    """The logits from which the tokens under a mask are predicted, and these tokens.
+def token_logits(model, ids, learned, padding=None):
+    """The logits from which the learned tokens are predicted, and these tokens.
 
-    ids (B, T); mask (B, T) bool, True on the tokens to be predicted; padding (B,), see GPT.forward
-    -> logits (N, V), targets (N,) in row order. N counts the tokens under the mask. Nothing precedes the first
-    column, so what is masked there is left out.
+    ids (B, T); learned (B, T) bool, True on the tokens to be learned; padding (B,), see GPT.forward
+    -> logits (N, V), targets (N,) in row order. N counts the learned tokens. Nothing precedes the first
+    column, so it is left out, learned or not.
 
-    >>> ids, mask = torch.tensor([[3, 5, 7, 0]]), torch.tensor([[True, False, True, False]])
-    >>> logits, targets = token_logits(GPT(GPTConfig(20, 16, 1, 1, 8)), ids, mask)
+    >>> ids, learned = torch.tensor([[3, 5, 7, 0]]), torch.tensor([[True, False, True, False]])
+    >>> logits, targets = token_logits(GPT(GPTConfig(20, 16, 1, 1, 8)), ids, learned)
     >>> logits.shape, targets
     (torch.Size([1, 20]), tensor([7]))
     """
-    predicted = mask[:, 1:]                                                  # (B, T - 1)
+    predicted = learned[:, 1:]                                                  # (B, T - 1)
     x = model(ids, padding)[:, :-1]                # a token is predicted from the hidden state before it
     return model.logits(x[predicted]), ids[:, 1:][predicted]
 
 
-def token_logp(model, ids, mask, padding=None):
-    """Log-probabilities, in nats, of the tokens under the mask, (N,): see token_logits."""
-    logits, targets = token_logits(model, ids, mask, padding)
+def token_logp(model, ids, learned, padding=None):
+    """Log-probabilities, in nats, of the learned tokens, (N,): see token_logits."""
+    logits, targets = token_logits(model, ids, learned, padding)
     return -F.cross_entropy(logits, targets, reduction="none")
 
 # ----------------------------------------------------------------------------------------

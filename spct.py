@@ -12,9 +12,8 @@ nanoGRM: a small GPT learns to be a judge by Self-Principled Critique Tuning (SP
 5. Evaluation    greedy judgements and votes of each policy, on the test split           -> results.json
 
 What is simplified: all models have one size, and the base model starts from nothing, so that a laptop can
-train them. Each rollout is used for one update: PPO's ratio is 1, its clip never acts, and what is left of GRPO
-is REINFORCE with advantages normalised within a group. (With more updates, the ratio would correct for samples of
-an older policy, and the clip would keep the new one close to it.)
+train them. Each rollout is used for one update, which makes GRPO, the paper's algorithm, much shorter: see
+reinforce.
 """
 
 import argparse
@@ -122,9 +121,9 @@ def log(file, **metrics):
     file.flush()
 
 
-def train_lm(cfg, name, model, ids, mask, peak_lr, batch, epochs=1):
-    """Next-token training, for pre-training and RFT -> the same model, trained. ids and mask (rows, T), as from
-    pack: documents, and which of their tokens are learned. batch: rows a step."""
+def train_lm(cfg, name, model, ids, learned, peak_lr, batch, epochs=1):
+    """Next-token training, for pre-training and RFT -> the same model, trained. ids and learned (rows, T), as
+    from pack: documents, and which of their tokens are learned. batch: rows a step."""
     optimizer = Optimizer(model, getattr(torch, cfg.dtype))
     shuffles = [np.random.default_rng(seed_of(cfg.seed, name, epoch)) for epoch in range(epochs)]
     order = np.concatenate([rng.permutation(len(ids)) for rng in shuffles])
@@ -136,9 +135,9 @@ def train_lm(cfg, name, model, ids, mask, peak_lr, batch, epochs=1):
         for step in tqdm(range(steps), desc=name, mininterval=2.0):
             rows = order[step * batch:(step + 1) * batch]
             x = torch.from_numpy(ids[rows].astype(np.int64)).to(cfg.device)          # (B, T)
-            learned = torch.from_numpy(mask[rows]).to(cfg.device)                    # (B, T)
+            x_learned = torch.from_numpy(learned[rows]).to(cfg.device)               # (B, T)
             with autocast(cfg):
-                loss = -token_logp(model, x, learned).mean()
+                loss = -token_logp(model, x, x_learned).mean()
             loss.backward()
             lr = learning_rate(peak_lr, step, steps)
             grad_norm = optimizer.step(lr)
@@ -161,8 +160,8 @@ def pretrain(cfg, tok):
         return load_model(os.path.join(BUNDLED, "base.pt"), cfg.device)
     shape = GPTConfig(tok.vocab_size, cfg.block_size, cfg.n_layer, cfg.n_head, cfg.n_embd)
     model = GPT(shape, seed_of(cfg.seed, "init")).to(cfg.device)
-    ids, mask = make_corpus(tok, cfg.seed, cfg.pretrain_tokens, cfg.block_size)
-    return train_lm(cfg, "base", model, ids, mask, cfg.pretrain_lr, cfg.pretrain_rows)
+    ids, learned = make_corpus(tok, cfg.seed, cfg.pretrain_tokens, cfg.block_size)
+    return train_lm(cfg, "base", model, ids, learned, cfg.pretrain_lr, cfg.pretrain_rows)
 
 # ----------------------------------------------------------------------------------------
 # 2. Rejective fine-tuning (RFT)
@@ -212,8 +211,8 @@ def finetune(cfg, tok, base, kept):
         rng = random.Random(seed_of(cfg.seed, "rft-general", i))
         examples.append(encode_document(tok, general_text(rng)))
     random.Random(seed_of(cfg.seed, "rft-mix")).shuffle(examples)
-    ids, mask = pack(examples, cfg.block_size, seed_of(cfg.seed, "rft-pack"))
-    return train_lm(cfg, "rft", copy.deepcopy(base), ids, mask, cfg.rft_lr, cfg.rft_rows, cfg.rft_epochs)
+    ids, learned = pack(examples, cfg.block_size, seed_of(cfg.seed, "rft-pack"))
+    return train_lm(cfg, "rft", copy.deepcopy(base), ids, learned, cfg.rft_lr, cfg.rft_rows, cfg.rft_epochs)
 
 # ----------------------------------------------------------------------------------------
 # 3. Rule-based RL
@@ -265,24 +264,26 @@ def kl_k3(logp, logp_ref):
 
 
 def micro_batches(judgements, advantages, size, device):
-    """A rollout in batches of judgements of similar length -> ids (B, T), mask (B, T), padding (B,), and the
-    advantage of each token under the mask, (N,). advantages: one for each judgement. size: judgements in a batch,
+    """A rollout in batches of judgements of similar length -> ids (B, T), learned (B, T), padding (B,), and
+    the advantage of each learned token, (N,). advantages: one for each judgement. size: judgements in a batch,
     which changes the memory that is used, and not the result."""
     order = sorted(range(len(judgements)), key=lambda i: len(judgements[i].prompt + judgements[i].ids))
     for start in range(0, len(order), size):
         chosen = order[start:start + size]
         batch = [judgements[i] for i in chosen]
         ids, padding = pad_left([j.prompt + j.ids for j in batch], PAD, device)
-        mask, _ = pad_left([[0] * len(j.prompt) + [1] * len(j.ids) for j in batch], 0, device)
+        learned, _ = pad_left([[0] * len(j.prompt) + [1] * len(j.ids) for j in batch], 0, device)
         lengths = torch.tensor([len(j.ids) for j in batch])
-        yield ids, mask.bool(), padding, advantages[chosen].repeat_interleave(lengths).to(device)
+        yield ids, learned.bool(), padding, advantages[chosen].repeat_interleave(lengths).to(device)
 
 
 def reinforce(cfg, tok, reference, items):
     """RL from the RFT model, the reference -> the policy. Its rollouts are kept in judgements-rl.jsonl.
 
-    Two more things differ from GRPO: its KL penalty is k3 (see kl_k2), and its loss takes a mean for each sample
-    first (see step 4).
+    This is REINFORCE with advantages normalised within a group. GRPO differs in three things. It uses a rollout
+    for several updates: PPO's ratio then corrects for samples of an older policy, and its clip keeps the new one
+    close to it. (With one update the ratio is 1, and the clip never acts.) Its KL penalty is k3 (see kl_k2). Its
+    loss takes a mean for each sample first (see step 4).
     """
     if len(items) < cfg.rl_items:
         raise UserError(f"Only {len(items)} items are left for RL. Use more --items, or fewer --rl_items.")
@@ -304,12 +305,12 @@ def reinforce(cfg, tok, reference, items):
             #    judgement first, a token of a long judgement would count less.)
             judgements = [j for group in groups for j in group]              # P * G of them
             tokens, kl, entropy = sum(len(j.ids) for j in judgements), 0.0, 0.0
-            for ids, mask, padding, adv in micro_batches(judgements, advantages.flatten(), 64, cfg.device):
+            for ids, learned, padding, adv in micro_batches(judgements, advantages.flatten(), 64, cfg.device):
                 with autocast(cfg):
-                    logits, targets = token_logits(policy, ids, mask, padding)       # (N, V), (N,)
+                    logits, targets = token_logits(policy, ids, learned, padding)    # (N, V), (N,)
                     logp = -F.cross_entropy(logits, targets, reduction="none")       # (N,)
                     with torch.no_grad():
-                        logp_ref = token_logp(reference, ids, mask, padding)         # (N,)
+                        logp_ref = token_logp(reference, ids, learned, padding)      # (N,)
                 loss = (-adv * logp + cfg.beta * kl_k2(logp, logp_ref)).sum() / tokens
                 loss.backward()
                 kl += kl_k3(logp.detach(), logp_ref).sum().item() / tokens

@@ -206,18 +206,18 @@ def make_document(seed, index):
 
 
 def encode_document(tok, document):
-    """-> ids, mask: two lists. The mask is True on the tokens that are learned."""
-    ids, mask = [], []
-    for parts, learned in document:
+    """-> ids, learned: two lists, of tokens, and of booleans that say which of them are learned."""
+    ids, learned = [], []
+    for parts, is_learned in document:
         new = tok.encode(parts)
-        ids, mask = ids + new, mask + [learned] * len(new)
-    return ids, mask
+        ids, learned = ids + new, learned + [is_learned] * len(new)
+    return ids, learned
 
 
 def pack(examples, T, seed):
-    """Put whole documents into rows of T tokens -> ids and mask, both (rows, T).
+    """Put whole documents into rows of T tokens -> ids and learned, both (rows, T).
 
-    examples: (ids, mask) pairs. Each goes into the first of the last eight rows that has room for it. What is
+    examples: (ids, learned) pairs. Each goes into the first of the last eight rows that has room for it. What is
     left of a row is PAD, and not learned.
     """
     rows, used = [], []                            # the examples of each row, and its number of tokens
@@ -232,21 +232,21 @@ def pack(examples, T, seed):
             used.append(0)
         rows[i].append(example)
         used[i] += size
-    ids, mask = np.full((len(rows), T), PAD, np.int16), np.zeros((len(rows), T), bool)
+    ids, learned = np.full((len(rows), T), PAD, np.int16), np.zeros((len(rows), T), bool)
     rng = random.Random(seed)
     for i, row in enumerate(rows):
         # A row is opened by a document that fits nowhere else, which mostly is a long one. So we shuffle.
         rng.shuffle(row)
         start = 0
-        for example_ids, example_mask in row:
+        for example_ids, example_learned in row:
             end = start + len(example_ids)
-            ids[i, start:end], mask[i, start:end] = example_ids, example_mask
+            ids[i, start:end], learned[i, start:end] = example_ids, example_learned
             start = end
-    return ids, mask
+    return ids, learned
 
 
 def make_corpus(tok, seed, tokens, T):
-    """Documents 0, 1, 2, ... until they have `tokens` tokens, packed -> ids and mask, both (rows, T)."""
+    """Documents 0, 1, 2, ... until they have `tokens` tokens, packed -> ids and learned, both (rows, T)."""
     examples, count = [], 0
     while count < tokens:
         examples.append(encode_document(tok, make_document(seed, len(examples))))

@@ -44,21 +44,21 @@ def test_rejection():
 def test_finetune_learns_judgements_without_hint_and_general_text(tok, monkeypatch):
     """Guards against training on the hint, on prompts, and against a wrong share of general text."""
     seen = {}
-    monkeypatch.setattr(spct, "train_lm", lambda cfg, name, model, ids, mask, *more: seen.update(
-        ids=ids, mask=mask, more=more, model=model))
+    monkeypatch.setattr(spct, "train_lm", lambda cfg, name, model, ids, learned, *more: seen.update(
+        ids=ids, learned=learned, more=more, model=model))
     prompt, hinted = (tok.encode(prompt_parts("q", ["a", "b"], hint)) for hint in (None, 0))
     assert HINT in hinted and spct.forget_hint(hinted) == prompt == spct.forget_hint(prompt)
     kept = [judgement([8, 3], hinted, (15, 16, END)), judgement([8, 3], prompt, (17, END))]
     base = torch.nn.Linear(1, 1)
     spct.finetune(Config(rft_general=0.75), tok, base, kept)
-    flat, mask = seen["ids"].flatten().tolist(), seen["mask"].flatten()
+    flat, learned = seen["ids"].flatten().tolist(), seen["learned"].flatten()
     assert HINT not in flat and seen["model"] is not base
     assert flat.count(END) == 2 + 6                # three general texts for each judgement
     for tail in ((15, 16, END), (17, END)):
         document = prompt + list(tail)
         start = next(i for i in range(len(flat)) if flat[i:i + len(document)] == document)
-        assert not mask[start:start + len(prompt)].any()
-        assert mask[start + len(prompt):start + len(document)].all()
+        assert not learned[start:start + len(prompt)].any()
+        assert learned[start + len(prompt):start + len(document)].all()
     assert seen["more"] == (Config().rft_lr, Config().rft_rows, Config().rft_epochs)
 
 
@@ -66,20 +66,20 @@ def test_train_lm_is_plain_next_token_training(tmp_path):
     """Guards against rows that are seen twice or not at all, a loss over padding, and metrics without steps."""
     cfg = Config(out=str(tmp_path), device="cpu", dtype="float32")
     ids = np.random.default_rng(0).integers(13, 40, (6, 16)).astype(np.int16)
-    mask = np.random.default_rng(1).random((6, 16)) < 0.5
+    learned = np.random.default_rng(1).random((6, 16)) < 0.5
     model = GPT(GPTConfig(40, 16, 1, 2, 16), seed=1)
     before = copy.deepcopy(model)
-    spct.train_lm(cfg, "rft", model, ids, mask, 1e-3, 2, epochs=2)
+    spct.train_lm(cfg, "rft", model, ids, learned, 1e-3, 2, epochs=2)
     lines = [json.loads(line) for line in open(tmp_path / "metrics-rft.jsonl")]
     assert [line["step"] for line in lines] == list(range(6))
     assert {"loss", "lr", "grad_norm"} <= set(lines[0])
     losses = []                                    # of the first step: one of the pairs of rows, before training
     for rows in itertools.permutations(range(6), 2):
-        x, m = torch.tensor(ids[list(rows)].astype(int)), torch.tensor(mask[list(rows)])
+        x, m = torch.tensor(ids[list(rows)].astype(int)), torch.tensor(learned[list(rows)])
         losses.append(-token_logp(before, x, m).mean().item())
     assert min(abs(loss - lines[0]["loss"]) for loss in losses) < 1e-4
     with pytest.raises(UserError, match="rft: the documents fill 1 rows, but a step takes 2"):
-        spct.train_lm(cfg, "rft", model, ids[:1], mask[:1], 1e-3, 2)
+        spct.train_lm(cfg, "rft", model, ids[:1], learned[:1], 1e-3, 2)
 
 # ----------------------------------------------------------------------------------------
 # RL: the formulas
@@ -120,14 +120,14 @@ def test_k3_is_accurate_near_zero():
 
 
 def test_micro_batches():
-    """Guards against judgements that are lost, masks on prompts or padding, and advantages of other tokens."""
+    """Guards against lost judgements, learned tokens in prompts or padding, and advantages of other tokens."""
     js = [judgement(prompt=[3] * (1 + i % 5), ids=[5 + i] * (1 + i % 7) + [END]) for i in range(10)]
     seen = []
-    for ids, mask, padding, advantage in micro_batches(js, torch.arange(10.0), 4, "cpu"):
+    for ids, learned, padding, advantage in micro_batches(js, torch.arange(10.0), 4, "cpu"):
         assert len(ids) <= 4
         assert ((ids == PAD) == (torch.arange(ids.size(1)) < padding[:, None])).all()
         start = 0
-        for row, m in zip(ids, mask):
+        for row, m in zip(ids, learned):
             count = int(m.sum())
             i = int(row[m][0]) - 5
             assert row[m].tolist() == js[i].ids and row[~m & (row != PAD)].tolist() == js[i].prompt
@@ -220,8 +220,7 @@ def test_rl_samples_the_policy_at_temperature_1_in_the_item_order(tok, tmp_path,
     items = make_items(0, "train", 3)
     cfg = Config(out=str(tmp_path), device="cpu", dtype="float32", rl_steps=2, rl_items=2, group=2)
     spct.reinforce(cfg, tok, GPT(GPTConfig(tok.vocab_size, 160, 1, 2, 16)), items)
-    ids = [item.id for item in items]
-    assert [call[0] for call in calls] == [ids[:2], [ids[2], ids[0]]]
+    assert [call[0] for call in calls] == [[items[0].id, items[1].id], [items[2].id, items[0].id]]
     assert {call[1] for call in calls} == {2} and len({call[2] for call in calls}) == 2
     assert all(call[3:] == (1.0, False) for call in calls)
     assert [group[0].item for group in spct.read_judgements(tmp_path / "judgements-rl.jsonl")] == [
@@ -272,9 +271,8 @@ def test_flags_and_presets(tmp_path):
     (dict(rl_items=50, items=40), "--rl_items must"), (dict(rft_general=1.0), "--rft_general"),
     (dict(k=12), "power of two"), (dict(n_embd=36), "--n_embd must"), (dict(block_size=367), "--block_size 367"),
     (dict(eval_split="train"), "--eval_split must"), (dict(dtype="float16"), "--dtype must"),
-    (dict(rl_items=1), "--rl_items 1"),
-    (dict(vocab_size=599), "--vocab_size 599"), (dict(eval_items=3), "--eval_items 3"),
-    (dict(temperature=1e-38), "--temperature 1e-38"),
+    (dict(rl_items=1), "--rl_items 1"), (dict(vocab_size=599), "--vocab_size 599"),
+    (dict(eval_items=3), "--eval_items 3"), (dict(temperature=1e-38), "--temperature 1e-38"),
     (dict(pretrain_tokens=0, n_layer=2), "--n_layer must be 4 with the bundled")])
 def test_settings_that_mean_nothing(values, message):
     """Guards against settings with which a run would fail, or mean nothing, long after it has begun; and against

@@ -147,30 +147,30 @@ def P5(ask, rng):
         return x.cumsum(dim=1) @ out                                         # (B, T, V)
 
     def compare(places, property, padding=None):
-        mask = torch.zeros(B, T, dtype=torch.bool)
+        learned = torch.zeros(B, T, dtype=torch.bool)
         for b, t in places:
-            mask[b, t] = True
-        example = f"mask True at {places}" + ("" if padding is None else f", padding {padding.tolist()}")
-        answer = ask(boxed, ids, mask) if padding is None else ask(boxed, ids, mask, padding)
+            learned[b, t] = True
+        example = f"learned True at {places}" + ("" if padding is None else f", padding {padding.tolist()}")
+        answer = ask(boxed, ids, learned) if padding is None else ask(boxed, ids, learned, padding)
         check(two_tensors(answer), "it returns logits and targets", example)
         logits, targets = answer
         kept = sorted((b, t) for b, t in places if t > 0)
         named = "first" in property or "order" in property
         check(targets.tolist() == [int(ids[b, t]) for b, t in kept],
-              property if named else "targets are the tokens under the mask", example)
+              property if named else "targets are the tokens that are learned", example)
         of_shape(logits, (len(kept), V), "logits", example)
         x = hidden(torch.zeros(B, dtype=torch.long) if padding is None else padding)
         check(not close(logits, torch.stack([x[b, t] for b, t in kept])), "no token is predicted from itself",
               example)
         check(close(logits, torch.stack([x[b, t - 1] for b, t in kept]), 1e-3), property, example)
-        return mask
+        return learned
 
     compare([(0, 2), (1, 5), (2, 3)], "the logits at a token come from the hidden state before it")
     compare([(2, 1), (0, 4), (0, 3), (1, 6)], "rows come in order")
-    mask = compare([(0, 0), (1, 3), (2, 0), (2, 6)],
-                   "a first token that is masked has nothing before it, and is left out")
+    learned = compare([(0, 0), (1, 3), (2, 0), (2, 6)],
+                   "a first token that is learned has nothing before it, and is left out")
     compare([(0, 5), (1, 3), (2, 6)], "the model is told the padding", torch.tensor([3, 0, 2]))
-    _, (grad,) = ask.grad([0], boxed, ids, mask)
+    _, (grad,) = ask.grad([0], boxed, ids, learned)
     check(type(grad) is torch.Tensor and bool((grad != 0).any()), "gradients flow to the model",
           "logits.sum().backward()")
 
