@@ -21,10 +21,12 @@ from collections import Counter
 import numpy as np
 
 from data import UserError, run_command
-from data.world import DOMAINS, VERIFIABLE, make_items
+from data.judgement import write_judgements
+from data.tokenizer import load_tokenizer
+from data.world import DOMAINS, VERIFIABLE, make_item, make_items
 from model import load_model, save_model
 from report import read_results
-from sample import BUNDLED
+from sample import BUNDLED, judge
 
 DIFFERENCES = [                                    # columns of per_item.npz: better and worse
     *((f"{better}/{measure}", f"{worse}/{measure}") for better, worse in (("rft", "base"), ("rl", "rft"))
@@ -157,12 +159,24 @@ def tables(folders):
 
 
 def ship(folder):
-    """Copy the models of a run in half precision, and its tokenizer, to data/judge."""
+    """Copy a run's models in half precision, and its tokenizer, to data/judge. Sample what TOUR.md reads."""
     os.makedirs(BUNDLED, exist_ok=True)
     for name in ("base", "rft", "rl", "meta"):
         model = load_model(os.path.join(folder, name + ".pt"))
         save_model(os.path.join(BUNDLED, name + ".pt"), model.half())
     shutil.copy(os.path.join(folder, "tokenizer.tiktoken"), BUNDLED)
+    write_judgements(os.path.join(BUNDLED, "tour.jsonl"), [sample_tour()])
+
+
+def sample_tour():
+    """The bundled checkpoint's judgements of one item: 3 greedy ones (base, rft, rl), 3 as for RFT, 4 as in the
+    first rollout of RL, and 8 votes after RFT."""
+    tok = load_tokenizer(os.path.join(BUNDLED, "tokenizer.tiktoken"))
+    base, rft, rl = (load_model(os.path.join(BUNDLED, f"{name}.pt")) for name in ("base", "rft", "rl"))
+    item = make_item(0, "test", 103, least=2, most=2)
+    ask = lambda model, k, temperature, shuffle: judge(model, tok, [item], k, 7, temperature, shuffle)[0]
+    return [*ask(base, 1, 0, False), *ask(rft, 1, 0, False), *ask(rl, 1, 0, False),
+            *ask(base, 3, 1.0, True), *ask(rft, 4, 1.0, False), *ask(rft, 8, 0.5, True)]
 
 
 def main(argv):

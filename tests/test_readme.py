@@ -1,10 +1,13 @@
-"""The README: its commands, and what it says about files and functions."""
+"""The README: its commands, its figures, and what it says about files and functions. The tour."""
 
+import doctest
 import importlib
+import json
 import os
 import re
 import shlex
 
+import numpy as np
 import pytest
 
 import data.preferences
@@ -35,7 +38,7 @@ def test_command(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     program, *flags = command[1:]
     if program == "spct.py":
-        spct.parse_args([flag.replace("$seed", "1") for flag in flags])
+        spct.parse_args([re.sub(r"\$\w+", "1", flag) for flag in flags])
     elif program == "sample.py":
         if "--data" in flags:
             data.preferences.main(["export", flags[flags.index("--data") + 1], "--count", "3"])
@@ -67,5 +70,39 @@ def test_files_and_functions_exist():
         module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
         assert callable(getattr(module, name)), (path, name)
     paths = re.findall(r"\]\((?!http)([^)#]+)", README)
-    paths += re.findall(r"`((?:data|experiments|tests|web|assignment)/[\w/.]*)`", README)
-    assert len(paths) > 8 and all(os.path.exists(os.path.join(ROOT, path)) for path in paths)
+    order = re.findall(r"^([\w/]+\.py) ", README, re.MULTILINE)
+    assert order[0] == "data/world.py" and order[-1] == "spct.py"
+    paths += order + re.findall(r"`((?:data|experiments|tests|web|assignment)/[\w/.]*)`", README)
+    assert len(paths) > 16 and all(os.path.exists(os.path.join(ROOT, path)) for path in paths)
+
+
+def test_figures_are_those_of_the_reference_runs():
+    """Guards against a table that is not that of the results in experiments/reference."""
+    folder = os.path.join(ROOT, "experiments", "reference")
+    runs = []
+    for name in sorted(name for name in os.listdir(folder) if name.startswith("cpu-seed")):
+        with open(os.path.join(folder, name, "results.json"), encoding="utf-8") as f:
+            runs.append(json.load(f)["stages"])
+    assert f"seeds 1 to {len(runs)}" in README
+    told = lambda row: [float(x) for x in re.findall(r"(?<= )\.\d+(?= ±)", re.search(row, README)[0])]
+    for policy, row, measures in (
+            ("base", r"\| pre-training .*", ("greedy", "plurality@8", "faithful checks")),
+            ("rft", r"\| RFT \| fine.*", ("greedy", "plurality@8", "faithful checks")),
+            ("rl", r"\| RL \| reward.*", ("greedy", "plurality@8", "faithful checks")),
+            ("rft", r"\| RFT \| \..*", ("sum@32", "guided@32", "random@32")),
+            ("rl", r"\| RL \| \..*", ("sum@32", "guided@32", "random@32"))):
+        means = [np.mean([run[policy][measure][0] for run in runs]) for measure in measures]
+        assert told(row) == pytest.approx(means, abs=6e-4), row
+    greedy = [run["rl"]["greedy"][0] for run in runs]
+    span = re.search(r"ranges from (\.\d+) to (\.\d+)", README)
+    assert [float(x) for x in span.groups()] == pytest.approx([min(greedy), max(greedy)], abs=6e-4)
+
+
+def test_tour(monkeypatch):
+    """Guards against a tour whose code does not run, or prints something else than is shown."""
+    monkeypatch.chdir(ROOT)
+    with open("TOUR.md", encoding="utf-8") as f:
+        text = re.sub(r"^```.*$", "", f.read(), flags=re.MULTILINE)          # fences are no output
+    runner = doctest.DocTestRunner()
+    runner.run(doctest.DocTestParser().get_doctest(text, {}, "TOUR.md", "TOUR.md", 0))
+    assert runner.tries > 40 and runner.failures == 0

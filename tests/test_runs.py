@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from data import UserError
+from data.judgement import read_judgements
+from data.tokenizer import load_tokenizer, save_tokenizer
 from data.world import VERIFIABLE, make_items
 from experiments import runs
 from model import load_model, save_model
@@ -109,13 +111,14 @@ def test_tables_of_runs(tmp_path, capsys):
         runs.main([a, b])
 
 
-def test_bundled_weights_are_those_of_the_run(tmp_path, tiny, monkeypatch):
-    """Guards against a bundled judge without its Meta RM or tokenizer, or in another precision."""
+def test_bundled_weights_are_those_of_the_run(tmp_path, tiny, tok, monkeypatch):
+    """Guards against a bundled judge without its Meta RM or tokenizer, in another precision, or with a
+    tour of another judge."""
     monkeypatch.setattr(runs, "BUNDLED", str(tmp_path / "judge"))
-    model = tiny()
+    model = tiny(tok.vocab_size, 368)
     for name in ("base", "rft", "rl", "meta"):
         save_model(str(tmp_path / f"{name}.pt"), model)
-    (tmp_path / "tokenizer.tiktoken").write_text("YQ== 13\n")
+    save_tokenizer(str(tmp_path / "tokenizer.tiktoken"), tok)
     runs.main(["--ship", str(tmp_path)])
     for name in ("base", "rft", "rl", "meta"):
         saved = torch.load(tmp_path / "judge" / f"{name}.pt", weights_only=True)
@@ -124,4 +127,6 @@ def test_bundled_weights_are_those_of_the_run(tmp_path, tiny, monkeypatch):
         assert shipped.wte.weight.dtype == torch.float32 and shipped.cfg == model.cfg
         for ours, theirs in zip(model.parameters(), shipped.parameters()):
             assert torch.equal(ours.half().float(), theirs)
-    assert (tmp_path / "judge" / "tokenizer.tiktoken").read_text() == "YQ== 13\n"
+    assert load_tokenizer(str(tmp_path / "judge" / "tokenizer.tiktoken")).ranks == tok.ranks
+    [judgements] = read_judgements(str(tmp_path / "judge" / "tour.jsonl"))
+    assert [j.sample for j in judgements] == [0, 0, 0, *range(3), *range(4), *range(8)]
