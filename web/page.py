@@ -25,8 +25,8 @@ from report import faithfulness, read_results
 
 TEMPLATE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "page.html")
 SHOWN, EACH, FIRST = 8, 10, 500     # judgements of an item, items of a kind, items among which we choose
-KINDS = ["the vote is right, for true reasons", "the vote is right, for a wrong reason", "the vote is wrong",
-         "the vote is right, greedy is not", "greedy is right, the vote is not",
+KINDS = ["the vote is correct, for true reasons", "the vote is correct, for a false reason",
+         "the vote is incorrect", "the vote is correct, greedy is not", "greedy is correct, the vote is not",
          "guided and sum differ"]
 
 # ----------------------------------------------------------------------------------------
@@ -51,8 +51,7 @@ def judgement_data(j, item, tok):
         return {**found, "text": tok.readable(j.ids)}
     critiques = [critique_data(*of_response, dict(j.principles), score) for *of_response, score
                  in zip(j.critiques, item.truth, j.scores)]
-    right = correct(j.scores, item.gold)
-    return {**found, "right": right, "principles": j.principles, "critiques": critiques}
+    return {**found, "correct": correct(j.scores, item.gold), "principles": j.principles, "critiques": critiques}
 
 
 def votes_of(samples):
@@ -66,7 +65,7 @@ def votes_of(samples):
 
 def kinds_of(item, greedy, samples):
     """Which of KINDS a policy's judgements of an item are, as indices. For true reasons: in at least half of
-    the samples that are right, all checks are true and all totals add up."""
+    the correct samples, all checks are true and all totals add up."""
     won = correct(RULES["plurality"](samples), item.gold)
     true = [faithfulness(j, item)[1:] == (1, 1) for j in samples if correct(j.scores, item.gold)]
     reasons = won and 2 * sum(true) >= len(true) > 0
