@@ -1,62 +1,47 @@
 """
 The process that student code runs in. It answers calls, and decides nothing.
 
-Two processes in fact: the first watches (it never runs student code), the second, in a session of its own, as
-another user if it can be, and with limits, imports the module and answers. Whatever the second one leaves
-behind, forks that ran away included, becomes a child of the first, which ends it.
+    python -I child.py KIND    # KIND: of its limits. It speaks lines of JSON over stdin and stdout: see wire.py
 
-    python child.py FILE NAME UID KIND    # speaks lines of JSON over stdin and stdout: see wire.py
-
-It lies in a folder with wire.py and `copy`, a student copy. If it can be another user, this folder is all of
-the file system that student code sees: neither the solutions nor what other students handed in.
+grade.py starts it, mostly in a sandbox, and sends it all files that it needs. Nothing is left on the disk.
 """
 
-import ctypes
-import importlib
+import contextlib
+import importlib.abc
+import importlib.util
 import json
 import os
-import signal
+import shutil
 import sys
+import tempfile
 import traceback
 
-# What student code may import is loaded before it is confined: another user may not be able to read it.
-LIBRARY = """argparse ast base64 bisect collections contextlib copy ctypes dataclasses decimal difflib enum
-    fractions functools glob hashlib heapq inspect io itertools json math operator os pickle
-    platform random re shutil statistics string sys textwrap time timeit typing unittest warnings zlib
-    matplotlib.figure numpy numpy.random numpy.testing pytest tiktoken torch tqdm""".split()
-LAZY = ["torch._dynamo", "torch.utils.serialization"]    # what torch itself loads when it first trains
-
-HERE = os.path.dirname(os.path.abspath(__file__))
 LIMITS = {"problem": {"RLIMIT_CPU": 25, "RLIMIT_AS": 6 << 30, "RLIMIT_FSIZE": 8 << 20, "RLIMIT_NOFILE": 64,
                       "RLIMIT_CORE": 0},
           "speedrun": {"RLIMIT_CPU": 4 * 3600, "RLIMIT_AS": 12 << 30, "RLIMIT_FSIZE": 256 << 20,
                        "RLIMIT_NOFILE": 64, "RLIMIT_CORE": 0}}
-PROCESSES = 64                                     # for a user of its own
+PROCESSES = 64
+LIBRARY = ["matplotlib.figure", "numpy", "pytest", "tiktoken", "torch", "tqdm"]
 
 
-def confine(uid, kind):
-    """The library, then limits, a file system and a user of its own: uid 0 means that there is none to be
-    had. -> the folder as it is seen from now on."""
-    for name in LIBRARY + (LAZY if kind == "speedrun" else []):
-        importlib.import_module(name)
-    half = sys.modules["torch"].ones(1, 1).half()
-    half @ half                                    # for this torch reads once what CPU it is, in /proc
+def confine(kind):
+    """Limits. Where the grader is root, this process also becomes another user."""
     if os.name != "posix":
-        return HERE
+        return                                     # Windows has none of this
     import resource
-    os.setsid()
     for name, value in LIMITS[kind].items():
-        resource.setrlimit(getattr(resource, name), (value, value))
-    if not uid:
-        return HERE
-    resource.setrlimit(resource.RLIMIT_NPROC, (PROCESSES, PROCESSES))
-    os.chroot(HERE)
-    os.chdir("/")
-    os.environ.update(HOME="/", TMPDIR="/")
-    os.setgroups([])
-    os.setgid(uid)
-    os.setuid(uid)
-    return "/"
+        try:
+            resource.setrlimit(getattr(resource, name), (value, value))
+        except (ValueError, OSError):              # macOS refuses a limit of addresses
+            pass
+    if os.geteuid() == 0:
+        resource.setrlimit(resource.RLIMIT_NPROC, (PROCESSES, PROCESSES))
+        user = 61000 + int.from_bytes(os.urandom(2), "big") % 4000
+        os.setgroups([])
+        os.setgid(user)
+        os.setuid(user)
+        if not os.access(os.__file__, os.R_OK):
+            raise OSError(f"other users cannot read {os.__file__}")
 
 
 class Model:
@@ -90,10 +75,11 @@ class Channel:
     def __init__(self):
         self.inp, self.out = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
         null = os.open(os.devnull, os.O_RDWR)
-        for fd in (0, 1, 2):
+        for fd in (0, 1):
             os.dup2(null, fd)
 
     def ask(self, message):
+        """-> the next request; None if there is none."""
         from wire import send
         send(self.out, message)
         return json.loads(self.inp.readline() or "null")
@@ -108,38 +94,6 @@ def where(error, file, said=True):
     return text + (f" (at `{lines[-1][:80]}`)" if lines else "")
 
 
-def serve(file, name, uid, kind):
-    channel = Channel()
-    folder = confine(uid, kind)
-    sys.path[:0] = [os.path.join(folder, "copy"), folder]
-    try:
-        import torch
-        from wire import pack, unpack
-        if kind == "problem":
-            torch.set_num_threads(1)
-        module = importlib.import_module(file.removesuffix(".py").replace("/", "."))      # of the copy
-        function = getattr(module, name)
-        from data.judgement import Judgement
-        from data.tokenizer import Tokenizer
-        from data.world import Item
-        make = {"Judgement": Judgement, "Item": Item, "Model": Model, "Words": Tokenizer}
-        request = channel.ask({"ready": True})
-    except BaseException as error:                 # SystemExit, too: to leave is no answer
-        channel.ask({"error": where(error, file)})
-        return
-    while request is not None:
-        try:
-            args = unpack(request["args"], make)
-            kwargs = unpack(request.get("kwargs", {"dict": []}), make)
-            if request["kind"] == "test":          # a student's test: what it tests, the grader computes
-                reply = run_test(channel, function, pack, make)
-            else:
-                reply = {"value": pack(call(function, args, kwargs, request["grad"]))}
-        except BaseException as error:
-            reply = {"error": where(error, file)}
-        request = channel.ask(reply)
-
-
 def call(function, args, kwargs, grad):
     """The function's answer, and on request its gradients: of the sum of the answer (its first part, if there
     are several), with respect to the arguments `grad`."""
@@ -150,6 +104,32 @@ def call(function, args, kwargs, grad):
         return value
     (value[0] if isinstance(value, tuple) else value).sum().backward()
     return value, [args[i].grad for i in grad]
+
+
+class Memory(importlib.abc.MetaPathFinder, importlib.abc.ExecutionLoader):
+    """Imports modules from {path: source}."""
+
+    def __init__(self, files):
+        self.files = files
+
+    def get_filename(self, name):
+        base = name.replace(".", "/")
+        for path in (base + ".py", base + "/__init__.py"):
+            if path in self.files:
+                return path
+        raise ImportError(name)
+
+    def find_spec(self, name, path=None, target=None):
+        try:
+            return importlib.util.spec_from_file_location(name, self.get_filename(name), loader=self)
+        except ImportError:
+            return None                            # one of the others may know it
+
+    def is_package(self, name):
+        return self.get_filename(name).endswith("__init__.py")
+
+    def get_source(self, name):
+        return self.files[self.get_filename(name)]
 
 
 def run_test(channel, function, pack, make):
@@ -164,61 +144,60 @@ def run_test(channel, function, pack, make):
 
     try:
         function(stub)
-    except Exception as error:
-        # not what it says: that may be what the grader's own function has answered
+    except SystemExit:
+        raise                                      # to leave is no answer
+    except BaseException as error:                 # pytest's failures are no Exceptions
+        # not what it says: that may be what the function has answered
         return {"failed": where(error, "mytests.py", said=False)}
     return {"passed": True}
 
 
-def end_all(uid):
-    """End every descendant: orphans have become our own children, see PR_SET_CHILD_SUBREAPER. A fork bomb
-    forks faster than one can end its processes one by one: all that its user runs is ended at once."""
-    if uid:
-        pid = os.fork()
-        if pid == 0:
-            os.setuid(uid)
-            os.kill(-1, signal.SIGKILL)
-            os._exit(0)
-        os.waitpid(pid, 0)
-    while True:
-        try:
-            with open(f"/proc/self/task/{os.getpid()}/children") as f:
-                children = [int(pid) for pid in f.read().split()]
-        except OSError:
-            children = []
-        for pid in children:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except OSError:
-                pass
-        try:
-            if os.waitpid(-1, 0 if children else os.WNOHANG)[0] == 0 and not children:
-                return
-        except ChildProcessError:
-            return
-
-
-def main(file, name, uid, kind):
-    uid = int(uid)
-    if os.name != "posix":                         # no limits to be had
-        serve(file, name, uid, kind)
+def serve(channel, request):
+    """Import the module of the first request, and answer the calls of its functions that follow."""
+    sys.meta_path.insert(0, Memory(request["files"]))
+    try:
+        from wire import pack, unpack
+        module = importlib.import_module(request["module"])
+        from data.judgement import Judgement
+        from data.tokenizer import Tokenizer
+        from data.world import Item
+        make = {"Judgement": Judgement, "Item": Item, "Model": Model, "Words": Tokenizer}
+        reply = {"ready": True}
+    except BaseException as error:                 # SystemExit, too: to leave is no answer
+        channel.ask({"error": where(error, request["file"])})
         return
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)    # PR_SET_CHILD_SUBREAPER
-    pid = os.fork()
-    if pid == 0:
-        serve(file, name, uid, kind)
-        os._exit(0)
+    while (asked := channel.ask(reply)) is not None:
+        try:
+            function = getattr(module, asked["function"])
+            if asked["kind"] == "test":
+                reply = run_test(channel, function, pack, make)
+            else:
+                args, kwargs = unpack(asked["args"], make), unpack(asked["kwargs"], make)
+                reply = {"value": pack(call(function, args, kwargs, asked["grad"]))}
+        except BaseException as error:
+            reply = {"error": where(error, request["file"])}
 
-    def stop(*_):
-        end_all(uid)
-        os._exit(1)
 
-    signal.signal(signal.SIGTERM, stop)
-    os.close(0)
-    os.close(1)                                    # the grader sees the end as soon as the second one ends
-    os.waitpid(pid, 0)
-    end_all(uid)
+def main(kind):
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+    import wire  # noqa: F401, while we can: it may be in a folder of root's
+    channel = Channel()
+    confine(kind)
+    folder = tempfile.mkdtemp()                    # empty but for matplotlib's list of fonts, which takes seconds
+    os.environ["MPLCONFIGDIR"] = os.path.join(folder, "fonts")
+    with contextlib.suppress(OSError):
+        shutil.copytree(os.environ["FONTS"], os.environ["MPLCONFIGDIR"])
+    os.chdir(folder)
+    for name in LIBRARY:                           # what takes long is not the student's time
+        importlib.import_module(name)
+    if kind == "problem":
+        sys.modules["torch"].set_num_threads(1)
+    request = channel.ask({"started": True})
+    os.dup2(os.open(os.devnull, os.O_RDWR), 2)
+    if request is not None:
+        serve(channel, request)
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(0)                                    # without waiting for threads
 
 
 if __name__ == "__main__":

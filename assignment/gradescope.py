@@ -30,7 +30,7 @@ RUN = """#!/usr/bin/env bash
 root="${AUTOGRADER:-/autograder}"
 python="$root/venv/bin/python"
 mkdir -p "$root/results"
-cd "$root/source" && "${PYTHON:-$python}" assignment/grade.py "$root/submission" \\
+cd "$root/source" && "${PYTHON:-$python}" assignment/grade.py "$root/submission" --trusted \\
     --format gradescope --out "$root/results/results.json"
 """
 

@@ -6,6 +6,29 @@ other one, and leaves no process, no file and no changed result behind.
 """
 
 ATTACKS = {
+    "says what cannot be printed": """
+def vote_sum(ballots):
+    raise ValueError("\\ud800 \\x1b[2J" * 1000)
+""",
+    "leaves something in shared memory": """
+def vote_sum(ballots):
+    import os
+    try:
+        with open("/dev/shm/nanogrm", "w") as f:
+            f.write("here")
+        os.chmod("/dev/shm/nanogrm", 0o777)
+    except OSError:
+        pass
+    return [0]
+""",
+    "asks another child": """
+def vote_sum(ballots):
+    import socket
+    s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    s.bind("\\0nanogrm-student")
+    s.settimeout(0.2)
+    return [s.recv(10)]
+""",
     "prints that it has passed": """
 def vote_sum(ballots):
     print("PASSED\\n100 of 100 points")
@@ -233,6 +256,22 @@ def vote_sum(ballots):
 
 # The same for T1: a test that has learned something else than to test.
 TESTS = {
+    "floods questions": """
+def test_group_advantages(group_advantages):
+    import torch
+    while True:
+        group_advantages(torch.ones(2, 4))
+""",
+    "answers itself and reads nothing": """
+def test_group_advantages(group_advantages):
+    import os
+    while True:
+        for fd in range(3, 10):
+            try:
+                os.write(fd, b'{"ask": [], "kwargs": {"dict": []}}\\n' * 100)
+            except OSError:
+                pass
+""",
     "always passes": """
 def test_group_advantages(group_advantages):
     import torch

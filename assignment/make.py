@@ -62,20 +62,26 @@ def with_holes(path, source):
     return source
 
 
-def student_code(out):
-    """Write the code with its holes to a folder."""
-    os.makedirs(os.path.join(out, "data"), exist_ok=True)
+def reading_code():
+    """{path: source} of the reading copy's code."""
+    code = {}
     for path in CODE:
         with open(os.path.join(ROOT, path), encoding="utf-8") as f:
-            source = f.read()
-        with open(os.path.join(out, path), "w", encoding="utf-8") as f:
-            f.write(with_holes(path, source))
+            code[path] = f.read()
+    return code
+
+
+def student_code():
+    """The same with holes."""
+    return {path: with_holes(path, source) for path, source in reading_code().items()}
 
 
 def make(out):
     """The whole student copy."""
-    student_code(out)
     os.makedirs(os.path.join(out, "data", "judge"))
+    for path, source in student_code().items():
+        with open(os.path.join(out, path), "w", encoding="utf-8") as f:
+            f.write(source)
     for path in MORE:
         shutil.copyfile(os.path.join(ROOT, path), os.path.join(out, path))
     for ours, theirs in OURS.items():

@@ -26,12 +26,56 @@ class Mutant:
         return source.replace(self.old, self.new)
 
     def function(self):
-        """As a function, for students' tests."""
-        right = reference(self.problem)
-        space = dict(right.__globals__)
-        exec(self.source, space)
-        return space[right.__name__]
+        return as_function(self.problem, self.source)
 
+
+def as_function(id, source):
+    """A version of a problem's function, in the reading copy's module."""
+    right = reference(id)
+    space = dict(right.__globals__)
+    exec(source, space)
+    return space[right.__name__]
+
+
+# Right versions of the functions that students write tests for. They differ from the reading copy's own in their
+# last bits, and a test must let them all pass.
+RIGHT = {
+    "P14": [inspect.getsource(reference("P14")), """
+def group_advantages(rewards):
+    x = rewards.double()
+    x = x - x.mean(dim=1, keepdim=True)
+    std = (x ** 2).mean(dim=1, keepdim=True).sqrt()
+    return torch.where(std > 1e-9, x / std.clamp(min=1e-9), 0.0).float()
+""", """
+def group_advantages(rewards):
+    centred = rewards - rewards.sum(dim=1, keepdim=True) / rewards.size(1)
+    return centred / (rewards.var(dim=1, keepdim=True, unbiased=False).sqrt() + 1e-7)
+""", """
+def group_advantages(rewards):
+    rows = []
+    for row in rewards:
+        std = row.double().std(unbiased=False).float()
+        rows.append(torch.zeros_like(row) if row.max() == row.min() else (row - row.mean()) / std)
+    return torch.stack(rows)
+"""],
+    "P18": [inspect.getsource(reference("P18")), """
+def vote_plurality(ballots):
+    ballots = [scores for scores in ballots if scores is not None]
+    if not ballots:
+        return None
+    twelfths = [sum(12 // scores.count(max(scores)) for scores in ballots if scores[i] == max(scores))
+                for i in range(len(ballots[0]))]
+    return [(votes / 12, sum(scores[i] for scores in ballots)) for i, votes in enumerate(twelfths)]
+""", """
+def vote_plurality(ballots):
+    sums = vote_sum(ballots)
+    votes = [Fraction(0) for _ in sums or []]
+    for scores in filter(None, ballots):
+        best = [i for i, score in enumerate(scores) if score == max(scores)]
+        for i in best:
+            votes[i] = votes[i] + Fraction(1, len(best))
+    return sums and [(int(v) if v.denominator == 1 else float(v), s) for v, s in zip(votes, sums)]
+"""]}
 
 LARGEST = "if score == max(scores):\n                votes[i] +="           # of vote_plurality
 
@@ -272,9 +316,6 @@ TABLE = {
          "wherever the hint stands"),
         ("the token after the hint goes, too", "return [token for token in prompt if token != HINT]",
          "return [t for b, t in zip([0, *prompt], prompt) if HINT not in (t, b)]", "the hint is gone"),
-        ("a tuple stays a tuple", "return [token for token in prompt if token != HINT]",
-         "return [token for token in prompt if token != HINT] if HINT in prompt else prompt",
-         "a tuple becomes a list"),
         ("without a hint nothing is left", "return [token for token in prompt if token != HINT]",
          "return [token for token in prompt if token != HINT] if HINT in prompt else []",
          "a prompt without a hint"),

@@ -8,17 +8,20 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 
 import pytest
 
-from assignment import checks, grade, gradescope, hostile, make, newterm, selfcheck, speedrun, submission
+from assignment import checks, grade, gradescope, honest, hostile, make, newterm, selfcheck, speedrun, submission
 from assignment.mutants import TABLE, mutants_of
 from assignment.problems import BY_ID, PROBLEMS
 from data import UserError
 from data.world import CUES, RATERS, STYLES, Item
 
 WRITTEN = [problem for problem in PROBLEMS if not problem.target]
+NO_SANDBOX = grade.why_not()
+confined = pytest.mark.skipif(bool(NO_SANDBOX), reason=f"no sandbox: {NO_SANDBOX}")
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +105,7 @@ def test_mutants_are_rejected(problem):
 
 
 @pytest.mark.slow
+@confined
 def test_grades_through_processes(student, tmp_path):
     """Guards against a grader that gives points for the untouched copy, that loses an answer at the border,
     or whose problems cost each other: some bodies are wrong, one file does not parse."""
@@ -120,53 +124,82 @@ def test_grades_through_processes(student, tmp_path):
     assert len(written) == 6 and "does not parse" in results[0].message
 
 
-def test_what_is_taken(student, tmp_path):
+def test_what_is_taken(tmp_path):
     """Guards against right solutions that lose what they use (an import line that grew, another solution, a
     helper), and against links that lead to the grader's own files."""
-    (tmp_path / "mine" / "top").mkdir(parents=True)            # one folder, its files without theirs
-    there, copy = tmp_path / "mine" / "top", str(tmp_path / "copy")
-    shutil.copytree(student, copy)
+    there = tmp_path / "mine" / "top" / "twice"    # two folders, and the files without theirs
+    there.mkdir(parents=True)
+    taken = lambda id: submission.files_for(str(tmp_path / "mine"), BY_ID[id])
     (there / "report.py").write_text(
         "from data.judgement import correct, pick, vote_plurality as many\nimport os, fractions\nLEAST = 0\n"
         "def unused():\n    return many\n"
         "def tie_broken(scores, gold):\n    return max(LEAST, fractions.Fraction(pick(scores) == 1))\n")
     (there / "judgement.py").write_text(
         "def pick(scores):\n    return 1\n\f\ndef vote_sum(ballots):\n    return [7]\n")
-    submission.put_in(copy, str(tmp_path / "mine"), BY_ID["P22"])
-    text = read(copy, "report.py")
+    files = taken("P22")
+    text, judgement = files["report.py"], make.functions(files["data/judgement.py"])
     assert "import fractions" in text and "LEAST = 0" in text and "unused" not in text
-    judgement = make.functions(read(copy, "data", "judgement.py"))
     assert not submission.is_hole(judgement["pick"]) and submission.is_hole(judgement["vote_sum"])
     os.remove(there / "judgement.py")
     os.symlink(os.path.join(make.ROOT, "data", "judgement.py"), there / "judgement.py")
     with pytest.raises(submission.Crashed, match="no plain file"):
-        submission.put_in(copy, str(tmp_path / "mine"), BY_ID["P17"])
+        taken("P17")
     (there / "metarm.py").write_text("#" * (submission.LARGEST + 1))
     with pytest.raises(submission.Crashed, match="1 MB"):
-        submission.put_in(copy, str(tmp_path / "mine"), BY_ID["P19"])
+        taken("P19")
     with pytest.raises(submission.NotStarted, match="there is no model.py"):
-        submission.put_in(copy, str(tmp_path / "mine"), BY_ID["P3"])
+        taken("P3")
 
 
-@pytest.mark.skipif(not grade.HELD, reason="only where children are users of their own")
-def test_graders_do_not_meet():
-    """Guards against a grader that ends the processes of another one, whose children are the same users."""
-    (lock, mine), (other, theirs) = grade.own_users(), grade.own_users()
-    with lock, other:
-        first, second = next(mine), next(theirs)
-        assert first // grade.BLOCK != second // grade.BLOCK
-    with grade.own_users()[0]:                     # both are free again
-        pass
+UNUSUAL = """
+from math import *
+try:
+    import fractions
+except ImportError:
+    fractions = None
+TABLE = {}
+for _name in ("a", "b"):
+    TABLE[_name] = floor(2.5)
+TABLE.update(c=7)
+OTHER = 1 / 0
+
+
+def twice(x: "Judgement", OTHER=1) -> "later":
+    return later(x) * 2 * OTHER
+
+
+def pick(scores):
+    return twice(TABLE["a"]) + TABLE["c"] + bool(fractions)
+
+
+def later(x):
+    return x
+"""
+
+
+def test_top_level_statements_are_taken_in_order(tmp_path):
+    """Guards against extraction that drops a star import, a `try`, a table that a loop fills, or moves what stands
+    below; and that takes another problem's statement because a parameter has its name."""
+    (tmp_path / "judgement.py").write_text(UNUSUAL)
+    text = submission.files_for(str(tmp_path), BY_ID["P10"])["data/judgement.py"]
+    assert "OTHER = 1 / 0" not in text
+    lines = ("from math import *", "    import fractions", "TABLE = {}", "    TABLE[_name]", "TABLE.update",
+             "def twice", "def pick", "def later")
+    place = [text.index(line) for line in lines]
+    assert place == sorted(place)
+    space = {"__name__": "judgement"}
+    exec(compile(text, "judgement.py", "exec"), space)
+    assert space["pick"]([1]) == 12
 
 
 def test_speedrun_takes_all_answers():
     """Guards against a judge that is scored on the items it chooses."""
     items = [Item(str(i), "", "", ["a", "b"]) for i in range(3)]
-    one, two = (0.5, 9), (1.5, 12)
+    one, two = [0.5, 9], [1.5, 12]
     assert speedrun.checked([[one, two], None, [two, one]], items)
     for answers in ([[one, two]], [[one, two]] * 4, [[one, two, one], None, None], None, [[1, 2], None, None],
-                    [[one, "2"], None, None], [[one, (1, "2")], None, None], [[one, (1, 2, 3)], None, None],
-                    [[one, (1, float("nan"))], None, None]):
+                    [[one, "2"], None, None], [[one, [1, "2"]], None, None], [[one, [1, 2, 3]], None, None],
+                    [[one, [1, float("nan")]], None, None]):
         with pytest.raises(grade.Crashed):
             speedrun.checked(answers, items)
 
@@ -213,13 +246,63 @@ def test_gradescope_zip(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not grade.HELD, reason="hostile code is held on Linux, as root")
+@confined
 @pytest.mark.parametrize("name", ["leaves", "equals everything", "leaves a process that writes later",
                                   "fills the pipe with its own messages"])
 def test_attacks(name, tmp_path):
     """Guards against student code that decides its own grade, or outlives it."""
     source = hostile.ATTACKS[name]
     assert selfcheck.attack(str(tmp_path), "it", "data/judgement.py", "vote_sum", source, "P17") == []
+
+
+@pytest.mark.slow
+@confined
+@pytest.mark.parametrize("name", ["torch.testing", "a star import", "named tuples",
+                                  "a parameter with the name of a broken helper"])
+def test_right_but_unusual(name, tmp_path):
+    """Guards against a right solution that loses its points in the sandbox, or by the type of its answer."""
+    id, source = honest.HONEST[name]
+    there = selfcheck.reference_submission(str(tmp_path / "it"))
+    selfcheck.with_function(there, BY_ID[id].file, BY_ID[id].name, source)
+    results = grade.grade(there, seed=0, only=(id, *submission.needs_of(BY_ID[id])))
+    assert [r.state for r in results] == ["passed"] * len(results)
+
+
+def test_the_graders_own_faults(tmp_path, monkeypatch):
+    """Guards against a fault of the grader that becomes the student's, and against student code that runs without
+    a sandbox although nobody has said so."""
+    mine = selfcheck.reference_submission(str(tmp_path / "mine"))
+    monkeypatch.setattr(grade, "why_not", lambda: "no such program")
+    with pytest.raises(grade.GraderFault, match=r"no such program.*--trusted"):
+        grade.grade(mine)
+    monkeypatch.setattr(grade, "why_not", lambda: None)
+    monkeypatch.setattr(grade, "sandbox", lambda: [sys.executable, "-c", "raise OSError('no room')"])
+    with pytest.raises(grade.GraderFault, match="cannot be started: OSError: no room"):
+        grade.grade(mine, 0, only=("P10",))
+    monkeypatch.setattr(grade, "sandbox", lambda: ["/none"])
+    with pytest.raises(grade.GraderFault, match="/none"):
+        grade.grade(mine, 0, only=("P10",))
+
+
+@pytest.mark.slow
+@confined
+def test_a_killed_grader_leaves_nothing(tmp_path):
+    """Guards against students' processes and folders that outlive the grader."""
+    mine = selfcheck.reference_submission(str(tmp_path / "mine"))
+    selfcheck.with_function(mine, "data/judgement.py", "checks_text", hostile.ATTACKS["never ends"].replace(
+        "vote_sum(ballots)", "checks_text(checks, weights=None)"))
+    before = set(os.listdir("/tmp"))
+    running = subprocess.Popen([sys.executable, "assignment/grade.py", mine], cwd=make.ROOT)
+    for _ in range(600):
+        if selfcheck.strangers():
+            break
+        time.sleep(0.1)
+    time.sleep(2)
+    assert selfcheck.strangers()                   # a student's process runs
+    running.kill()
+    running.wait()
+    time.sleep(1)
+    assert selfcheck.strangers() == [] and set(os.listdir("/tmp")) <= before
 
 
 def test_another_term(tmp_path):
@@ -240,6 +323,7 @@ def test_another_term(tmp_path):
 
 
 @pytest.mark.slow
+@confined
 def test_speedrun(tmp_path):
     """Guards against a speedrun in which the submission's method is not used, or whose items are known: with
     hardly a training nothing passes, and the line says so."""

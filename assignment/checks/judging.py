@@ -71,7 +71,7 @@ def P9(ask, rng):
     def accepted(parts, property, example):
         answer = result(words.encode(parts))
         check(type(answer) is not str, property, example)
-        check(type(answer) is tuple and len(answer) == 3, "it returns principles, critiques, scores", example)
+        check(type(answer) is list and len(answer) == 3, "it returns principles, critiques, scores", example)
         return answer
 
     def refused(parts, expected, property, example):

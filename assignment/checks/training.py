@@ -53,7 +53,7 @@ def P13(ask, rng):
     check(ask(plain) == plain, "a prompt without a hint stays as it is", f"forget_hint({plain})")
     check(ask([HINT, 20, HINT]) == [20], "wherever the hint stands", f"forget_hint([{HINT}, 20, {HINT}])")
     check(ask([]) == [], "an empty prompt", "forget_hint([])")
-    check(ask(tuple(plain)) == plain and ask(tuple(prompt)) == plain, "a tuple becomes a list",
+    check(ask(tuple(plain)) == plain and ask(tuple(prompt)) == plain, "a prompt may be a tuple",
           f"forget_hint({tuple(plain)})")
 
 
