@@ -226,8 +226,8 @@ def reward(judgement, item):
 def group_advantages(rewards):
     """(reward - mean of its group) / standard deviation of its group. rewards (P, G) -> (P, G)
 
-    A group that is all correct or all incorrect has zero advantage (and not 0 / 0). Only the KL term acts on
-    it. The standard deviation is that of the group itself: it is divided by G and not by G - 1.
+    A group whose rewards are all equal has zero advantage (and not 0 / 0). Only the KL term acts on it. The
+    standard deviation is that of the group itself: it is divided by G and not by G - 1.
 
     >>> group_advantages(torch.tensor([[1.0, -1.0, 1.0, -1.0], [1.0, 1.0, 1.0, 1.0]])).round(decimals=3)
     tensor([[ 1., -1.,  1., -1.],
@@ -235,7 +235,9 @@ def group_advantages(rewards):
     """
     centred = rewards - rewards.mean(dim=1, keepdim=True)                    # (P, G)
     std = rewards.std(dim=1, keepdim=True, unbiased=False)                   # (P, 1)
-    return torch.where(std > 0, centred / std.clamp(min=1e-6), 0.0)
+    # (std > 0 would not do: the mean of equal rewards is rounded, unless they are 1 or -1.)
+    equal = rewards.amax(dim=1, keepdim=True) == rewards.amin(dim=1, keepdim=True)       # (P, 1)
+    return torch.where(equal, 0.0, centred / std.clamp(min=1e-6))
 
 
 def kl_k2(logp, logp_ref):

@@ -190,6 +190,7 @@ def group_advantages(rewards):
     rewards = rewards.clone()
     rewards -= rewards.mean(dim=1, keepdim=True)
     std = rewards.square().mean(dim=1, keepdim=True).sqrt()
+    rewards *= std > 1e-6
     rewards /= std.clamp(min=1e-6)
     return rewards
 """),

@@ -26,7 +26,8 @@ CODE = ["model.py", "sample.py", "spct.py", "metarm.py", "report.py", "data/__in
 MORE = ["requirements.txt", "constraints.txt", "LICENSE", "data/judge/base.pt",
         "data/judge/tokenizer.tiktoken"]
 OURS = {"handout.md": "handout.md", "check.py": "check.py", "milestones.py": "milestones.py",
-        "problems.py": "problems.py", "mytests.py": "mytests.py", "student.md": "README.md"}
+        "problems.py": "problems.py", "mytests.py": "mytests.py", "student.md": "README.md",
+        "agents.md": "AGENTS.md"}
 
 
 def functions(source):

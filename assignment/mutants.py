@@ -49,7 +49,8 @@ def group_advantages(rewards):
 """, """
 def group_advantages(rewards):
     centred = rewards - rewards.sum(dim=1, keepdim=True) / rewards.size(1)
-    return centred / (rewards.var(dim=1, keepdim=True, unbiased=False).sqrt() + 1e-7)
+    std = rewards.var(dim=1, keepdim=True, unbiased=False).sqrt()
+    return centred * (std > 1e-6) / (std + 1e-7)
 """, """
 def group_advantages(rewards):
     rows = []
@@ -232,6 +233,8 @@ TABLE = {
          "p.gather(1, ids)[:, 0]", "log-probabilities are natural"),
         ("logarithms to base 2", "p.gather(1, ids)[:, 0].log()", "p.gather(1, ids)[:, 0].log2()",
          "log-probabilities are natural"),
+        ("argmax where nothing exceeds u", "ids.clamp(max=p.size(1) - 1)",
+         "(cumulative > u[:, None]).int().argmax(dim=1, keepdim=True)", "the largest u draws"),
         ("greedy logits in place of log-probabilities", "logits.log_softmax(dim=-1).gather(1, ids)",
          "logits.gather(1, ids)", "at T = 0 log-probabilities"),
     ],
@@ -250,6 +253,9 @@ TABLE = {
         ("only the beginning of a principle is read", "PRINCIPLE.fullmatch(text)", "PRINCIPLE.match(text)",
          "principles are separated"),
         ("all spaces are taken off", 'first.removeprefix(" ")', "first.strip()", "one space at most"),
+        ("isdigit", "all(SCORE.fullmatch(number) for number in totals + scores)",
+         "all(number.isdigit() and 1 <= int(number) <= 10 for number in totals + scores)", "totals are 1 to 10"),
+        ("$ ends a number", "SCORE.fullmatch(number)", "re.match('(10|[1-9])$', number)", "totals are 1 to 10"),
         ("only the beginning of a number is read", "SCORE.fullmatch(number)", "SCORE.match(number)",
          "totals are 1 to 10"),
         ("totals are not looked at", "for number in totals + scores", "for number in scores",
@@ -316,6 +322,9 @@ TABLE = {
          "wherever the hint stands"),
         ("the token after the hint goes, too", "return [token for token in prompt if token != HINT]",
          "return [t for b, t in zip([0, *prompt], prompt) if HINT not in (t, b)]", "the hint is gone"),
+        ("it changes its argument", "return [token for token in prompt if token != HINT]",
+         "while HINT in prompt:\n        prompt.remove(HINT)\n    return list(prompt)",
+         "crashed: RuntimeError: it changes"),
         ("without a hint nothing is left", "return [token for token in prompt if token != HINT]",
          "return [token for token in prompt if token != HINT] if HINT in prompt else []",
          "a prompt without a hint"),
@@ -327,8 +336,13 @@ TABLE = {
          "the standard deviation is that"),
         ("the standard deviation of all groups", "rewards.std(dim=1, keepdim=True, unbiased=False)",
          "rewards.std(unbiased=False).expand(len(rewards), 1)", "the standard deviation is that"),
-        ("0 / 0", "torch.where(std > 0, centred / std.clamp(min=1e-6), 0.0)", "centred / std",
+        ("0 / 0", "torch.where(equal, 0.0, centred / std.clamp(min=1e-6))", "centred / std",
          "a group whose rewards are all equal"),
+        ("equal rewards are told by a standard deviation of 0", "torch.where(equal,", "torch.where(std == 0,",
+         "a group whose rewards are all equal"),
+        ("a large epsilon", "std.clamp(min=1e-6)", "(std + 1e-4)", "small rewards"),
+        ("it changes its argument", "rewards - rewards.mean(dim=1, keepdim=True)",
+         "rewards.sub_(rewards.mean(dim=1, keepdim=True))", "crashed: RuntimeError: it changes"),
         ("no standard deviation", "centred / std.clamp(min=1e-6)", "centred",
          "the standard deviation is that"),
         ("the mean is not taken off", "centred = rewards - rewards.mean(dim=1, keepdim=True)",
@@ -337,7 +351,7 @@ TABLE = {
         ("over items in place of samples", "std = rewards.std(dim=1, keepdim=True",
          "std = rewards.std(dim=0, keepdim=True", ""),
         ("the sign is turned", "centred / std.clamp", "-centred / std.clamp", "correct samples are above 0"),
-        ("the variance", "std.clamp(min=1e-6), 0.0)", "std.clamp(min=1e-6) ** 2, 0.0)",
+        ("the variance", "centred / std.clamp(min=1e-6))", "centred / std.clamp(min=1e-6) ** 2)",
          "the standard deviation is that"),
     ],
     "P15": [

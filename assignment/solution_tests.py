@@ -8,6 +8,8 @@ def test_group_advantages(group_advantages):
     a = group_advantages(rewards)
     assert a.shape == rewards.shape and not a.isnan().any()
     assert (a[2] == 0).all()
+    assert group_advantages(torch.full((1, 6), 0.9)).abs().max() < 1e-4      # their mean is rounded
+    assert torch.allclose(group_advantages(0.001 * rewards), a, atol=1e-3)
     for r, mine in zip(rewards[:2], a):
         assert torch.allclose(mine, (r - r.mean()) / r.std(unbiased=False), atol=1e-4)
 

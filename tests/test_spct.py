@@ -85,15 +85,15 @@ def test_train_lm_is_plain_next_token_training(tmp_path):
 # RL: the formulas
 
 def test_advantages():
-    """Guards against groups that mix, 0/0 in groups of zero variance, and a wrong scale."""
+    """Guards against groups that mix, 0/0 where all rewards are equal, and a wrong scale."""
     rewards = torch.tensor([[1.0, 1, 1, 1], [-1, -1, -1, -1], [1, -1, -1, -1], [1, 1, -1, -1]])
     advantages = group_advantages(rewards)
     assert torch.equal(advantages[:2], torch.zeros(2, 4))
     for row, r in zip(advantages[2:], rewards[2:]):
         torch.testing.assert_close(row, (r - np.mean(r.tolist())) / np.std(r.tolist()))
-    changed = rewards.clone()
-    changed[2] = torch.tensor([1.0, 1, 1, -1])
+    changed = torch.cat([rewards[:2], -rewards[2:3], rewards[3:]])
     assert torch.equal(group_advantages(changed)[3], advantages[3])
+    assert not group_advantages(torch.full((1, 6), 0.9)).any()               # their mean is rounded
 
 
 def test_kl_estimators_against_the_exact_kl():

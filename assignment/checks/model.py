@@ -260,6 +260,10 @@ def P8(ask, rng):
     many = normal(rng, 512, 700) * 3
     ids, logp = ask(many, torch.full((512,), 1 - 2.0 ** -24), 1.0)
     check(bool(((ids >= 0) & (ids < 700)).all()), "the largest u draws a token, too", "u just below 1")
+    many = many.clamp(-2, 2)
+    many[:, 640:] = -100.0
+    ids, _ = ask(many, torch.full((512,), 1 - 2.0 ** -24), 1.0)
+    check(bool((ids == 639).all()), "the largest u draws the last token that has a probability", "u just below 1")
     ids, logp = ask(logits, u, 0)
     check(torch.equal(ids, logits.argmax(dim=-1)), "T = 0 takes the most likely token",
           f"logits {rounded(logits[0])}")

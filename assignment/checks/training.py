@@ -69,6 +69,10 @@ def P14(ask, rng):
     size = a[:2].square().mean(dim=1).sqrt()
     check(close(size, torch.ones(2), 1e-3), "the standard deviation is that of the group, divided by G",
           r[0].tolist())
+    for G, reward in ((6, 0.9), (7, 0.3)):         # their mean is rounded
+        check(close(ask(torch.full((1, G), reward)), torch.zeros(1, G)),
+              "a group whose rewards are all equal gives 0", f"{G} rewards of {reward}")
+    check(close(ask(0.001 * r[:2]), a[:2], 1e-3), "small rewards are scaled up, too", "0.001 and -0.001")
     moved = r.clone()
     moved[0] = torch.tensor([-1.0, 1.0, 1.0, 1.0])
     check(close(ask(moved)[1], a[1]), "groups do not mix", "another group changes")
