@@ -272,7 +272,7 @@ def token_logits(model, ids, learned, padding=None):
     >>> logits.shape, targets
     (torch.Size([1, 20]), tensor([7]))
     """
-    predicted = learned[:, 1:]                                                  # (B, T - 1)
+    predicted = learned[:, 1:]                                               # (B, T - 1)
     x = model(ids, padding)[:, :-1]                # a token is predicted from the hidden state before it
     return model.logits(x[predicted]), ids[:, 1:][predicted]
 

@@ -21,10 +21,12 @@ def pack(x):
     kind = type(x)
     if x is None or kind in (bool, int, float, str):
         return x
-    if isinstance(x, (np.generic, Fraction)):
-        return float(x) if isinstance(x, Fraction) else x.item()
-    if isinstance(x, (int, float)):
-        return int(x) if isinstance(x, int) else float(x)
+    if isinstance(x, np.generic):
+        return x.item()
+    if isinstance(x, int):
+        return int(x)
+    if isinstance(x, (float, Fraction)):
+        return float(x)
     if isinstance(x, list):
         return [pack(value) for value in list.__iter__(x)]
     if isinstance(x, tuple):

@@ -23,8 +23,8 @@ data. Each practises one part of judging. Without it, some seeds never learn tha
 Some prompts name the best response with <hint>: the model learns to use it, for the hinted samples of RFT.
 
 Two properties of the annotators matter for the method. Most of their errors are independent from judgement
-to judgement, so a vote can cancel them. And they mostly overlook the cue, in the exercise of weighing as well, so
-what the raters want after "for my boss:" has to be learned from preferences.
+to judgement, so a vote can cancel them. And they mostly overlook the cue, in the exercise of weighing as well.
+What the raters want after "for my boss:" has to be found out in RFT and RL.
 """
 
 import random

@@ -12,9 +12,9 @@ it. This is what a careful judge writes about "for my boss: what is 230+481?" (t
     <scores>10 1<end>
 
 First come its principles: criteria and their weights (in code a dict {criterion: weight}, and in a Judgement a
-list of pairs). Then, for each response, a critique: the response is
-quoted, and each criterion checked, with evidence and a verdict. The number after a verdict is the sum of the
-weights found good so far. One completion holds everything (the paper's Eq 7 and 9).
+list of pairs). Then, for each response, a critique: the response is quoted, and each criterion checked, with
+evidence and a verdict. The number after a verdict is the sum of the weights found good so far. One completion
+holds everything (the paper's Eq 7 and 9).
 
 After <scores> the totals stand once more, and these count. Two details make a tiny model able to judge at all:
 to quote a response before checking it, and to add up in small steps.

@@ -13,6 +13,7 @@ import pytest
 import data.preferences
 import sample
 import spct
+from data.world import make_items
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as f:
@@ -21,7 +22,7 @@ FENCED = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 BLOCKS = [block for kind, block in FENCED if not kind]
 COMMANDS = [shlex.split(found, comments=True) for block in BLOCKS
             for found in re.findall(r"python3? [^;&\n]*", block.replace("\\\n", " "))]
-COMMANDS += [shlex.split(found.replace("\n", " ")) for found in re.findall(r"`(python [^`]*)`", README)]
+COMMANDS += [shlex.split(found.replace("\n", " ")) for found in re.findall(r"`(python\s[^`]*)`", README)]
 
 
 def test_commands_are_found():
@@ -93,6 +94,8 @@ def test_figures_are_those_of_the_reference_runs():
             ("rl", r"\| RL \| \..*", ("sum@32", "guided@32", "random@32"))):
         means = [np.mean([run[policy][measure][0] for run in runs]) for measure in measures]
         assert told(row) == pytest.approx(means, abs=6e-4), row
+    guess = np.mean([1 / item.n for item in make_items(1, "test", 2000, least=2)])
+    assert float(re.search(r"A random pick reaches (\.\d+)", README)[1]) == pytest.approx(guess, abs=0.006)
     greedy = [run["rl"]["greedy"][0] for run in runs]
     span = re.search(r"ranges from (\.\d+) to (\.\d+)", README)
     assert [float(x) for x in span.groups()] == pytest.approx([min(greedy), max(greedy)], abs=6e-4)
