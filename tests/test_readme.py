@@ -71,7 +71,7 @@ def test_files_and_functions_exist():
         module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
         assert callable(getattr(module, name)), (path, name)
     paths = re.findall(r"\]\((?!http)([^)#]+)", README)
-    order = re.findall(r"^([\w/]+\.py) ", README, re.MULTILINE)
+    order = re.findall(r"^([\w/]+\.py) ", "".join(BLOCKS), re.MULTILINE)
     assert order[0] == "data/world.py" and order[-1] == "spct.py"
     paths += order + re.findall(r"`((?:data|experiments|tests|web|assignment)/[\w/.]*)`", README)
     assert len(paths) > 16 and all(os.path.exists(os.path.join(ROOT, path)) for path in paths)
