@@ -38,7 +38,12 @@ def half(samples):
 
 
 def vote_guided(samples):
-    """The paper's guided vote: the sum (Eq 14) over the half of the Judgements that the Meta RM rates best."""
+    """The paper's guided vote: the sum (Eq 14) over the half of the Judgements that the Meta RM rates best.
+
+    >>> from types import SimpleNamespace as Sample
+    >>> vote_guided([Sample(scores=[2, 9], meta=1.5), Sample(scores=[8, 1], meta=-0.5)])
+    [2, 9]
+    """
     return vote_sum([j.scores for j in keep_best(samples, [j.meta for j in samples], half(samples))])
 
 

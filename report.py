@@ -128,7 +128,12 @@ def vote_is_correct(rule_name, samples, item, seed):
 
 
 def interval(values):
-    """[mean, low, high]: the mean over items and its 95% interval, of 1.96 standard errors."""
+    """[mean, low, high]: the mean over items and its 95% interval, of 1.96 standard errors, rounded to 4 digits.
+    The standard deviation is divided by the number of items.
+
+    >>> interval([1, 0, 1, 1])
+    [0.75, 0.3256, 1.1744]
+    """
     mean, error = np.mean(values), np.std(values) / np.sqrt(len(values))
     return [round(float(x), 4) for x in (mean, mean - 1.96 * error, mean + 1.96 * error)]
 

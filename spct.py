@@ -265,6 +265,20 @@ def kl_k3(logp, logp_ref):
     return torch.expm1(log_ratio) - log_ratio      # expm1(x) is exp(x) - 1, accurate also near 0
 
 
+def rl_loss(logp, logp_ref, advantages, beta, tokens):
+    """The loss of RL: policy gradient and KL penalty, as a mean over all tokens of a rollout.
+
+    logp, logp_ref and advantages (N,): of the learned tokens of one batch; tokens: how many the whole rollout has
+    -> the batch's part of the mean. (With a mean for each judgement first, a token of a long judgement would count
+    less.)
+
+    >>> logp, logp_ref = torch.tensor([-1.0, -2.0]), torch.tensor([-1.0, -1.0])
+    >>> rl_loss(logp, logp_ref, torch.tensor([1.0, -1.0]), beta=0.5, tokens=4)
+    tensor(-0.1875)
+    """
+    return (-advantages * logp + beta * kl_k2(logp, logp_ref)).sum() / tokens
+
+
 def micro_batches(judgements, advantages, size, device):
     """A rollout in batches of judgements of similar length -> ids (B, T), learned (B, T), padding (B,), and
     the advantage of each learned token, (N,). advantages: one for each judgement. size: judgements in a batch,
@@ -285,7 +299,7 @@ def reinforce(cfg, tok, reference, items):
     This is REINFORCE with advantages normalised within a group. GRPO differs in three things. It uses a rollout
     for several updates: PPO's ratio then corrects for samples of an older policy, and its clip keeps the new one
     close to it. (With one update the ratio is 1, and the clip never acts.) Its KL penalty is k3 (see kl_k2). Its
-    loss takes a mean for each sample first (see step 4).
+    loss takes a mean for each sample first (see rl_loss).
     """
     if len(items) < cfg.rl_items:
         raise UserError(f"Only {len(items)} items are left for RL. Use more --items, or fewer --rl_items.")
@@ -303,8 +317,7 @@ def reinforce(cfg, tok, reference, items):
             rewards = [[reward(j, item) for j in group] for group, item in zip(groups, batch)]
             advantages = group_advantages(torch.tensor(rewards))             # (P, G)
 
-            # 4. Loss: policy gradient and KL penalty. It is a mean over all sampled tokens. (With a mean for each
-            #    judgement first, a token of a long judgement would count less.)
+            # 4. Loss: policy gradient and KL penalty.
             judgements = [j for group in groups for j in group]              # P * G of them
             tokens, kl, entropy = sum(len(j.ids) for j in judgements), 0.0, 0.0
             for ids, learned, padding, adv in micro_batches(judgements, advantages.flatten(), 64, cfg.device):
@@ -313,7 +326,7 @@ def reinforce(cfg, tok, reference, items):
                     logp = -F.cross_entropy(logits, targets, reduction="none")       # (N,)
                     with torch.no_grad():
                         logp_ref = token_logp(reference, ids, learned, padding)      # (N,)
-                loss = (-adv * logp + cfg.beta * kl_k2(logp, logp_ref)).sum() / tokens
+                loss = rl_loss(logp, logp_ref, adv, cfg.beta, tokens)
                 loss.backward()
                 kl += kl_k3(logp.detach(), logp_ref).sum().item() / tokens
                 entropy += torch.distributions.Categorical(logits=logits.detach()).entropy().sum().item() / tokens

@@ -9,35 +9,46 @@ The grader checks more, with other inputs.
 
 import doctest
 import importlib
-import re
 import sys
+import traceback
 
 from problems import BY_ID, PROBLEMS
 
 
+def raised(error):
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error}" + (f" (line {frame.lineno}: `{frame.line}`)" if frame.line else "")
+
+
+class Runner(doctest.DocTestRunner):
+    """What an example should give, and what it gives, in three lines."""
+
+    def report_failure(self, out, test, example, got):
+        out(f"{example.source}should be  {example.want}it is      {got}")
+
+    def report_unexpected_exception(self, out, test, example, exc_info):
+        if isinstance(exc_info[1], NotImplementedError):                     # of this problem, or what it calls
+            raise exc_info[1]
+        out(f"{example.source}should be  {example.want}it raises  {raised(exc_info[1])}\n")
+
+
 def check(problem):
-    """-> 'passed', or what is wrong in one line."""
+    """-> 'passed', or what is wrong."""
     module = importlib.import_module(problem.module)
     function, found = getattr(module, problem.name), []
     if problem.target:                             # a test of your own: on your own function
         target = BY_ID[problem.target]
-        tested = getattr(importlib.import_module(target.module), target.name)
-        try:
-            function(tested)
-        except Exception as error:
-            found.append(f"{type(error).__name__}: {error}")
-        return "passes on your own function" if not found else found[0]
-    runner = doctest.DocTestRunner(verbose=False)
+        function(getattr(importlib.import_module(target.module), target.name))
+        return "passes on your own function"
     for test in doctest.DocTestFinder(recurse=False).find(function, problem.name, globs=dict(vars(module))):
-        runner.run(test, out=found.append, clear_globs=False)
+        Runner(verbose=False).run(test, out=found.append)
     return "passed" if not found else "".join(found).rstrip()
 
 
 def main(argv):
     unknown = [id for id in argv if id not in BY_ID]
     if unknown:
-        print(f"check.py: there is no problem {unknown[0]}: expected {PROBLEMS[0].id} to {PROBLEMS[-1].id}",
-              file=sys.stderr)
+        print(f"check.py: there is no problem {unknown[0]}: see the table in handout.md", file=sys.stderr)
         sys.exit(2)
     for problem in [BY_ID[id] for id in argv] or PROBLEMS:
         try:
@@ -47,8 +58,8 @@ def main(argv):
             sys.exit(2)
         except NotImplementedError as error:
             result = f"not started: {error}"
-        missing = re.search("NotImplementedError: (.*)", result)             # it, or what it calls
-        result = f"not started: {missing[1]}" if missing else result
+        except Exception as error:
+            result = raised(error)
         print(f"{problem.id:4s} {problem.title} ({problem.file}:{problem.name})")
         print("     " + result.replace("\n", "\n     "))
 

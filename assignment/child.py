@@ -1,58 +1,45 @@
 """
 The process that student code runs in. It answers calls, and decides nothing.
 
-    python -I child.py KIND    # KIND: of its limits. It speaks lines of JSON over stdin and stdout: see wire.py
+    python -I child.py KIND        # KIND: of its limits. It speaks lines of JSON over stdin and stdout
 
-grade.py starts it, mostly in a sandbox, and sends it all files that it needs. Nothing is left on the disk.
+grade.py starts it, mostly in a sandbox, and sends it all code. What crosses the border is plain data and tensors,
+and nothing else: of an object that is a kind of list, dict or number, only what it holds gets through.
 """
 
+import ast
 import contextlib
 import importlib.abc
 import importlib.util
 import json
+import linecache
 import os
 import shutil
 import sys
 import tempfile
 import traceback
+from fractions import Fraction
 
-try:
-    from assignment.wire import pack, send, unpack
-except ModuleNotFoundError:                        # in the sandbox it lies beside this file
-    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-    from wire import pack, send, unpack
+import numpy as np
+import torch
 
+LIMIT = 20_000_000                                 # bytes of one message
 LIMITS = {"problem": {"RLIMIT_CPU": 25, "RLIMIT_AS": 6 << 30, "RLIMIT_FSIZE": 8 << 20, "RLIMIT_NOFILE": 64,
                       "RLIMIT_CORE": 0},
           "speedrun": {"RLIMIT_CPU": 4 * 3600, "RLIMIT_AS": 12 << 30, "RLIMIT_FSIZE": 256 << 20,
                        "RLIMIT_NOFILE": 64, "RLIMIT_CORE": 0}}
 PROCESSES = 64
-LIBRARY = ["matplotlib.figure", "numpy", "pytest", "tiktoken", "torch", "tqdm"]
+LIBRARY = ["matplotlib.figure", "pytest", "tiktoken", "tqdm"]
 
+# ----------------------------------------------------------------------------------------
+# The border
 
-def confine(kind):
-    """Limits. Where the grader is root, this process also becomes another user."""
-    if os.name != "posix":
-        return                                     # Windows has none of this
-    import resource
-    for name, value in LIMITS[kind].items():
-        try:
-            resource.setrlimit(getattr(resource, name), (value, value))
-        except (ValueError, OSError):              # macOS refuses a limit of addresses
-            pass
-    if os.geteuid() == 0:
-        resource.setrlimit(resource.RLIMIT_NPROC, (PROCESSES, PROCESSES))
-        user = 61000 + int.from_bytes(os.urandom(2), "big") % 4000
-        os.setgroups([])
-        os.setgid(user)
-        os.setuid(user)
-        if not os.access(os.__file__, os.R_OK):
-            raise OSError(f"other users cannot read {os.__file__}")
+OBJECTS = ("Judgement", "Item", "Tokenizer", "Model")
 
 
 class Model:
-    """A stand-in for a GPT, for token_logits: a hidden state is a linear image of all tokens so far, but for
-    the padding."""
+    """A stand-in for a GPT, for token_logits: a hidden state is the sum of the embeddings of all tokens so far,
+    but for the padding."""
 
     def __init__(self, embed, out):
         self.embed, self.out = embed, out          # (V, C), (C, V)
@@ -60,8 +47,7 @@ class Model:
     def __call__(self, ids, padding=None):
         x = self.embed[ids]                        # (B, T, C)
         if padding is not None:
-            column = x.new_ones(ids.shape).cumsum(dim=1) - 1
-            x = x * (column >= padding[:, None])[:, :, None]
+            x = x * (torch.arange(ids.size(1)) >= padding[:, None])[:, :, None]
         return x.cumsum(dim=1)
 
     def logits(self, x):
@@ -73,6 +59,59 @@ class Model:
     @property
     def grad(self):
         return self.embed.grad
+
+
+def pack(x):
+    """Data -> what json.dumps takes. TypeError for what may not cross."""
+    if x is None or type(x) in (bool, int, float, str):
+        return x
+    if isinstance(x, (np.ndarray, np.generic)):
+        return pack(x.tolist())
+    if isinstance(x, (float, Fraction)):
+        return float(x)
+    if isinstance(x, int):
+        return int(x)
+    if isinstance(x, list):
+        return [pack(value) for value in list.__iter__(x)]
+    if isinstance(x, tuple):
+        return {"tuple": [pack(value) for value in tuple.__iter__(x)]}
+    if isinstance(x, dict):
+        return {"dict": [[pack(key), pack(value)] for key, value in dict.items(x)]}
+    if type(x) is bytes:
+        return {"bytes": x.hex()}
+    if type(x) in (torch.Tensor, torch.nn.Parameter):
+        return {"tensor": [x.flatten().tolist(), list(x.shape), str(x.dtype).removeprefix("torch.")]}
+    if type(x).__name__ in OBJECTS:
+        fields = {"ranks": x.ranks} if type(x).__name__ == "Tokenizer" else dict(vars(x))
+        return {"object": [type(x).__name__, pack(fields)]}
+    raise TypeError(f"expected plain data or a tensor, found {type(x).__name__}")
+
+
+def unpack(x, make):
+    """The other way round. make: {name of an object: function of its fields}"""
+    if isinstance(x, list):
+        return [unpack(value, make) for value in x]
+    if not isinstance(x, dict):
+        return x
+    (kind, value), = x.items()
+    if kind == "tuple":
+        return tuple(unpack(v, make) for v in value)
+    if kind == "dict":
+        return {unpack(k, make): unpack(v, make) for k, v in value}
+    if kind == "bytes":
+        return bytes.fromhex(value)
+    if kind == "tensor":
+        numbers, shape, dtype = value
+        if dtype not in ("bool", "float16", "bfloat16", "float32", "float64", "int32", "int64"):
+            raise ValueError(f"a tensor of type {dtype}")
+        return torch.tensor(numbers, dtype=getattr(torch, dtype)).view(shape)
+    name, fields = value
+    return make[name](**unpack(fields, make))
+
+
+def send(stream, message):
+    stream.write(json.dumps(message).encode() + b"\n")
+    stream.flush()
 
 
 class Channel:
@@ -89,28 +128,72 @@ class Channel:
         send(self.out, message)
         return json.loads(self.inp.readline() or "null")
 
+# ----------------------------------------------------------------------------------------
+# Student code
 
-def where(error, file, said=True):
-    """'IndexError: list index out of range (at `return x[9]`)': the line, since its number is another one in
-    the student's file. said: with what the error says."""
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.line for frame in frames if frame.filename.endswith(file)]
+class Loader(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports modules from {path: source}. On top of a file of ours, the student's one is run, if there is one:
+    statement by statement, so that one that fails costs only what needs it."""
+
+    def __init__(self, ours, theirs):
+        self.ours, self.theirs, self.failed = ours, theirs, []
+
+    def path(self, name):
+        base = name.replace(".", "/")
+        return next((path for path in (base + ".py", base + "/__init__.py")
+                     if path in self.ours or path in self.theirs), None)
+
+    def find_spec(self, name, path=None, target=None):
+        file = self.path(name)
+        if file is not None:
+            return importlib.util.spec_from_loader(name, self, is_package=file.endswith("__init__.py"))
+
+    def exec_module(self, module):
+        path = module.__file__ = self.path(module.__name__)
+        exec(compile(self.ours.get(path, ""), path, "exec"), vars(module))
+        if path in self.theirs:
+            self.run(self.theirs[path], "submission/" + path, vars(module))
+
+    def run(self, source, path, space):
+        linecache.cache[path] = len(source), None, source.splitlines(keepends=True), path    # for traceback
+        try:
+            tree = ast.parse(source, path)
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            self.failed.append(f"{path.removeprefix('submission/')} does not parse: {type(error).__name__}, "
+                               f"line {getattr(error, 'lineno', '?')}")
+            return
+        future = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == "__future__"]
+        for node in tree.body:
+            try:
+                exec(compile(ast.Module([*future, node], []), path, "exec"), space)
+            except BaseException as error:         # SystemExit, too
+                self.failed.append("the import fails: " + where(error))
+
+
+def where(error, said=True):
+    """'IndexError: list index out of range (line 7: `return x[9]`)'. said: with what the error says."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__)
+              if frame.filename.startswith("submission/")]
     text = type(error).__name__ + (f": {error}".strip().split("\n")[0][:300] if said else "")
-    return text + (f" (at `{lines[-1][:80]}`)" if lines else "")
+    return text + (f" (line {frames[-1].lineno}: `{(frames[-1].line or '')[:80]}`)" if frames else "")
+
+
+def failure(error, loader):
+    """What the grader is told of an error."""
+    if isinstance(error, (NameError, NotImplementedError)) and loader.failed:
+        return {"error": loader.failed[0]}         # this is why a name is missing
+    kinds = [kind.__name__ for kind in type(error).__mro__]
+    return {"error": where(error), "said": str(error)[:300], "kinds": kinds}
 
 
 def contents(args):
-    """What arguments hold, to be compared: of those that are plain data or tensors."""
-    found = []
-    for arg in args:
-        with contextlib.suppress(TypeError):       # a Model or a Tokenizer
-            found.append(json.dumps(pack(arg)))
-    return found
+    """What arguments hold, to be compared."""
+    return [json.dumps(pack(arg)) for arg in args]
 
 
 def call(function, args, kwargs, grad):
-    """The function's answer, and on request its gradients: of the sum of the answer (its first part, if there
-    are several), with respect to the arguments `grad`."""
+    """A function's answer, and the gradients of some combination of the numbers in it (in its first part, if there
+    are several) with respect to the arguments `grad`."""
     before = contents(args)
     for i in grad:
         args[i].requires_grad_()
@@ -119,34 +202,10 @@ def call(function, args, kwargs, grad):
         raise RuntimeError("it changes its arguments")
     if not grad:
         return value
-    (value[0] if isinstance(value, tuple) else value).sum().backward()
+    first = value[0] if isinstance(value, tuple) else value
+    weights = torch.arange(1.0, first.numel() + 1).cos().view(first.shape)
+    (first * weights).sum().backward()
     return value, [args[i].grad for i in grad]
-
-
-class Memory(importlib.abc.MetaPathFinder, importlib.abc.ExecutionLoader):
-    """Imports modules from {path: source}."""
-
-    def __init__(self, files):
-        self.files = files
-
-    def get_filename(self, name):
-        base = name.replace(".", "/")
-        for path in (base + ".py", base + "/__init__.py"):
-            if path in self.files:
-                return path
-        raise ImportError(name)
-
-    def find_spec(self, name, path=None, target=None):
-        try:
-            return importlib.util.spec_from_file_location(name, self.get_filename(name), loader=self)
-        except ImportError:
-            return None                            # one of the others may know it
-
-    def is_package(self, name):
-        return self.get_filename(name).endswith("__init__.py")
-
-    def get_source(self, name):
-        return self.files[self.get_filename(name)]
 
 
 def run_test(channel, function, make):
@@ -159,37 +218,55 @@ def run_test(channel, function, make):
 
     try:
         function(stub)
-    except SystemExit:
-        raise                                      # to leave is no answer
+    except (SystemExit, NotImplementedError):      # to leave is no answer
+        raise
     except BaseException as error:                 # pytest's failures are no Exceptions
-        # not what it says: that may be what the function has answered
-        return {"failed": where(error, "mytests.py", said=False)}
+        return {"failed": where(error, said=False)}          # what it says may be what the function has answered
     return {"passed": True}
 
 
 def serve(channel, request):
     """Import the module of the first request, and answer the calls of its functions that follow."""
-    sys.meta_path.insert(0, Memory(request["files"]))
+    loader = Loader(request["ours"], request["theirs"])
+    sys.meta_path.insert(0, loader)
+    module, make, reply = None, {"Model": Model}, {"ready": True}
     try:
         module = importlib.import_module(request["module"])
-        from data.judgement import Judgement
-        from data.tokenizer import Tokenizer
-        from data.world import Item
-        make = {"Judgement": Judgement, "Item": Item, "Model": Model, "Words": Tokenizer}
-        reply = {"ready": True}
+        for name, place in (("Judgement", "judgement"), ("Tokenizer", "tokenizer"), ("Item", "world")):
+            make[name] = getattr(importlib.import_module("data." + place), name)
     except BaseException as error:                 # SystemExit, too: to leave is no answer
-        channel.ask({"error": where(error, request["file"])})
-        return
+        reply = failure(error, loader)
     while (asked := channel.ask(reply)) is not None:
         try:
-            function = getattr(module, asked["function"])
+            function = getattr(module, asked["function"], None)
+            if function is None:
+                raise NotImplementedError(f"there is no {asked['function']}")
             if asked["kind"] == "test":
                 reply = run_test(channel, function, make)
             else:
                 args, kwargs = unpack(asked["args"], make), unpack(asked["kwargs"], make)
                 reply = {"value": pack(call(function, args, kwargs, asked["grad"]))}
         except BaseException as error:
-            reply = {"error": where(error, request["file"])}
+            reply = failure(error, loader)
+
+# ----------------------------------------------------------------------------------------
+
+def confine(kind):
+    """Limits. Where the grader is root, this process also becomes another user."""
+    if os.name != "posix":
+        return                                     # Windows has none of this
+    import resource
+    for name, value in LIMITS[kind].items():
+        with contextlib.suppress(ValueError, OSError):       # macOS refuses a limit of addresses
+            resource.setrlimit(getattr(resource, name), (value, value))
+    if os.geteuid() == 0:
+        resource.setrlimit(resource.RLIMIT_NPROC, (PROCESSES, PROCESSES))
+        user = 61000 + int.from_bytes(os.urandom(2), "big") % 4000
+        os.setgroups([])
+        os.setgid(user)
+        os.setuid(user)
+        if not os.access(os.__file__, os.R_OK):
+            raise OSError(f"other users cannot read {os.__file__}")
 
 
 def main(kind):
@@ -203,7 +280,7 @@ def main(kind):
     for name in LIBRARY:                           # what takes long is not the student's time
         importlib.import_module(name)
     if kind == "problem":
-        sys.modules["torch"].set_num_threads(1)
+        torch.set_num_threads(1)
     request = channel.ask({"started": True})
     os.dup2(os.open(os.devnull, os.O_RDWR), 2)
     if request is not None:

@@ -23,21 +23,20 @@ from data import UserError, run_command
 
 CODE = ["model.py", "sample.py", "spct.py", "metarm.py", "report.py", "data/__init__.py", "data/world.py",
         "data/tokenizer.py", "data/judgement.py", "data/annotators.py", "data/preferences.py"]
-MORE = ["requirements.txt", "constraints.txt", "LICENSE", "data/judge/base.pt",
-        "data/judge/tokenizer.tiktoken"]
-OURS = {"handout.md": "handout.md", "check.py": "check.py", "milestones.py": "milestones.py",
-        "problems.py": "problems.py", "mytests.py": "mytests.py", "student.md": "README.md",
-        "agents.md": "AGENTS.md"}
+LABS = ["labs.py"]                                 # they lie in this folder
+MORE = ["requirements.txt", "constraints.txt", "LICENSE", "data/judge/base.pt", "data/judge/tokenizer.tiktoken"]
+OURS = {"check.py": "check.py", "milestones.py": "milestones.py", "problems.py": "problems.py",
+        "mytests.py": "mytests.py", "student.md": "README.md", "agents.md": "AGENTS.md", "votes.txt": "votes.txt"}
+
+
+def read(*path):
+    with open(os.path.join(*path), encoding="utf-8") as f:
+        return f.read()
 
 
 def functions(source):
     """{name: node} of the functions at the top level of a file."""
     return {node.name: node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
-
-
-def first_line(node):
-    """Of a statement, decorators included, counted from 0."""
-    return min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))]) - 1
 
 
 def body_lines(source, name):
@@ -48,28 +47,20 @@ def body_lines(source, name):
     return start, node.end_lineno
 
 
-def with_hole(source, problem):
-    """The file with the body of the problem's function replaced."""
-    lines = source.splitlines(keepends=True)
-    start, end = body_lines(source, problem.name)
-    return "".join([*lines[:start], f'    raise NotImplementedError("{problem.id}: see the handout")\n',
-                    *lines[end:]])
-
-
 def with_holes(path, source):
+    """A file without the bodies of the problems' functions."""
     for problem in PROBLEMS:
         if problem.file == path:
-            source = with_hole(source, problem)
+            lines = source.splitlines(keepends=True)
+            start, end = body_lines(source, problem.name)
+            lines[start:end] = [f'    raise NotImplementedError("{problem.id}: see the handout")\n']
+            source = "".join(lines)
     return source
 
 
 def reading_code():
     """{path: source} of the reading copy's code."""
-    code = {}
-    for path in CODE:
-        with open(os.path.join(ROOT, path), encoding="utf-8") as f:
-            code[path] = f.read()
-    return code
+    return {path: read(ROOT, path) for path in CODE} | {path: read(HERE, path) for path in LABS}
 
 
 def student_code():
@@ -80,25 +71,21 @@ def student_code():
 def make(out):
     """The whole student copy."""
     os.makedirs(os.path.join(out, "data", "judge"))
-    for path, source in student_code().items():
+    for path, source in {**student_code(), "handout.md": handout(read(HERE, "handout.md"))}.items():
         with open(os.path.join(out, path), "w", encoding="utf-8") as f:
             f.write(source)
     for path in MORE:
         shutil.copyfile(os.path.join(ROOT, path), os.path.join(out, path))
     for ours, theirs in OURS.items():
         shutil.copyfile(os.path.join(HERE, ours), os.path.join(out, theirs))
-    with open(os.path.join(out, "handout.md"), "r+", encoding="utf-8") as f:
-        text = handout(f.read())
-        f.seek(0)
-        f.truncate()
-        f.write(text)
 
 
 def handout(text):
     """The handout without the rows of problems that are not in PROBLEMS, and with their sums."""
     rows = [line for line in text.splitlines(keepends=True)
-            if not re.match(r"\| [PT]\d+ ", line) or line.split()[1] in BY_ID]
-    points, hours = sum(p.points for p in PROBLEMS), sum(p.minutes for p in PROBLEMS) / 60
+            if not re.match(r"\| [PTL]\d+ ", line) or line.split()[1] in BY_ID]
+    written = [p for p in PROBLEMS if p.id[0] != "L"]
+    points, hours = sum(p.points for p in written), sum(p.minutes for p in written) / 60
     return re.sub(r"\d+ points, [\d.]+ hours", f"{points} points, {hours:.1f} hours", "".join(rows))
 
 

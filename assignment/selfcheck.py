@@ -1,13 +1,15 @@
 """
 The grader is graded: the reference gets full points, one body alone those of its problem, every right but unusual
-solution its points, every mutant is rejected by the check that is meant for it, every attack gets nothing and
+solution its points, every wrong version is rejected for a property that is named, every attack gets nothing and
 leaves nothing.
 
     python assignment/selfcheck.py               # all: some minutes
-    python assignment/selfcheck.py --mutants     # seconds: mutants alone, in this process
+    python assignment/selfcheck.py --versions    # seconds: right and wrong versions alone, in this process
 """
 
+import contextlib
 import inspect
+import io
 import json
 import os
 import random
@@ -15,126 +17,108 @@ import shutil
 import sys
 import tempfile
 import time
+import warnings
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 
-from assignment import checks, grade, honest, hostile, make
-from assignment.child import Model, call
-from assignment.mutants import RIGHT, as_function, mutants_of
+from assignment import checks, grade, make
+from assignment.child import Loader, Model, call, failure, pack, unpack
 from assignment.problems import BY_ID, PROBLEMS
-from assignment.submission import needs_of
-from assignment.wire import lists, pack, unpack
+from assignment.versions import ATTACKS, RIGHT, WRONG, Version, as_function
 from data import new_file, run_command
 from data.tokenizer import Tokenizer
 
-MAKE = {**grade.MAKE, "Model": Model, "Words": Tokenizer}
+MAKE = {**grade.MAKE, "Model": Model, "Tokenizer": Tokenizer}
 
 
-class LocalAsk(grade.Ask):
-    """Calls a function of our own in this process, with the same data as a child would get."""
-
-    def __init__(self, function):
-        self.code = function
-
-    def call(self, args, kwargs, grad):
-        args = unpack(pack(list(args)), MAKE)
-        try:
-            return lists(unpack(pack(call(self.code, args, kwargs, grad)), MAKE))
-        except Exception as error:
-            raise grade.Crashed(f"{type(error).__name__}: {error}") from None
-
-
-def caught(problem, function, seed):
+def caught(version, seed):
     """By which property is this version rejected? None if it passes."""
+    function = as_function(version)
+
+    def ask(args, grad):
+        """A call in this process, with the same data as a child would get."""
+        try:
+            return unpack(pack(call(function, unpack(pack(list(args)), MAKE), {}, grad)), MAKE)
+        except Exception as error:
+            return grade.value_of(failure(error, Loader({}, {})), "value")
+
     try:
-        checks.of(problem.id)(LocalAsk(function), random.Random(seed))
-    except checks.Wrong as wrong:
-        return wrong.property
-    except grade.Crashed as error:
-        return f"crashed: {error}"
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
+            checks.check(version.problem, ask, random.Random(seed))
+    except checks.Failed as failed:
+        return failed.detail if failed.state == "wrong" else str(failed)
 
 
-def mutants():
-    """Every mutant is rejected, by its check; the reference is not, for 20 seeds."""
+def versions():
+    """Every wrong version is rejected, for a property that is named; right ones are not, for 20 seeds."""
     bad = 0
-    for problem in PROBLEMS:
-        if problem.target:
-            continue
-        for seed in range(20):
-            why = caught(problem, checks.reference(problem.id), seed)
+    for problem in (p for p in PROBLEMS if not p.target):
+        right = [Version(problem.id, "the reference", inspect.getsource(checks.reference(problem.id)))]
+        for version in right + [v for v in RIGHT if v.problem == problem.id]:
+            why = {caught(version, seed) for seed in range(20)} - {None}
             if why:
                 bad += 1
-                print(f"{problem.id}: the reference is rejected with seed {seed}: {why}")
-        for source in RIGHT.get(problem.id, ()):
-            why = caught(problem, as_function(problem.id, source), 0)
-            if why:
+                print(f"{problem.id}: a right version, {version.name}, is rejected: {why}")
+        for version in WRONG[problem.id]:
+            ways = {caught(version, seed) for seed in range(5)}
+            if ways & {None, checks.ANY}:
                 bad += 1
-                print(f"{problem.id}: a right version is rejected: {why}\n{source}")
-        for mutant in mutants_of(problem.id):
-            ways = {caught(problem, mutant.function(), seed) for seed in range(5)}
-            if not all(why and why.startswith(mutant.caught_by) for why in ways):
-                bad += 1
-                print(f"{problem.id}: {mutant.bug}: expected {mutant.caught_by!r}, found {ways}")
+                print(f"{problem.id}: {version.name}: no property is named: {ways}")
     return bad
 
 
-def reference_submission(folder):
-    """The reading copy as a submission."""
+def reference_submission(folder, *versions):
+    """The reading copy as a submission, with other versions of some functions."""
     os.makedirs(os.path.join(folder, "data"))
-    for path in make.CODE:
-        shutil.copyfile(os.path.join(make.ROOT, path), os.path.join(folder, path))
-    shutil.copyfile(os.path.join(HERE, "solution_tests.py"), os.path.join(folder, "mytests.py"))
+    for path, source in {**make.reading_code(), "mytests.py": make.read(HERE, "solution_tests.py")}.items():
+        for version in versions:
+            if BY_ID[version.problem].file == path:
+                source = with_function(source, BY_ID[version.problem].name, version.source)
+        with open(os.path.join(folder, path), "w", encoding="utf-8") as f:
+            f.write(source)
     return folder
 
 
-def write_code(folder, files):
-    for path, source in files.items():
-        os.makedirs(os.path.dirname(os.path.join(folder, path)), exist_ok=True)
-        with open(os.path.join(folder, path), "w", encoding="utf-8") as f:
-            f.write(source)
-
-
-def with_function(folder, path, name, source):
-    """Replace a function of a submission, helpers beside it included."""
-    path = os.path.join(folder, path)
-    with open(path, encoding="utf-8") as f:
-        text = f.read()
+def with_function(text, name, source):
+    """A file with another version of a function, helpers beside it included."""
     lines, node = text.splitlines(keepends=True), make.functions(text)[name]
-    lines[make.first_line(node):node.end_lineno] = [source]
-    with open(path, "w", encoding="utf-8") as f:
-        f.write("".join(lines))
+    lines[node.lineno - 1:node.end_lineno] = [source]
+    return "".join(lines)
 
 
 def one_by_one():
     """A student copy with one body put back, and those that it needs: exactly these problems are right."""
     bad = 0
     for problem in (p for p in PROBLEMS if not p.target):
-        back = [problem, *(BY_ID[id] for id in needs_of(problem))]
+        back = [problem, *(BY_ID[id] for id in grade.needs_of(problem))]
         with tempfile.TemporaryDirectory() as folder:
-            write_code(folder, make.student_code())
-            for p in back:
-                with_function(folder, p.file, p.name, inspect.getsource(checks.reference(p.id)))
-            passed = [r.problem.id for r in grade.grade(folder, seed=0) if r.state == "passed"]
-        if sorted(passed) != sorted(p.id for p in back):
+            for path, text in make.student_code().items():
+                for p in back:
+                    if p.file == path:
+                        text = with_function(text, p.name, inspect.getsource(checks.reference(p.id)))
+                os.makedirs(os.path.dirname(os.path.join(folder, path)), exist_ok=True)
+                with open(os.path.join(folder, path), "w", encoding="utf-8") as f:
+                    f.write(text)
+            passed = {r.problem.id for r in grade.grade(folder, seed=0) if r.state == "passed"}
+        if passed != {p.id for p in back}:
             bad += 1
-            print(f"{problem.id} alone is put back, with what it needs: passed are {passed}")
+            print(f"{problem.id} alone is put back, with what it needs: passed are {passed}", flush=True)
     return bad
 
 
 def unusual():
-    """Right but unusual solutions get their points."""
+    """Right but unusual solutions get their points, in the sandbox."""
     bad = 0
-    for name, (id, source) in honest.HONEST.items():
-        if id not in BY_ID:
+    for version in RIGHT:
+        if version.problem not in BY_ID:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            there = reference_submission(os.path.join(folder, "it"))
-            with_function(there, BY_ID[id].file, BY_ID[id].name, source)
-            for r in grade.grade(there, seed=0, only=(id, *needs_of(BY_ID[id]))):
+            there = reference_submission(os.path.join(folder, "it"), version)
+            for r in grade.grade(there, 0, only=(version.problem, *grade.needs_of(BY_ID[version.problem]))):
                 if r.state != "passed":
                     bad += 1
-                    print(f"{name}: {r.problem.id} {r.state}: {r.message}", flush=True)
+                    print(f"{version.name}: {r.problem.id} {r.state}: {r.message}", flush=True)
     return bad
 
 
@@ -147,48 +131,41 @@ def strangers():
     return found
 
 
-def attack(folder, name, path, function, source, id):
+def attack(folder, version):
     """Grade one attack -> what is wrong, as a list of words."""
-    there = reference_submission(os.path.join(folder, name))
-    with_function(there, path, function, source)
-    out = os.path.join(folder, name + ".json")
+    there, out = reference_submission(os.path.join(folder, "it"), version), os.path.join(folder, "out.json")
 
     def write(results):
         with new_file(out) as f:
             json.dump([result.points for result in results], f)
 
-    results = grade.grade(there, seed=0, write=write, only=("P10", id))
-    points = {r.problem.id: (r.points, r.problem.points) for r in results}
-    got, _ = points.pop(id)
-    wrong = [f"{id} got {got} points"] if got else []
-    wrong += [f"it cost {other}" for other, (mine, most) in points.items() if mine < most]
+    results = grade.grade(there, seed=0, write=write, only=("P10", version.problem))
+    wrong = [f"{r.problem.id} got {r.points} points" for r in results
+             if (r.points > 0) == (r.problem.id == version.problem)]
     time.sleep(0.5)
     wrong += strangers()
     with open(out, encoding="utf-8") as f:
         if json.load(f) != [result.points for result in results]:
             wrong.append("the result has changed")
+    shutil.rmtree(there)
     return wrong
 
 
 def attacks():
     bad = 0
-    with tempfile.TemporaryDirectory() as folder:
-        for name, source in hostile.ATTACKS.items() if "P17" in BY_ID else ():
-            wrong = attack(folder, name, "data/judgement.py", "vote_sum", source, "P17")
-            bad += len(wrong)
-            print(f"{name}: {', '.join(wrong) or 'held'}", flush=True)
-        for name, source in hostile.TESTS.items() if "T1" in BY_ID else ():
-            wrong = attack(folder, name, "mytests.py", "test_group_advantages", source, "T1")
-            bad += len(wrong)
-            print(f"a test that {name}: {', '.join(wrong) or 'held'}", flush=True)
+    for version in ATTACKS:
+        with tempfile.TemporaryDirectory() as folder:
+            wrong = attack(folder, version) if version.problem in BY_ID else []
+        bad += len(wrong)
+        print(f"{version.problem} {version.name}: {', '.join(wrong) or 'held'}", flush=True)
     return bad
 
 
 def main(argv):
-    bad = mutants()
+    bad = versions()
     if grade.why_not():
-        print(f"Without a sandbox ({grade.why_not()}) only the mutants are checked.")
-    elif "--mutants" not in argv:
+        print(f"Without a sandbox ({grade.why_not()}) only the versions are checked.")
+    elif "--versions" not in argv:
         with tempfile.TemporaryDirectory() as folder:
             results = grade.grade(reference_submission(os.path.join(folder, "reference")), seed=0)
             print(grade.table(results))

@@ -13,19 +13,21 @@ grader's, and runs from the first import to the last answer.
 
 import argparse
 import json
+import math
 import os
 import secrets
 import sys
 import time
+from contextlib import closing
 
 import numpy as np
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 
-from assignment import checks, grade, make
-from assignment.grade import Ask, Child, Crashed, TimedOut
-from assignment.submission import own_file, source_of_file
+from assignment import grade, make
+from assignment.checks import Failed, kind
+from assignment.grade import Ask, Child, own_file
 from data import UserError, new_file, run_command
 from data.judgement import correct
 from data.world import Item, make_items
@@ -40,10 +42,6 @@ import sample
 import spct
 import torch
 from data.world import make_items, seed_of
-
-
-def step(name, *args):
-    return globals()[name](*args)
 
 
 def train(seed):
@@ -76,17 +74,18 @@ def answer(items):
 
 def code_of(submission):
     """{path: source}: our code with the submission's method, and the entry."""
-    theirs = {path: source_of_file(submission, path) for path in METHOD if own_file(submission, path)}
+    theirs = {path: make.read(own) for path in METHOD if (own := own_file(submission, path))}
     return {**make.reading_code(), **theirs, "entry.py": ENTRY}
 
 
 def checked(answers, items):
     """An answer for each item: None, or for each response a pair (votes, sum of scores). Anything else is no
     answer."""
-    good = type(answers) is list and len(answers) == len(items) and all(
-        a is None or checks.pairs(a) and len(a) == item.n for a, item in zip(answers, items))
-    if not good:
-        raise Crashed(f"expected {len(items)} answers, each None or a pair of numbers for each response")
+    number = lambda x: kind(x) == "a number" and math.isfinite(x)
+    pair = lambda x: kind(x) == "a list" and len(x) == 2 and all(map(number, x))
+    fits = lambda a, item: a is None or kind(a) == "a list" and len(a) == item.n and all(map(pair, a))
+    if not (kind(answers) == "a list" and len(answers) == len(items) and all(map(fits, answers, items))):
+        raise Failed("crashed", f"expected {len(items)} answers, each None or a pair of numbers for each response")
     return answers
 
 
@@ -96,16 +95,12 @@ def speedrun(submission, seed, count=ITEMS, trusted=False):
     if hasattr(os, "sched_setaffinity"):           # the child inherits it: two cores
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
     files, start = code_of(submission), time.monotonic()
-    child = Child(files, "entry.py", trusted, "speedrun", HOURS * 3600)
-    try:
-        ask = Ask(child, "step")
-        ask("train", seed)
+    with closing(Child(files, {}, "entry", trusted, "speedrun", HOURS * 3600)) as child:
+        Ask(child, "train")([seed])
         items = make_items(secrets.randbits(40), "test", count, least=2)         # nobody has seen them
         asked = [Item(item.id, "", item.query, item.responses) for item in items]
-        answers = checked(ask("answer", asked), items)
+        answers = checked(Ask(child, "answer")([asked]), items)
         minutes = (time.monotonic() - start) / 60
-    finally:
-        child.close()
     return minutes, np.array([correct(a, item.gold) for a, item in zip(answers, items)], float)
 
 
@@ -136,7 +131,7 @@ def main(argv):
     try:
         found = speedrun(args.submission, args.seed, trusted=args.trusted)
         report, text = leaderboard(*found), line(*found)
-    except (Crashed, TimedOut) as error:
+    except Failed as error:
         text = f"the submission did not get to its last answer: {error}"
         report = {"score": 0, "output": text}
     if args.out:

@@ -2,21 +2,28 @@
 
 import ast
 import doctest
-import importlib
+import inspect
 import json
 import os
+import random
+import re
 import shutil
 import subprocess
 import sys
 import time
 import zipfile
+from fractions import Fraction
 
+import numpy as np
 import pytest
+import torch
 
-from assignment import checks, grade, gradescope, honest, hostile, make, newterm, selfcheck, speedrun, submission
-from assignment.mutants import TABLE, mutants_of
+from assignment import checks, child, grade, gradescope, make, newterm, selfcheck, speedrun
+from assignment.make import read
 from assignment.problems import BY_ID, PROBLEMS
+from assignment.versions import ATTACKS, RIGHT, WRONG, Version
 from data import UserError
+from data.judgement import Judgement
 from data.world import CUES, RATERS, STYLES, Item
 
 WRITTEN = [problem for problem in PROBLEMS if not problem.target]
@@ -31,15 +38,14 @@ def student(tmp_path_factory):
     return folder
 
 
-def read(*path):
-    with open(os.path.join(*path), encoding="utf-8") as f:
-        return f.read()
+def version(versions, name):
+    return next(v for v in versions if v.name == name)
 
 
 def test_bodies_put_back_make_the_reading_copy(student):
     """Guards against a student copy that differs from the reading copy in more than its holes."""
-    for path in make.CODE:
-        source, holes = read(make.ROOT, path), read(student, path)
+    for path, source in make.reading_code().items():
+        holes = read(student, path)
         for problem in PROBLEMS:
             if problem.file == path:
                 lines, mine = holes.splitlines(keepends=True), source.splitlines(keepends=True)
@@ -55,10 +61,10 @@ def test_no_solution_comes_along(student):
     """Guards against a line of a solution anywhere in the student copy, graders, tests, trained judges."""
     files = [os.path.join(parent, name) for parent, _, names in os.walk(student) for name in names]
     names = {os.path.relpath(path, student) for path in files}
-    assert names == {*make.CODE, *make.MORE, *make.OURS.values()}
+    assert names == {*make.CODE, *make.LABS, *make.MORE, *make.OURS.values(), "handout.md"}
     text = "\n".join(read(path) for path in files if path.endswith((".py", ".md")))
     for problem in WRITTEN:
-        source = read(make.ROOT, problem.file)
+        source = make.reading_code()[problem.file]
         body = source.splitlines()[slice(*make.body_lines(source, problem.name))]
         code = [line.strip() for line in body if len(line.strip()) > 30 and not line.strip().startswith("#")]
         assert code and not any(line in text for line in code), problem.id
@@ -75,33 +81,48 @@ def test_main_job_names_what_is_missing_first(student, tmp_path):
 @pytest.mark.parametrize("problem", WRITTEN, ids=lambda p: p.id)
 def test_examples(problem):
     """Guards against an example in a specification that is not what the function does, or is missing."""
-    module = importlib.import_module(problem.module)
-    found, runner, function = [], doctest.DocTestRunner(verbose=False), getattr(module, problem.name)
-    for test in doctest.DocTestFinder(recurse=False).find(function, globs=dict(vars(module))):
+    function = checks.reference(problem.id)
+    found, runner = [], doctest.DocTestRunner(verbose=False)
+    for test in doctest.DocTestFinder(recurse=False).find(function, globs=dict(function.__globals__)):
         runner.run(test, out=found.append)
     assert not found and runner.tries > 0, "".join(found)
 
 
 def test_tables_agree():
     """Guards against a problem without checks, without a section, or with fewer than five wrong versions."""
-    assert len(WRITTEN) >= 18 and set(TABLE) == {problem.id for problem in WRITTEN}
+    assert len(WRITTEN) >= 22 and set(WRONG) == {problem.id for problem in WRITTEN}
+    assert sum(problem.points for problem in PROBLEMS if problem.id[0] != "L") == 100
     handout = read(make.HERE, "handout.md")
     for problem in PROBLEMS:
-        row = f"| {problem.id} {problem.title} | `{problem.file}` | `{problem.name}` | {problem.points} |"
-        assert row in handout
-        assert f"**{problem.id} `{problem.name}`" in handout
+        row = (f"| {problem.id} {problem.title} | `{problem.file}` | `{problem.name}` | {problem.points} | "
+               f"{problem.minutes} | {', '.join(problem.needs)} |")
+        assert row in handout, row
+        assert re.search(rf"\*\*[^*]*{problem.id} `{problem.name}`", handout), problem
     for problem in WRITTEN:
-        assert len(TABLE[problem.id]) >= 5 and callable(checks.of(problem.id))
-        assert all(BY_ID[id].file for id in problem.needs)
+        assert len(WRONG[problem.id]) >= 5 and callable(checks.CASES[problem.id])
+        assert all(PROBLEMS.index(BY_ID[id]) < PROBLEMS.index(problem) for id in problem.needs)
 
 
 @pytest.mark.parametrize("problem", WRITTEN, ids=lambda p: p.id)
-def test_mutants_are_rejected(problem):
+def test_wrong_versions_are_rejected(problem):
     """Guards against checks that let a plausible wrong version pass, or reject a right one."""
-    assert all(selfcheck.caught(problem, checks.reference(problem.id), seed) is None for seed in range(3))
-    for mutant in mutants_of(problem.id):
-        why = selfcheck.caught(problem, mutant.function(), 0)
-        assert why and why.startswith(mutant.caught_by), (mutant.bug, why)
+    right = Version(problem.id, "", inspect.getsource(checks.reference(problem.id)))
+    assert [selfcheck.caught(right, seed) for seed in range(3)] == [None] * 3
+    for wrong in WRONG[problem.id]:
+        assert selfcheck.caught(wrong, 0) not in (None, checks.ANY), wrong.name
+
+
+def test_a_version_of_the_wrong_kind_is_told_so():
+    """Guards against a comparison that takes any answer for equal, and messages that do not say of what kind
+    it has to be."""
+    for answer, expected, alike in ((1.0, 1, True), (True, 1, True), (1, True, False), ([1, 2], (1, 2), True),
+                                    (float("nan"), 1.0, False), (None, 0, False), ("1", 1, False),
+                                    (torch.ones(2), torch.ones(2).double(), True), ({"a": 1}, {"a": 2}, False),
+                                    (torch.ones(2), torch.ones(2, 1), False), (torch.ones(2), [1.0, 1.0], False),
+                                    (ValueError("a"), ValueError("a"), True), (ValueError("a"), None, False)):
+        assert checks.same(answer, expected, 1e-4) == alike, (answer, expected)
+    with pytest.raises(checks.Failed, match=r"it returns a tensor of floats of shape \(1,\); for example kl_k2"):
+        checks.check("P15", lambda args, grad: 1.0, random.Random(0))
 
 
 @pytest.mark.slow
@@ -109,46 +130,35 @@ def test_mutants_are_rejected(problem):
 def test_grades_through_processes(student, tmp_path):
     """Guards against a grader that gives points for the untouched copy, that loses an answer at the border,
     or whose problems cost each other: some bodies are wrong, one file does not parse."""
-    results = grade.grade(student, seed=0, only=("P10", "P17"))
+    results = grade.grade(student, seed=0, only=("P10", "P18"))
     assert [(r.state, r.points) for r in results] == [("not started", 0)] * 2
-    mine = selfcheck.reference_submission(str(tmp_path / "mine"))
+    mine = selfcheck.reference_submission(
+        str(tmp_path / "mine"), Version("P16", "", "def kl_k3(p, q):\n    return p - q\n"),
+        Version("P10", "", "def pick(scores):\n    return 0\n"))
     with open(os.path.join(mine, "model.py"), "a") as f:
         f.write("def (")
-    selfcheck.with_function(mine, "spct.py", "kl_k3", "def kl_k3(p, q):\n    return p - q\n")
-    selfcheck.with_function(mine, "data/judgement.py", "pick", "def pick(scores):\n    return 0\n")
     written = []
-    results = grade.grade(mine, 0, written.append, only=("P3", "P10", "P11", "P15", "P16", "T1"))
+    results = grade.grade(mine, 0, lambda results: written.append(len(results)),
+                          only=("P3", "P10", "P11", "P15", "P16", "T1"))
     states = {r.problem.id: r.state for r in results}
     assert states == {"P3": "crashed", "P10": "wrong", "P11": "waits for P10", "P15": "passed",
                       "P16": "wrong", "T1": "passed"}
-    assert len(written) == 6 and "does not parse" in results[0].message
+    assert written == [1, 2, 3, 4, 5, 6] and "model.py does not parse" in results[0].message
 
 
-def test_what_is_taken(tmp_path):
-    """Guards against right solutions that lose what they use (an import line that grew, another solution, a
-    helper), and against links that lead to the grader's own files."""
+def test_files_that_are_taken(tmp_path):
+    """Guards against a submission that is not found in its folder, and links that lead to the grader's own
+    files."""
     there = tmp_path / "mine" / "top" / "twice"    # two folders, and the files without theirs
     there.mkdir(parents=True)
-    taken = lambda id: submission.files_for(str(tmp_path / "mine"), BY_ID[id])
-    (there / "report.py").write_text(
-        "from data.judgement import correct, pick, vote_plurality as many\nimport os, fractions\nLEAST = 0\n"
-        "def unused():\n    return many\n"
-        "def tie_broken(scores, gold):\n    return max(LEAST, fractions.Fraction(pick(scores) == 1))\n")
-    (there / "judgement.py").write_text(
-        "def pick(scores):\n    return 1\n\f\ndef vote_sum(ballots):\n    return [7]\n")
-    files = taken("P22")
-    text, judgement = files["report.py"], make.functions(files["data/judgement.py"])
-    assert "import fractions" in text and "LEAST = 0" in text and "unused" not in text
-    assert not submission.is_hole(judgement["pick"]) and submission.is_hole(judgement["vote_sum"])
-    os.remove(there / "judgement.py")
-    os.symlink(os.path.join(make.ROOT, "data", "judgement.py"), there / "judgement.py")
-    with pytest.raises(submission.Crashed, match="no plain file"):
-        taken("P17")
-    (there / "metarm.py").write_text("#" * (submission.LARGEST + 1))
-    with pytest.raises(submission.Crashed, match="1 MB"):
-        taken("P19")
-    with pytest.raises(submission.NotStarted, match="there is no model.py"):
-        taken("P3")
+    (there / "judgement.py").write_text("\ufeffX = 1\n", encoding="utf-8")
+    (there / "report.py").write_bytes(b"\xff")
+    (there / "metarm.py").write_text("#" * (grade.LARGEST + 1))
+    os.symlink(os.path.join(make.ROOT, "spct.py"), there / "spct.py")
+    files = grade.read_submission(str(tmp_path / "mine"))
+    assert files["data/judgement.py"] == "X = 1\n" and "model.py" not in files
+    for file, said in (("report.py", "UTF-8"), ("metarm.py", "1 MB"), ("spct.py", "no plain file")):
+        assert said in str(files[file])
 
 
 UNUSUAL = """
@@ -172,24 +182,43 @@ def pick(scores):
     return twice(TABLE["a"]) + TABLE["c"] + bool(fractions)
 
 
+raise SystemExit(0)
+
+
 def later(x):
-    return x
+    return x + SECOND
 """
 
 
-def test_top_level_statements_are_taken_in_order(tmp_path):
-    """Guards against extraction that drops a star import, a `try`, a table that a loop fills, or moves what stands
-    below; and that takes another problem's statement because a parameter has its name."""
-    (tmp_path / "judgement.py").write_text(UNUSUAL)
-    text = submission.files_for(str(tmp_path), BY_ID["P10"])["data/judgement.py"]
-    assert "OTHER = 1 / 0" not in text
-    lines = ("from math import *", "    import fractions", "TABLE = {}", "    TABLE[_name]", "TABLE.update",
-             "def twice", "def pick", "def later")
-    place = [text.index(line) for line in lines]
-    assert place == sorted(place)
-    space = {"__name__": "judgement"}
-    exec(compile(text, "judgement.py", "exec"), space)
-    assert space["pick"]([1]) == 12
+def test_a_statement_that_fails_costs_what_needs_it_alone():
+    """Guards against a solution that is lost because of another one's import error, or moved away from what stands
+    above it; and against ours that is left in the place of the student's."""
+    space = {"pick": None, "SECOND": 0}
+    loader = child.Loader({}, {})
+    loader.run(UNUSUAL, "submission/judgement.py", space)
+    assert space["pick"]([1]) == 12 and "ZeroDivisionError" in loader.failed[0] and "line 11" in loader.failed[0]
+    assert len(loader.failed) == 2                 # to leave is no way out
+    loader.run("def (", "submission/spct.py", space)
+    loader.run("x = " + "-" * 100_000 + "1", "submission/spct.py", space)
+    assert "spct.py does not parse: SyntaxError, line 1" in loader.failed[2] and len(loader.failed) == 4
+    start = time.monotonic()
+    chain = "\n".join(["x0 = 0"] + [f"x{i} = x{i - 1} = {i}" for i in range(1, 5000)])
+    loader.run(chain, "submission/x.py", space)
+    assert time.monotonic() - start < 5
+
+
+def test_what_crosses_the_border():
+    """Guards against data that change on their way to a child and back, and objects that pass for data."""
+    data = [None, True, 1, 0.5, "\ud800", b"\xff", (1, [2, (3,)]), {"a": {1: 2}, b"b": []}, torch.zeros(0, 3),
+            torch.tensor([1.5, float("inf")]).half(), torch.tensor([[1, 2]]), torch.tensor([True]),
+            Judgement("i", 0, [0], 1, [2], [3], 0.5)]
+    for x in data:
+        y = child.unpack(json.loads(json.dumps(child.pack(x))), grade.MAKE)
+        assert type(x) is type(y) and (torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y)
+    assert child.pack([Fraction(1, 2), np.float32(0.5), np.arange(2)]) == [0.5, 0.5, [0, 1]]
+    for x in (object(), len, {1, 2}, torch.zeros(1).as_subclass(type("Mine", (torch.Tensor,), {}))):
+        with pytest.raises(TypeError, match="expected plain data"):
+            child.pack(x)
 
 
 def test_speedrun_takes_all_answers():
@@ -200,7 +229,7 @@ def test_speedrun_takes_all_answers():
     for answers in ([[one, two]], [[one, two]] * 4, [[one, two, one], None, None], None, [[1, 2], None, None],
                     [[one, "2"], None, None], [[one, [1, "2"]], None, None], [[one, [1, 2, 3]], None, None],
                     [[one, [1, float("nan")]], None, None]):
-        with pytest.raises(grade.Crashed):
+        with pytest.raises(checks.Failed):
             speedrun.checked(answers, items)
 
 
@@ -251,8 +280,7 @@ def test_gradescope_zip(tmp_path):
                                   "fills the pipe with its own messages"])
 def test_attacks(name, tmp_path):
     """Guards against student code that decides its own grade, or outlives it."""
-    source = hostile.ATTACKS[name]
-    assert selfcheck.attack(str(tmp_path), "it", "data/judgement.py", "vote_sum", source, "P17") == []
+    assert selfcheck.attack(str(tmp_path), version(ATTACKS, name)) == []
 
 
 @pytest.mark.slow
@@ -261,10 +289,9 @@ def test_attacks(name, tmp_path):
                                   "a parameter with the name of a broken helper"])
 def test_right_but_unusual(name, tmp_path):
     """Guards against a right solution that loses its points in the sandbox, or by the type of its answer."""
-    id, source = honest.HONEST[name]
-    there = selfcheck.reference_submission(str(tmp_path / "it"))
-    selfcheck.with_function(there, BY_ID[id].file, BY_ID[id].name, source)
-    results = grade.grade(there, seed=0, only=(id, *submission.needs_of(BY_ID[id])))
+    unusual = version(RIGHT, name)
+    there, id = selfcheck.reference_submission(str(tmp_path / "it"), unusual), unusual.problem
+    results = grade.grade(there, seed=0, only=(id, *grade.needs_of(BY_ID[id])))
     assert [r.state for r in results] == ["passed"] * len(results)
 
 
@@ -280,8 +307,39 @@ def test_the_graders_own_faults(tmp_path, monkeypatch):
     with pytest.raises(grade.GraderFault, match="cannot be started: OSError: no room"):
         grade.grade(mine, 0, only=("P10",))
     monkeypatch.setattr(grade, "sandbox", lambda: ["/none"])
-    with pytest.raises(grade.GraderFault, match="/none"):
+    with pytest.raises(OSError, match="/none"):
         grade.grade(mine, 0, only=("P10",))
+
+
+NEVER_ENDS = Version("P1", "", "def checks_text(checks, weights=None):\n    while True:\n        pass\n")
+
+
+@pytest.mark.slow
+@confined
+def test_other_platforms(tmp_path, monkeypatch):
+    """Guards against a grader that needs what Windows lacks (groups of processes) or what macOS refuses (a limit
+    of addresses): a child that never ends is ended, and limits that can be set are set."""
+    mine = selfcheck.reference_submission(str(tmp_path / "mine"), NEVER_ENDS)
+    monkeypatch.delattr(os, "killpg")
+    monkeypatch.setattr(grade, "ANSWERS", 2)
+    result, = grade.grade(mine, seed=0, only=("P1",))
+    assert (result.state, result.message[:28]) == ("timed out", "no answer within 2 seconds; ")
+    limits = """
+import os, resource
+from assignment import child
+os.geteuid, setrlimit = lambda: 1000, resource.setrlimit
+def refuse(name, values):
+    if name == resource.RLIMIT_AS:
+        raise ValueError("current limit exceeds maximum limit")
+    setrlimit(name, values)
+resource.setrlimit = refuse
+child.confine("problem")
+print(resource.getrlimit(resource.RLIMIT_NOFILE))
+os.name = "nt"
+child.confine("problem")
+"""
+    run = subprocess.run([sys.executable, "-c", limits], cwd=make.ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout == "(64, 64)\n"
 
 
 @pytest.mark.slow
@@ -289,9 +347,7 @@ def test_the_graders_own_faults(tmp_path, monkeypatch):
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root's children are other users")
 def test_a_killed_grader_leaves_nothing(tmp_path):
     """Guards against students' processes and folders that outlive the grader."""
-    mine = selfcheck.reference_submission(str(tmp_path / "mine"))
-    selfcheck.with_function(mine, "data/judgement.py", "checks_text", hostile.ATTACKS["never ends"].replace(
-        "vote_sum(ballots)", "checks_text(checks, weights=None)"))
+    mine = selfcheck.reference_submission(str(tmp_path / "mine"), NEVER_ENDS)
     folders = lambda: {name for name in os.listdir("/tmp") if name.startswith("tmp")}
     before = folders()
     running = subprocess.Popen([sys.executable, "assignment/grade.py", mine], cwd=make.ROOT)
