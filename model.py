@@ -49,9 +49,9 @@ def rotate(x, cos, sin):
     The product of a rotated query and a rotated key then depends on the distance of their tokens alone.
     x (B, T, H, D), of any number of heads H; cos and sin (T, 1, D/2), of each token's angles -> (B, T, H, D)
 
-    >>> quarter = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)            # cos and sin of 90 degrees
-    >>> rotate(torch.tensor([3.0, 4.0]).view(1, 1, 1, 2), *quarter).flatten()
-    tensor([-4.,  3.])
+    >>> quarter = torch.zeros(1, 1, 2), torch.ones(1, 1, 2)            # cos and sin of 90 degrees
+    >>> rotate(torch.tensor([3.0, 1.0, 4.0, 2.0]).view(1, 1, 1, 4), *quarter).flatten()
+    tensor([-4., -2.,  3.,  1.])
     """
     a, b = x.chunk(2, dim=-1)                                                # (B, T, H, D/2) each
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
@@ -89,7 +89,7 @@ class Attention(nn.Module):
         q, k = qk[:, :, :-1], qk[:, :, -1]                                   # (B, T, H, D), (B, T, D)
         if cache is not None:
             k, v = cache.add(layer, k, v)                                    # (B, S, D) each
-        return self.proj(attend(q, k, v, mask).view(B, T, C))
+        return self.proj(attend(q, k, v, mask).reshape(B, T, C))
 
 
 class MLP(nn.Module):
@@ -245,7 +245,8 @@ def load_model(path, device="cpu"):
 # Batches and losses
 
 def pad_left(rows, value=PAD, device="cpu"):
-    """Lists of different lengths -> a tensor (B, T), padded on the left, and the padding of each row, (B,).
+    """Lists of different lengths -> a tensor (B, T), padded on the left, and the padding of each row, (B,), both
+    of int64 on `device`.
 
     T is the least multiple of 16 that holds the longest row: in bfloat16 a CPU compiles its kernels anew for
     each shape, so few shapes are fast.
@@ -287,7 +288,7 @@ def token_logp(model, ids, learned, padding=None):
 
 def learning_rate(peak, step, steps, warmup=20, decay=0.5):
     """Linearly up over the first `warmup` steps (at most all of them): the first has peak / warmup. Then flat.
-    Then linearly towards 0 over the last share `decay` of the steps.
+    Then linearly towards 0 over the last share `decay` of the steps. warmup and decay are above 0.
 
     >>> [round(learning_rate(1.0, step, 100), 2) for step in (0, 19, 50, 75, 99)]
     [0.05, 1.0, 1.0, 0.5, 0.02]

@@ -33,7 +33,7 @@ class Runner(doctest.DocTestRunner):
 
 
 def check(problem):
-    """-> 'passed', or what is wrong."""
+    """-> 'the examples pass', or what is wrong."""
     module = importlib.import_module(problem.module)
     function, found = getattr(module, problem.name), []
     if problem.target:                             # a test of your own: on your own function
@@ -42,10 +42,11 @@ def check(problem):
         return "passes on your own function"
     for test in doctest.DocTestFinder(recurse=False).find(function, problem.name, globs=dict(vars(module))):
         Runner(verbose=False).run(test, out=found.append)
-    return "passed" if not found else "".join(found).rstrip()
+    return "the examples pass" if not found else "".join(found).rstrip()
 
 
 def main(argv):
+    argv = [id.upper() for id in argv]
     unknown = [id for id in argv if id not in BY_ID]
     if unknown:
         print(f"check.py: there is no problem {unknown[0]}: see the table in handout.md", file=sys.stderr)
@@ -53,11 +54,9 @@ def main(argv):
     for problem in [BY_ID[id] for id in argv] or PROBLEMS:
         try:
             result = check(problem)
-        except ModuleNotFoundError as error:
-            print(f"check.py: {error}: is the virtual environment active? See handout.md", file=sys.stderr)
-            sys.exit(2)
         except NotImplementedError as error:
-            result = f"not started: {error}"
+            own = str(error).startswith(problem.id + ":")
+            result = f"not started: {error}" if own else f"it calls what is not written yet: {error}"
         except Exception as error:
             result = raised(error)
         print(f"{problem.id:4s} {problem.title} ({problem.file}:{problem.name})")
@@ -65,4 +64,8 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        from data import run_command
+    except ModuleNotFoundError as error:
+        sys.exit(f"check.py: {error}: is the virtual environment active? See handout.md")
+    run_command(main)

@@ -24,10 +24,8 @@ import numpy as np
 import torch
 
 LIMIT = 20_000_000                                 # bytes of one message
-LIMITS = {"problem": {"RLIMIT_CPU": 25, "RLIMIT_AS": 6 << 30, "RLIMIT_FSIZE": 8 << 20, "RLIMIT_NOFILE": 64,
-                      "RLIMIT_CORE": 0},
-          "speedrun": {"RLIMIT_CPU": 4 * 3600, "RLIMIT_AS": 12 << 30, "RLIMIT_FSIZE": 256 << 20,
-                       "RLIMIT_NOFILE": 64, "RLIMIT_CORE": 0}}
+LIMITS = {"problem": {"CPU": 25, "AS": 6 << 30, "FSIZE": 8 << 20, "NOFILE": 64, "CORE": 0},
+          "speedrun": {"CPU": 4 * 3600, "AS": 12 << 30, "FSIZE": 256 << 20, "NOFILE": 64, "CORE": 0}}
 PROCESSES = 64
 LIBRARY = ["matplotlib.figure", "pytest", "tiktoken", "tqdm"]
 
@@ -186,19 +184,14 @@ def failure(error, loader):
     return {"error": where(error), "said": str(error)[:300], "kinds": kinds}
 
 
-def contents(args):
-    """What arguments hold, to be compared."""
-    return [json.dumps(pack(arg)) for arg in args]
-
-
 def call(function, args, kwargs, grad):
     """A function's answer, and the gradients of some combination of the numbers in it (in its first part, if there
     are several) with respect to the arguments `grad`."""
-    before = contents(args)
+    before = json.dumps(pack(list(args)))
     for i in grad:
         args[i].requires_grad_()
     value = function(*args, **kwargs)
-    if contents(args) != before:
+    if json.dumps(pack(list(args))) != before:
         raise RuntimeError("it changes its arguments")
     if not grad:
         return value
@@ -258,7 +251,7 @@ def confine(kind):
     import resource
     for name, value in LIMITS[kind].items():
         with contextlib.suppress(ValueError, OSError):       # macOS refuses a limit of addresses
-            resource.setrlimit(getattr(resource, name), (value, value))
+            resource.setrlimit(getattr(resource, "RLIMIT_" + name), (value, value))
     if os.geteuid() == 0:
         resource.setrlimit(resource.RLIMIT_NPROC, (PROCESSES, PROCESSES))
         user = 61000 + int.from_bytes(os.urandom(2), "big") % 4000

@@ -12,7 +12,7 @@ import statistics
 
 import torch
 
-from data import run_command
+from data import UserError, run_command
 from data.judgement import correct, read_judgement, read_judgements
 from data.tokenizer import SCORES, SPECIAL
 from data.world import make_items
@@ -39,8 +39,8 @@ def hacks(tok, n):
     responses, n >= 2. They judge nothing.
 
     Each uses one kind of leniency alone. The first has several <scores> with n different numbers each. The second
-    has one <scores> with different numbers, but fewer than n. The third has one <scores> with n numbers.
-    tok: a Tokenizer
+    has one <scores> with one or more different numbers, fewer than n. The third has one <scores> with n numbers.
+    Anything else may stand there, or not: <end>, for instance. tok: a Tokenizer
 
     >>> from data.tokenizer import Tokenizer, train_bpe
     >>> tok = Tokenizer(train_bpe([], 0))
@@ -56,8 +56,8 @@ def strict_reward(tok, ids, order, gold):
     """+1 if a completion is correct and its scores follow from its checks, else -1.
 
     read_judgement accepts it. No principle is named twice. The checks of each response name each principle once,
-    in any order, and nothing else. Its total is the sum of the weights of the principles found good, at least 1,
-    and its score is its total. The scores are correct.
+    in any order, and no other one. Its total is the sum of the weights of the principles found good, at least 1,
+    and its score is its total. The scores are correct. Nothing else is examined: no evidence, running sum or quote.
 
     >>> from data.judgement import judgement_parts
     >>> from data.tokenizer import Tokenizer, train_bpe
@@ -127,7 +127,7 @@ def votes_needed(seeds):
     """k samples of an item that are correlated by rho are worth k / (1 + (k - 1) rho) independent ones, and never
     more than 1 / rho.
 
-    seeds: the hits of several runs, as in correlation. The mean of their rho is between 0 and 1.
+    seeds: the hits of two runs or more, as in correlation. The mean of their rho is between 0 and 1.
     -> a list of four: that mean; the standard deviation over the runs, divided by their number - 1; what 32
     samples are worth with the mean rho; the least number of samples that are worth 0.9 / rho or more
 
@@ -160,11 +160,14 @@ def votes_of_run(folder, policy):
 
 
 def main(argv):
+    if len(argv) == 1:
+        raise UserError("One run has no spread. Name the folders of two runs or more, or none.")
     logits, logits_ref = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
     for name, row in zip(("k1", "k2", "k3", "KL"), expected_gradients(logits, logits_ref)):
         print(f"mean gradient of {name}  " + " ".join(f"{x:7.4f}" for x in row))
     votes = {policy: [votes_of_run(folder, policy) for folder in argv] for policy in ("rft", "rl")}
-    for policy, seeds in (votes if argv else read_votes("votes.txt")).items():
+    kept = os.path.join(os.path.dirname(os.path.abspath(__file__)), "votes.txt")
+    for policy, seeds in (votes if argv else read_votes(kept)).items():
         rho, spread, worth, least = votes_needed(seeds)
         print(f"{policy}: rho {rho:.3f}, standard deviation over {len(seeds)} seeds {spread:.3f}; 32 samples are "
               f"worth {worth:.1f}; {least} samples are worth nine tenths of the most")

@@ -73,7 +73,8 @@ def vote_plurality(ballots):
 
     In a sum, one sample that is far off can outweigh two that see a small difference. Here it cannot.
 
-    ballots: as in vote_sum -> n pairs (votes, sum of scores), to be compared in this order, or None
+    ballots: as in vote_sum -> a list of n tuples (votes as a float, sum of scores), which are compared in this
+    order, or None
 
     >>> vote_plurality([[9, 8], [9, 8], [1, 10], [5, 5], None])
     [(2.5, 24), (1.5, 31)]
@@ -112,7 +113,7 @@ def checks_text(checks, weights=None):
     """The checks of a response, each with the sum of the weights found good so far. (Without weights there is no
     sum: two exercises in annotators.py leave it out.)
 
-    checks: (criterion, evidence or None, good) triples
+    checks: (criterion, evidence, good) triples; evidence may be None or empty
 
     >>> checks_text([("polite", "kindly", True), ("formal", None, False)], {"polite": 5, "formal": 1})
     ' polite: kindly, good 5 formal: bad 5'
@@ -151,7 +152,7 @@ def read_judgement(tok, ids, order):
 
     ValueError if the completion is not exactly a judgement of these responses: nothing is guessed. Structure is
     read from the special tokens, never from text that looks like one. The reason is the first of these:
-    "no end": it does not end with <end>, and nothing after it.
+    "no end": the last id is not <end>.
     "bad structure": the special tokens are not those of a judgement of n responses.
     "bad principles": before <critique> stands anything but principles separated by ", ", or something after it.
     "bad scores": a total is no number from 1 to 10, or after <scores> stand not n such numbers, with one space
