@@ -23,10 +23,9 @@ from fractions import Fraction
 import numpy as np
 import torch
 
-LIMIT = 20_000_000                                 # bytes of one message
+LIMIT = 2_000_000                                  # bytes of one message
 LIMITS = {"problem": {"CPU": 25, "AS": 6 << 30, "FSIZE": 8 << 20, "NOFILE": 64, "CORE": 0},
           "speedrun": {"CPU": 4 * 3600, "AS": 12 << 30, "FSIZE": 256 << 20, "NOFILE": 64, "CORE": 0}}
-PROCESSES = 64
 LIBRARY = ["matplotlib.figure", "pytest", "tiktoken", "tqdm"]
 
 # ----------------------------------------------------------------------------------------
@@ -100,8 +99,6 @@ def unpack(x, make):
         return bytes.fromhex(value)
     if kind == "tensor":
         numbers, shape, dtype = value
-        if dtype not in ("bool", "float16", "bfloat16", "float32", "float64", "int32", "int64"):
-            raise ValueError(f"a tensor of type {dtype}")
         return torch.tensor(numbers, dtype=getattr(torch, dtype)).view(shape)
     name, fields = value
     return make[name](**unpack(fields, make))
@@ -180,8 +177,9 @@ def failure(error, loader):
     """What the grader is told of an error."""
     if isinstance(error, (NameError, NotImplementedError)) and loader.failed:
         return {"error": loader.failed[0]}         # this is why a name is missing
-    kinds = [kind.__name__ for kind in type(error).__mro__]
-    return {"error": where(error), "said": str(error)[:300], "kinds": kinds}
+    if isinstance(error, NotImplementedError):
+        return {"error": str(error), "hole": True}
+    return {"error": where(error), "said": str(error)[:300] if type(error) is ValueError else None}
 
 
 def call(function, args, kwargs, grad):
@@ -243,6 +241,7 @@ def serve(channel, request):
             reply = failure(error, loader)
 
 # ----------------------------------------------------------------------------------------
+# The process
 
 def confine(kind):
     """Limits. Where the grader is root, this process also becomes another user."""
@@ -253,7 +252,7 @@ def confine(kind):
         with contextlib.suppress(ValueError, OSError):       # macOS refuses a limit of addresses
             resource.setrlimit(getattr(resource, "RLIMIT_" + name), (value, value))
     if os.geteuid() == 0:
-        resource.setrlimit(resource.RLIMIT_NPROC, (PROCESSES, PROCESSES))
+        resource.setrlimit(resource.RLIMIT_NPROC, (64, 64))
         user = 61000 + int.from_bytes(os.urandom(2), "big") % 4000
         os.setgroups([])
         os.setgid(user)
@@ -272,8 +271,6 @@ def main(kind):
     os.chdir(folder)
     for name in LIBRARY:                           # what takes long is not the student's time
         importlib.import_module(name)
-    if kind == "problem":
-        torch.set_num_threads(1)
     request = channel.ask({"started": True})
     os.dup2(os.open(os.devnull, os.O_RDWR), 2)
     if request is not None:

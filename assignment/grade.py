@@ -38,6 +38,7 @@ sys.path.insert(0, os.path.dirname(HERE))
 from assignment import checks, make
 from assignment.checks import Failed
 from assignment.child import LIMIT, pack, send, unpack
+from assignment.gradescope import report
 from assignment.problems import BY_ID, PROBLEMS
 from assignment.versions import RIGHT, WRONG
 from data import UserError, new_file, run_command
@@ -45,8 +46,7 @@ from data.judgement import Judgement
 from data.world import Item, seed_of
 
 START, ANSWERS = 180, 20                           # seconds: to import torch; for all answers together
-ASKED = 20_000                                     # numbers that a student's test may ask about at once
-LARGEST = 1_000_000                                # bytes of a submitted file
+ASKED, LARGEST = 20_000, 1_000_000                 # numbers in a question of a student's test; bytes of a file
 
 
 class GraderFault(UserError):
@@ -82,7 +82,6 @@ def why_not():
         return str(error)
     if done.returncode:
         return (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
-    return None
 
 
 def refuse_without_sandbox(trusted):
@@ -110,8 +109,8 @@ class Child:
         program = [sys.executable, "-I", os.path.join(HERE, "child.py") if trusted else "/grader/child.py", kind]
         env = {"PATH": os.environ.get("PATH", ""), "FONTS": matplotlib.get_cachedir(), "PYTHONUTF8": "1",
                "CUDA_VISIBLE_DEVICES": ""}         # on a CPU: CUDA takes more addresses than a child may have
-        for name in {"SYSTEMROOT", "TEMP", "TMPDIR"} & set(os.environ) if trusted else ():
-            env[name] = os.environ[name]
+        if trusted:
+            env |= {name: os.environ[name] for name in ("SYSTEMROOT", "TEMP", "TMPDIR") if name in os.environ}
         if kind == "problem":
             env["OMP_NUM_THREADS"] = "1"
         self.late, self.timer = False, None
@@ -184,19 +183,18 @@ class Ask:
         self.child, self.function = child, function
 
     def __call__(self, args, grad=()):
-        return value_of(self.child.request(self.message(pack(list(args)), pack({}), grad)), "value")
+        return value_of(self.reply(pack(list(args)), pack({}), grad), "value")
 
-    def message(self, args, kwargs, grad=()):
-        return {"kind": "call", "function": self.function, "args": args, "kwargs": kwargs, "grad": list(grad)}
+    def reply(self, args, kwargs, grad=()):
+        return self.child.request({"kind": "call", "function": self.function, "args": args, "kwargs": kwargs,
+                                   "grad": list(grad)})
 
 
 def value_of(reply, name):
     """What a reply holds. Failed if a hole was met, or something was raised."""
     if "error" in reply:
-        kinds, said = str(reply.get("kinds")), clean(reply.get("said", ""))
-        if "'NotImplementedError'" in kinds:
-            raise Failed("not started", said)
-        raise Failed("crashed", clean(reply["error"]), said if kinds.startswith("['ValueError'") else None)
+        state, said = "not started" if reply.get("hole") else "crashed", reply.get("said")
+        raise Failed(state, clean(reply["error"]), said and clean(said))
     try:
         return unpack(reply[name], MAKE)
     except Exception as error:                     # whatever it is, it is no answer
@@ -206,24 +204,18 @@ def value_of(reply, name):
 # A submission
 
 def own_file(submission, file):
-    """The path of a submitted file, None if there is none: where it belongs, or by its name alone; in the
-    submission, or in the one folder that is in it, or in the one in that. A plain file, and no link: that may lead
-    to ours."""
-    folders = [submission]
-    while len(folders) < 4:
-        inside = [entry.path for entry in os.scandir(folders[-1]) if entry.is_dir(follow_symlinks=False)
-                  and entry.name[0] not in "._"]
-        if len(inside) != 1:
-            break
-        folders += inside
-    for folder in folders:
-        for path in (os.path.join(folder, file), os.path.join(folder, os.path.basename(file))):
-            if os.path.lexists(path):
-                own = os.path.realpath(path).startswith(os.path.realpath(submission) + os.sep)
-                if not own or not os.path.isfile(path) or os.path.getsize(path) > LARGEST:
-                    raise Failed("crashed", f"{file} is no plain file of the submission, of 1 MB at most")
-                return path
-    return None
+    """The path of a submitted file, None if there is none: with its folder or without, at most three folders deep.
+    A plain file, and no link: that may lead to ours."""
+    for depth in range(4):
+        found = {path for name in (file, os.path.basename(file))
+                 for path in pathlib.Path(submission).glob("*/" * depth + name)}
+        if len(found) > 1:
+            raise Failed("crashed", f"there are several files {file}: hand in one")
+        for path in found:
+            own = path.resolve().is_relative_to(pathlib.Path(submission).resolve())
+            if not own or not path.is_file() or path.stat().st_size > LARGEST:
+                raise Failed("crashed", f"{file} is no plain file of the submission, of 1 MB at most")
+            return path
 
 
 def read_submission(submission):
@@ -294,10 +286,9 @@ class Grader:
     def grade_test(self, problem, rng):
         """A student's test: it must pass on right versions, and fail on wrong ones, points for each of these.
 
-        It is run once for each version, in an order that nobody knows (see submission_seed) and with several
-        right ones among them. The first run has a process of its own, so that a test which counts its runs
-        gains nothing; the others share one, since to start a process takes a second. The versions run in a child,
-        too.
+        It is run once for each version, in an order that nobody knows (see submission_seed). The first run has a
+        process of its own, so that a test which counts its runs gains nothing; the others share one, since to
+        start a process takes a second. The versions run in a child, too.
         """
         target = BY_ID[problem.target]
         versions = [("right", inspect.getsource(checks.reference(target.id)))]
@@ -334,7 +325,7 @@ def run_test(child, name, version):
         asked += 1
         if len(json.dumps(reply)) > 10 * ASKED:
             raise Failed("wrong", f"a test asks about small inputs only, of {ASKED:,} numbers at most")
-        reply = child.request(version.child.request(version.message(reply["ask"], reply["kwargs"])))
+        reply = child.request(version.reply(reply["ask"], reply["kwargs"]))
     value_of({"value": 0, **reply}, "value")       # Failed, if it was left in another way
     if not asked:
         raise Failed("wrong", "it never calls the function that it is given")
@@ -384,16 +375,6 @@ def table(results):
     return "\n".join(rows) + "\n{} of {} points".format(*totals(results))
 
 
-def gradescope(results):
-    """https://gradescope-autograders.readthedocs.io: results.json"""
-    tests = [{"name": f"{r.problem.id} {r.problem.title}", "number": r.problem.id, "score": r.points,
-              "max_score": r.problem.points, "status": "passed" if r.state == "passed" else "failed",
-              "output": ": ".join(text for text in (r.state, r.message) if text), "output_format": "text",
-              "visibility": "visible"} for r in results]
-    return {"score": totals(results)[0], "output_format": "text", "visibility": "visible",
-            "stdout_visibility": "hidden", "tests": tests}
-
-
 def classroom50(results):
     """classroom50/result/v1; its bundle is public, so that no message goes into it."""
     variables = {key: os.environ.get(name, "") for key, name in (
@@ -406,7 +387,7 @@ def classroom50(results):
             "score": score, "max-score": most, "tests": tests}
 
 
-FORMATS = {"table": table, "gradescope": lambda r: json.dumps(gradescope(r), indent=1),
+FORMATS = {"table": table, "gradescope": lambda r: json.dumps(report(r), indent=1),
            "classroom50": lambda r: json.dumps(classroom50(r), indent=1)}
 
 

@@ -1,5 +1,6 @@
 """
-The zip that Gradescope takes: setup.sh and run_autograder at its root, our code beside them.
+The zip that Gradescope takes (setup.sh and run_autograder at its root, our code beside them), and the results that
+it reads.
 
     python assignment/gradescope.py autograder.zip
 """
@@ -33,6 +34,16 @@ mkdir -p "$root/results"
 cd "$root/source" && "${PYTHON:-$python}" assignment/grade.py "$root/submission" --trusted \\
     --format gradescope --out "$root/results/results.json"
 """
+
+
+def report(results):
+    """https://gradescope-autograders.readthedocs.io: results.json"""
+    tests = [{"name": f"{r.problem.id} {r.problem.title}", "number": r.problem.id, "score": r.points,
+              "max_score": r.problem.points, "status": "passed" if r.state == "passed" else "failed",
+              "output": ": ".join(text for text in (r.state, r.message) if text), "output_format": "text",
+              "visibility": "visible"} for r in results]
+    return {"score": sum(r.points for r in results), "output_format": "text", "visibility": "visible",
+            "stdout_visibility": "hidden", "tests": tests}
 
 
 def write_zip(path):
