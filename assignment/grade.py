@@ -56,26 +56,33 @@ class GraderFault(UserError):
 # ----------------------------------------------------------------------------------------
 # The sandbox
 
+SHOWN = ["/usr", "/lib", "/lib64", "/bin", "/sbin", "/etc/ld.so.cache", "/etc/alternatives", sys.base_prefix,
+         sys.prefix, matplotlib.get_cachedir()]    # for reading
+
+
 def sandbox():
-    """bubblewrap's part of a command: what is in sight of the child, for reading, and an empty /tmp."""
-    shown = ["/usr", "/lib", "/lib64", "/bin", "/sbin", "/etc/ld.so.cache", "/etc/alternatives", sys.base_prefix,
-             sys.prefix, matplotlib.get_cachedir()]
+    """bubblewrap's part of a command: the child sees the paths in SHOWN, and an empty /tmp."""
     command = ["bwrap", "--unshare-ipc", "--unshare-net", "--unshare-pid", "--unshare-uts", "--unshare-cgroup-try",
                "--die-with-parent", "--new-session", "--cap-drop", "ALL",
-               "--proc", "/proc", "--dev", "/dev", "--perms", "1777", "--size", str(256 << 20), "--tmpfs", "/tmp"]
+               "--proc", "/proc", "--dev", "/dev"]
+    for folder in ("/tmp", "/dev/shm"):
+        command += ["--perms", "1777", "--size", str(256 << 20), "--tmpfs", folder]
     if os.geteuid() == 0:                          # child.py becomes another user
         command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
-    for path in filter(os.path.exists, shown):
+    for path in filter(os.path.exists, SHOWN):
         for parent in reversed(pathlib.Path(path).parents):                  # to be entered by another user, too
             command += ["--dir", str(parent)]
         command += ["--ro-bind", path, path]
-    return command + ["--dir", "/grader", "--ro-bind", os.path.join(HERE, "child.py"), "/grader/child.py"]
+    command += ["--dir", "/grader", "--ro-bind", os.path.join(HERE, "child.py"), "/grader/child.py"]
+    return [*command, "--remount-ro", "/dev", "--remount-ro", "/"]
 
 
 def why_not():
     """Why bubblewrap cannot be used here; None if it can."""
     if sys.platform != "linux" or not shutil.which("bwrap"):
         return "bubblewrap is not installed"
+    if any(pathlib.Path(HERE).is_relative_to(os.path.realpath(path)) for path in SHOWN):
+        return f"it would see this project, since it has to see what {os.path.dirname(HERE)} lies in"
     try:
         done = subprocess.run([*sandbox(), "true"], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -98,7 +105,7 @@ MAKE = {"Judgement": Judgement, "Item": Item}
 
 def clean(text, length=400):
     """Text that a child has chosen: without control characters and surrogates, and cut."""
-    return "".join(c if c.isprintable() else "?" for c in str(text))[:length]
+    return "".join(c if c.isprintable() else "?" for c in str(text)[:length])
 
 
 class Child:
@@ -229,8 +236,8 @@ def read_submission(submission):
                     files[file] = f.read()
         except Failed as failed:
             files[file] = failed
-        except ValueError:
-            files[file] = Failed("crashed", f"{file} is no UTF-8 text")
+        except (ValueError, PermissionError):
+            files[file] = Failed("crashed", f"{file} is no UTF-8 text, or cannot be read")
     return files
 
 
@@ -272,7 +279,7 @@ class Grader:
             if isinstance(text, Failed):
                 raise text
             if problem.target:
-                return self.grade_test(problem, rng)
+                return self.grade_test(problem)
             with closing(Child(self.copy, self.theirs, problem.module, self.trusted)) as child:
                 checks.check(problem.id, Ask(child, problem.name), rng)
             return Result(problem, "passed", problem.points)
@@ -283,18 +290,18 @@ class Grader:
         except Exception as error:                 # of a check that did not expect such an answer
             return Result(problem, "wrong", 0, f"the answer has an unexpected form ({type(error).__name__})")
 
-    def grade_test(self, problem, rng):
+    def grade_test(self, problem):
         """A student's test: it must pass on right versions, and fail on wrong ones, points for each of these.
 
-        It is run once for each version, in an order that nobody knows (see submission_seed). The first run has a
-        process of its own, so that a test which counts its runs gains nothing; the others share one, since to
-        start a process takes a second. The versions run in a child, too.
+        It is run once for each version. The first run has a process of its own, so that a test which counts its
+        runs gains nothing; the others share one, since to start a process takes a second. The versions run in a
+        child, too.
         """
         target = BY_ID[problem.target]
         versions = [("right", inspect.getsource(checks.reference(target.id)))]
         versions += [("right", v.source) for v in RIGHT if v.problem == target.id and v.alike]
         versions += [(v.name, v.source) for v in WRONG[target.id]]
-        rng.shuffle(versions)
+        random.SystemRandom().shuffle(versions)    # the test cannot know which one it meets
         code = make.reading_code()
         code[target.file] += "".join("\n\n" + source.replace(f"def {target.name}(", f"def version_{i}(", 1)
                                      for i, (_, source) in enumerate(versions))
@@ -303,13 +310,16 @@ class Grader:
             own = {problem.file: self.theirs[problem.file]}
             with closing(Child(code, {}, target.module, self.trusted)) as asked, \
                  closing(Child(self.copy, own, problem.module, self.trusted)) as child:
+                asked.limit(ANSWERS)               # from now on, since the other one was not there yet
                 return [(versions[i][0], *run_test(child, problem.name, Ask(asked, f"version_{i}")))
                         for i in which]
 
         found = verdicts([0]) + verdicts(range(1, len(versions)))
-        complaints = [why for bug, fine, why in found if bug == "right" and not fine]
-        if complaints:
-            return Result(problem, "wrong", 0, f"it fails on a right {target.name}: {complaints[0]}")
+        for bug, fine, line in found:
+            if bug == "right" and not fine:
+                at = dict(enumerate(self.theirs[problem.file].splitlines(), 1)).get(line, "")
+                return Result(problem, "wrong", 0,
+                              f"it fails on a right {target.name} in line {line}: `{clean(at.strip())}`")
         missed = sorted(bug for bug, fine, _ in found if bug != "right" and fine)
         wrong = sum(bug != "right" for bug, *_ in found)
         message = f"it catches {wrong - len(missed)} of {wrong} wrong versions" + (
@@ -319,17 +329,18 @@ class Grader:
 
 
 def run_test(child, name, version):
-    """Run the student's test on a version, an Ask -> does it pass, why not."""
+    """Run the student's test on a version, an Ask -> does it pass, the line that fails."""
     reply, asked = child.request({"kind": "test", "function": name}), 0
     while "ask" in reply:
         asked += 1
-        if len(json.dumps(reply)) > 10 * ASKED:
+        if len(json.dumps(reply)) > 25 * ASKED:
             raise Failed("wrong", f"a test asks about small inputs only, of {ASKED:,} numbers at most")
         reply = child.request(version.reply(reply["ask"], reply["kwargs"]))
     value_of({"value": 0, **reply}, "value")       # Failed, if it was left in another way
     if not asked:
         raise Failed("wrong", "it never calls the function that it is given")
-    return "passed" in reply, clean(reply.get("failed", ""))
+    line, = [n for n in reply.get("failed") or [0] if type(n) is int and 0 <= n <= LARGEST] or [0]
+    return "passed" in reply, line
 
 
 def needs_of(problem):
@@ -345,21 +356,13 @@ def grade(submission, seed=None, write=lambda results: None, only=None, trusted=
     grader = Grader(files, submission_seed(files) if seed is None else seed, trusted)
     problems = [p for p in PROBLEMS if only is None or p.id in only]
     futures, results = {}, []
-
-    def add(result):
-        results.append(result)
-        results.sort(key=lambda r: PROBLEMS.index(r.problem))
-        write(results)
-
     with ThreadPoolExecutor(2) as pool:
         for p in problems:                         # what a problem needs stands above it
             if not p.target:
                 futures[p.id] = pool.submit(grader.grade, p, [futures[id] for id in needs_of(p)])
-        for future in futures.values():
-            add(future.result())
-    for p in problems:                             # a test takes two children at once: 600 MB must be enough
-        if p.target:
-            add(grader.grade(p, []))
+        for p in problems:                         # tests come last: each takes two children, and so much memory
+            results.append(futures[p.id].result() if p.id in futures else grader.grade(p, []))
+            write(results)
     return results
 
 # ----------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ python3 -m venv /autograder/venv
 RUN = """#!/usr/bin/env bash
 # grades one submission; the file of results is written anew after each problem
 root="${AUTOGRADER:-/autograder}"
+chmod 700 "$root/source"                           # students' processes, which are not root's, cannot read it
 python="$root/venv/bin/python"
 mkdir -p "$root/results"
 cd "$root/source" && "${PYTHON:-$python}" assignment/grade.py "$root/submission" --trusted \\

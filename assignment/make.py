@@ -23,7 +23,7 @@ from data import UserError, run_command
 
 CODE = ["model.py", "sample.py", "spct.py", "metarm.py", "report.py", "data/__init__.py", "data/world.py",
         "data/tokenizer.py", "data/judgement.py", "data/annotators.py", "data/preferences.py"]
-LABS = ["labs.py"]                                 # they lie in this folder
+LABS = sorted({"labs.py"} & {problem.file for problem in PROBLEMS})          # in this folder
 MORE = ["requirements.txt", "constraints.txt", "LICENSE", "data/judge/base.pt", "data/judge/tokenizer.tiktoken"]
 OURS = {"check.py": "check.py", "milestones.py": "milestones.py", "problems.py": "problems.py",
         "mytests.py": "mytests.py", "student.md": "README.md", "agents.md": "AGENTS.md", "votes.txt": "votes.txt"}

@@ -23,7 +23,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 
 from assignment import checks, grade, make
-from assignment.child import Loader, Model, call, failure, pack, unpack
+from assignment.child import Model, call, failure, pack, unpack
 from assignment.problems import BY_ID, PROBLEMS
 from assignment.versions import ATTACKS, RIGHT, WRONG, Version, as_function
 from data import new_file, run_command
@@ -41,7 +41,7 @@ def caught(version, seed):
         try:
             return unpack(pack(call(function, unpack(pack(list(args)), MAKE), {}, grad)), MAKE)
         except Exception as error:
-            return grade.value_of(failure(error, Loader({}, {})), "value")
+            return grade.value_of(failure(error, []), "value")
 
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
@@ -59,7 +59,7 @@ def versions():
             why = {caught(version, seed) for seed in range(20)} - {None}
             if why:
                 bad += 1
-                print(f"{problem.id}: a right version, {version.name}, is rejected: {why}")
+                print(f"{problem.id}: a right version, {version.name}, is rejected: {min(why)}")
         for version in WRONG[problem.id]:
             ways = {caught(version, seed) for seed in range(5)}
             if ways & {None, checks.ANY}:

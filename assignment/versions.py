@@ -56,12 +56,12 @@ def blocks(file):
     found = []
     for block in "\n".join(lines_of(file)).split("\n### ")[1:]:
         title, text = block.split("\n", 1)
-        id, how, name = re.fullmatch(r"(\w+)( first| alone)?: (.*)", title).groups()
+        id, how, name = re.fullmatch(r"(\w+)( first| alone| whole)?: (.*)", title).groups()
         source = inspect.getsource(reference(id))
         head = re.search(r"^def .*:\n", source, re.M)[0]
         if how == " first":                        # it comes before the reading copy's body
             text = source.replace(head, head + textwrap.indent(text, "    ") + "\n")
-        elif head.split("(")[0] not in text:       # a body alone
+        elif how != " whole" and head.split("(")[0] not in text:             # a body alone
             text = head + textwrap.indent(text, "    ")
         found.append(Version(id, name, text.strip("\n") + "\n", how != " alone"))
     return found

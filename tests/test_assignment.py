@@ -21,7 +21,7 @@ import torch
 from assignment import checks, child, grade, gradescope, make, newterm, selfcheck, speedrun
 from assignment.make import read
 from assignment.problems import BY_ID, PROBLEMS
-from assignment.versions import ATTACKS, RIGHT, WRONG, Version
+from assignment.versions import ATTACKS, RIGHT, WRONG, Version, as_function
 from data import UserError
 from data.judgement import Judgement
 from data.world import CUES, RATERS, STYLES, Item
@@ -110,6 +110,28 @@ def test_wrong_versions_are_rejected(problem):
     assert [selfcheck.caught(right, seed) for seed in range(3)] == [None] * 3
     for wrong in WRONG[problem.id]:
         assert selfcheck.caught(wrong, 0) not in (None, checks.ANY), wrong.name
+
+
+def test_right_versions_are_right():
+    """Guards against a version that a student's right test fails on."""
+    rng = random.Random(0)
+    for version in (v for v in RIGHT if v.alike and v.problem in ("P14", "P19")):
+        function = as_function(version)
+        for n in range(1, 9):
+            if version.problem == "P14":
+                assert (function(torch.full((2, n), 100.1)) == 0).all(), version.name
+                for scale in (1, 1e-3, 1e3):
+                    x = scale * torch.randn(3, n + 1, generator=torch.Generator().manual_seed(n))
+                    y = x.double() - x.double().mean(1, keepdim=True)
+                    y /= y.square().mean(1, keepdim=True).sqrt()
+                    torch.testing.assert_close(function(x), y.float(), atol=1e-4, rtol=1e-4)
+            else:
+                ballots = [None, *([rng.randint(1, 3) for _ in range(n)] for _ in range(30))]
+                tops = [(scores, max(scores)) for scores in ballots if scores]
+                votes = [sum(Fraction(scores[i] == top, scores.count(top)) for scores, top in tops)
+                         for i in range(n)]
+                assert [(float(v), total) for v, total in function(ballots)] == [
+                    (float(v), sum(scores[i] for scores, _ in tops)) for i, v in enumerate(votes)], version.name
 
 
 def test_a_version_of_the_wrong_kind_is_told_so():
@@ -207,6 +229,20 @@ def test_a_statement_that_fails_costs_what_needs_it_alone():
     assert time.monotonic() - start < 5
 
 
+def test_a_students_test_tells_nothing_but_a_line():
+    """Guards against a test that tells, by an exception, what the function that it tests has answered."""
+    class Channel:
+        def ask(self, message):
+            return {"value": [3, 1, 4]}
+
+    space = {}
+    loader = child.Loader({}, {})
+    for end in ("raise SystemExit(str(answer))", "raise type(str(answer), (Exception,), {})", "1 / 0",
+                "raise NotImplementedError(str(answer))", "import pytest; pytest.fail(str(answer))"):
+        loader.run(f"def test(f):\n    answer = f()\n    {end}\n", "submission/mytests.py", space)
+        assert child.run_test(Channel(), space["test"], {}) == {"failed": [3]}
+
+
 def test_what_crosses_the_border():
     """Guards against data that change on their way to a child and back, and objects that pass for data."""
     data = [None, True, 1, 0.5, "\ud800", b"\xff", (1, [2, (3,)]), {"a": {1: 2}, b"b": []}, torch.zeros(0, 3),
@@ -299,6 +335,8 @@ def test_the_graders_own_faults(tmp_path, monkeypatch):
     """Guards against a fault of the grader that becomes the student's, and against student code that runs without
     a sandbox although nobody has said so."""
     mine = selfcheck.reference_submission(str(tmp_path / "mine"))
+    monkeypatch.setattr(grade, "SHOWN", [make.ROOT])
+    assert NO_SANDBOX or "see this project" in grade.why_not()
     monkeypatch.setattr(grade, "why_not", lambda: "no such program")
     with pytest.raises(grade.GraderFault, match=r"no such program.*--trusted"):
         grade.grade(mine)
