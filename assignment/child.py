@@ -265,8 +265,10 @@ def confine(kind):
     for name, value in LIMITS[kind].items():
         with contextlib.suppress(ValueError, OSError):       # macOS refuses a limit of addresses
             resource.setrlimit(getattr(resource, "RLIMIT_" + name), (value, value))
-    if os.geteuid() == 0:
-        resource.setrlimit(resource.RLIMIT_NPROC, (64, 64))
+    root = os.geteuid() == 0
+    if root or __file__.startswith("/grader"):     # elsewhere all processes of this user count
+        resource.setrlimit(resource.RLIMIT_NPROC, (64, 64) if root else (512, 512))
+    if root:
         user = 61000 + int.from_bytes(os.urandom(2), "big") % 4000
         os.setgroups([])
         os.setgid(user)
