@@ -187,7 +187,7 @@ def failure(error, failed):
     """What the grader is told of an error. failed: what went wrong at the import of the student's file."""
     if is_hole(error):
         broken = [text for text in failed if "does not parse" in text]
-        return {"error": broken[0]} if broken else {"error": str(error), "hole": True}
+        return {"error": broken[0]} if broken else {"error": "; ".join([str(error), *failed[:1]]), "hole": True}
     why = failed[:1] if isinstance(error, NameError) else []                 # why a name is missing
     return {"error": "; ".join([where(error), *why]),
             "said": str(error)[:300] if isinstance(error, ValueError) else None}
