@@ -15,9 +15,10 @@ import torch
 
 from assignment.child import Model, call
 from assignment.labs import lenient_reward, read_votes
-from assignment.problems import BY_ID
+from assignment.problems import BY_ID, PROBLEMS
+from data import tokenizer
 from data.judgement import Judgement, judgement_parts
-from data.tokenizer import CHECKS, CRITIQUE, END, HINT, R1, R2, SCORES, SPECIAL, TOTAL, Tokenizer, train_bpe
+from data.tokenizer import CHECKS, CRITIQUE, END, HINT, R1, R2, SCORES, SPECIAL, TOTAL, Tokenizer
 from data.world import make_item
 
 ANY = "other inputs"                               # the property of the last cases
@@ -138,6 +139,10 @@ def normal(rng, *shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(rng.randrange(2 ** 40)))
 
 
+def byte_tokenizer():
+    return Tokenizer(tokenizer.train_bpe([], 0))
+
+
 def several(rng, n):
     """n different scores, the largest last."""
     return sorted(rng.sample(range(1, 11), n))
@@ -163,7 +168,7 @@ def checks_text(rng):
         yield case(ANY, checks, weights if i % 2 else None)
 
 
-def train_bpe_cases(rng):
+def train_bpe(rng):
     a, b, c = letters = rng.sample("abcdefghijk", 3)
     first = len(SPECIAL) + 256
     yield case("the 256 bytes come first, and their ids follow those of the special tokens", [a], first)
@@ -300,7 +305,7 @@ def draw(rng):
 # Judgements
 
 def read_judgement(rng):
-    words = Tokenizer(train_bpe([], 0))
+    words = byte_tokenizer()
     n, order = 3, rng.choice([[1, 2, 0], [2, 0, 1]])                         # not its own inverse
     totals = rng.sample(range(1, 11), n)
     texts = [f" correct: {i}+1=2 got 2 {i}, bad 0 polite: good {t} " for i, t in enumerate(totals)]
@@ -589,7 +594,7 @@ def interval(rng):
 # Labs
 
 def hacks(rng):
-    words = Tokenizer(train_bpe([], 0))
+    words = byte_tokenizer()
 
     def scores_of(ids):
         """The numbers behind each <scores>."""
@@ -617,7 +622,7 @@ def hacks(rng):
 
 
 def strict_reward(rng):
-    words = Tokenizer(train_bpe([], 0))
+    words = byte_tokenizer()
     a, b = rng.sample(["polite", "formal", "plain", "concise"], 2)
     x = rng.randint(2, 4)
     weights, order, gold = {a: x, b: 10 - x}, [1, 0], several(rng, 2)
@@ -681,6 +686,4 @@ def votes_needed(rng):
                    [rng.sample(hits, 100) for hits in kept[policy]], shown=f"{policy} of votes.txt")
 
 
-CASES = {}                                         # id -> function
-for _id, _problem in BY_ID.items():
-    CASES[_id] = globals().get(_problem.name + "_cases") or globals().get(_problem.name)
+CASES = {problem.id: globals()[problem.name] for problem in PROBLEMS if not problem.target}      # id -> function

@@ -31,8 +31,8 @@ LIBRARY = ["matplotlib.figure", "pytest", "tiktoken", "tqdm"]
 # ----------------------------------------------------------------------------------------
 # The border
 
-OBJECTS = {"Judgement": ("item sample order seed prompt ids logp status principles critiques scores meta").split(),
-           "Item": ("id domain query responses gold cue split truth").split(), "Tokenizer": ["ranks"],
+OBJECTS = {"Judgement": "item sample order seed prompt ids logp status principles critiques scores meta".split(),
+           "Item": "id domain query responses gold cue split truth".split(), "Tokenizer": ["ranks"],
            "Model": ["embed", "out"]}              # name -> the fields that cross
 
 

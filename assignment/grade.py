@@ -38,7 +38,7 @@ sys.path.insert(0, os.path.dirname(HERE))
 from assignment import checks, make
 from assignment.checks import Failed
 from assignment.child import LIMIT, pack, send, unpack
-from assignment.gradescope import report
+from assignment.gradescope import gradescope
 from assignment.problems import BY_ID, PROBLEMS
 from assignment.versions import RIGHT, WRONG
 from data import UserError, new_file, run_command
@@ -82,7 +82,7 @@ def why_not():
     if sys.platform != "linux" or not shutil.which("bwrap"):
         return "bubblewrap is not installed"
     if any(pathlib.Path(HERE).is_relative_to(os.path.realpath(path)) for path in SHOWN):
-        return f"it would see this project, since it has to see what {os.path.dirname(HERE)} lies in"
+        return f"{os.path.dirname(HERE)} lies in a folder that the sandbox has to show"
     try:
         done = subprocess.run([*sandbox(), "true"], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -339,8 +339,8 @@ def run_test(child, name, version):
     value_of({"value": 0, **reply}, "value")       # Failed, if it was left in another way
     if not asked:
         raise Failed("wrong", "it never calls the function that it is given")
-    line, = [n for n in reply.get("failed") or [0] if type(n) is int and 0 <= n <= LARGEST] or [0]
-    return "passed" in reply, line
+    line = (reply.get("failed") or [0])[0]         # 0: it failed outside of the student's file
+    return "passed" in reply, line if type(line) is int else 0
 
 
 def needs_of(problem):
@@ -390,7 +390,7 @@ def classroom50(results):
             "score": score, "max-score": most, "tests": tests}
 
 
-FORMATS = {"table": table, "gradescope": lambda r: json.dumps(report(r), indent=1),
+FORMATS = {"table": table, "gradescope": lambda r: json.dumps(gradescope(r), indent=1),
            "classroom50": lambda r: json.dumps(classroom50(r), indent=1)}
 
 

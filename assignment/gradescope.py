@@ -37,7 +37,7 @@ cd "$root/source" && "${PYTHON:-$python}" assignment/grade.py "$root/submission"
 """
 
 
-def report(results):
+def gradescope(results):
     """https://gradescope-autograders.readthedocs.io: results.json"""
     tests = [{"name": f"{r.problem.id} {r.problem.title}", "number": r.problem.id, "score": r.points,
               "max_score": r.problem.points, "status": "passed" if r.state == "passed" else "failed",

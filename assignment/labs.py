@@ -57,7 +57,7 @@ def strict_reward(tok, ids, order, gold):
 
     read_judgement accepts it. No principle is named twice. The checks of each response name each principle once,
     in any order, and no other one. Its total is the sum of the weights of the principles found good, at least 1,
-    and its score is its total. The scores are correct. Nothing else is examined: no evidence, no sum, no quote.
+    and its score is its total. The scores are correct. Evidence, running sums and quotes are not examined.
 
     >>> from data.judgement import judgement_parts
     >>> from data.tokenizer import Tokenizer, train_bpe

@@ -44,7 +44,8 @@ def caught(version, seed):
             return grade.value_of(failure(error, []), "value")
 
     try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             checks.check(version.problem, ask, random.Random(seed))
     except checks.Failed as failed:
         return failed.detail if failed.state == "wrong" else str(failed)

@@ -42,9 +42,9 @@ class Run:
     def items(self, split, count):
         return make_items(self.cfg["seed"], split, count, least=2)
 
-    def judged(self, policy, split, count, k, temperature, rated=False):
-        """k judgements of each of the first `count` items of a split, rated by the Meta RM or not: sampled once.
-        Those that the run's own evaluation has sampled are used."""
+    def judged(self, policy, split, count, k, temperature):
+        """k judgements of each of the first `count` items of a split, rated by the Meta RM -> items, groups. They
+        are sampled once. Those that the run's own evaluation has sampled are taken from there."""
         items = self.items(split, count)
         own = os.path.join(self.folder, f"judgements-{policy}-votes.jsonl")
         enough = (split == self.cfg["eval_split"] and temperature == self.cfg["temperature"]
@@ -56,8 +56,7 @@ class Run:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             seed = seed_of(self.cfg["seed"], "study", split)
             groups = judge(self.model(policy), self.tok, items, k, seed, temperature)
-            if rated:
-                metarm.rate(self.model("meta"), groups)
+            metarm.rate(self.model("meta"), groups)
             write_judgements(path, groups)
         return items, read_judgements(path)
 

@@ -15,7 +15,6 @@ combines all rules are fitted on the other half. All results are of test items.
 Beside the rules: the correlation of two samples of an item, stopping early, and the temperature.
 """
 
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -37,17 +36,16 @@ class Samples:
     """k judgements of an item with n responses; those that do not parse have weight 0."""
 
     def __init__(self, group, item):
-        parsed = [j for j in group if j.scores is not None]
         self.gold = int(np.argmax(item.gold))
         self.parses = np.array([j.scores is not None for j in group])                        # (k,)
         self.scores = np.array([j.scores if j.scores else [0] * item.n for j in group], float)       # (k, n)
         best = (self.scores == self.scores.max(axis=1, keepdims=True)) * self.parses[:, None]
         self.picks = best / np.maximum(best.sum(axis=1, keepdims=True), 1)                   # (k, n)
-        # What a weight may depend on. (A mean in place of what is missing: its weight is 0 anyway.)
+        # What a weight may depend on. (What does not parse has no logit: 0.0 here, and no vote anyway.)
         self.facts = {"log-probability": np.array([j.logp / len(j.ids) for j in group]),
                       "length": np.log([len(j.ids) for j in group]),
                       "Meta RM": np.array([0.0 if j.meta is None else j.meta for j in group])}
-        self.n, self.any = item.n, bool(parsed)
+        self.n, self.any = item.n, bool(self.parses.any())
 
     def right(self, votes):
         """Is the response with the most votes the best one? A tie is incorrect."""
@@ -88,8 +86,7 @@ def votes_by(rule, s, k, constants):
     return (weight_of(rule, constants[rule], s.facts[rule][:k])[:, None] * picks).sum(axis=0)
 
 
-PLAIN = ["sum", "plurality", "Borda", "standardised sum"]
-RULES = [*PLAIN, "filter", *CONSTANTS]
+RULES = ["sum", "plurality", "Borda", "standardised sum", "filter", *CONSTANTS]
 
 # ----------------------------------------------------------------------------------------
 # Fitting
@@ -183,9 +180,9 @@ def stop_early(samples, lead):
 def study_policy(run, policy, sizes):
     """-> {measure: a number for each test item}, {name: a plain number}"""
     test_items, val_items, k = sizes
-    items, groups = run.judged(policy, run.cfg["eval_split"], test_items, k, run.cfg["temperature"])
+    items, groups = run.judged(policy, "test", test_items, k, run.cfg["temperature"])
     test = [Samples(g, item) for g, item in zip(groups, items)]
-    items, val_groups = run.judged(policy, "val", val_items, min(16, k), run.cfg["temperature"], rated=True)
+    items, val_groups = run.judged(policy, "val", val_items, min(16, k), run.cfg["temperature"])
     val = [Samples(g, item) for g, item in zip(val_groups, items)]
     middle = len(val) // 2
     add_probe(run.model(policy), {"half": (val[:middle], val_groups[:middle]),
@@ -202,7 +199,7 @@ def study_policy(run, policy, sizes):
         columns[f"lead {lead}"], columns[f"lead {lead}, samples"] = stop_early(test, lead)
     for T in TEMPERATURES:
         few = min(8, k)
-        items, groups = run.judged(policy, run.cfg["eval_split"], test_items, few, T)
+        items, groups = run.judged(policy, "test", test_items, few, T)
         at = [Samples(g, item) for g, item in zip(groups, items)]
         for rule in ("sum", "plurality"):
             for count in (1, few):
@@ -230,7 +227,7 @@ def main(argv):
     sizes = (6, 6, 2) if quick else (600, 300, 32)
     counts = [c for c in COUNTS if c <= sizes[2]]
     few, most = min(8, sizes[2]), sizes[2]
-    queries = [[item.query for item in run.items(run.cfg["eval_split"], sizes[0])] for run in runs]
+    queries = [[item.query for item in run.items("test", sizes[0])] for run in runs]
     result = {"numbers": {}, "plain": {}, "against the sum": {}}
     for policy in POLICIES:
         found = [study_policy(run, policy, sizes) for run in runs]
