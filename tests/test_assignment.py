@@ -250,7 +250,8 @@ def test_what_crosses_the_border():
             Judgement("i", 0, [0], 1, [2], [3], 0.5)]
     for x in data:
         y = child.unpack(json.loads(json.dumps(child.pack(x))), grade.MAKE)
-        assert type(x) is type(y) and (torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y)
+        assert type(x) is type(y) and (x == y if not isinstance(x, torch.Tensor)
+                                             else torch.equal(x, y) and x.dtype == y.dtype)
     assert child.pack([Fraction(1, 2), np.float32(0.5), np.arange(2)]) == [0.5, 0.5, [0, 1]]
     for x in (object(), len, {1, 2}, torch.zeros(1).as_subclass(type("Mine", (torch.Tensor,), {}))):
         with pytest.raises(TypeError, match="expected plain data"):
