@@ -1,14 +1,15 @@
 """
 What the studies share: the runs that they start from, judgements that are sampled once, paired intervals, tables.
 
-A study starts from finished runs that differ only in their seed, and changes nothing in them. What it samples is
-kept in the run's folder, under studies/.
+A study starts from finished runs that differ only in their seed. What it trains and samples is kept in the run's
+folder, under studies/: a study that is interrupted goes on by the same command.
 
     python -m experiments.votes runs/cpu-seed1 runs/cpu-seed2 runs/cpu-seed3
-    python -m experiments.votes --quick          # the bundled judge on a few items: numbers without meaning
+    python -m experiments.votes --quick          # a tiny run and a few items: numbers without meaning
 """
 
 import argparse
+import copy
 import csv
 import json
 import os
@@ -18,47 +19,113 @@ import numpy as np
 import torch
 
 import metarm
+import spct
 from data import UserError, new_file
 from data.judgement import read_judgements, write_judgements
 from data.tokenizer import load_tokenizer
 from data.world import make_items, seed_of
 from experiments.runs import by_item, by_query, markdown, read_runs
-from model import load_model
-from sample import BUNDLED, judge
+from model import Optimizer, learning_rate, load_model, save_model, token_logp
+from report import read_results
+from sample import judge
 
 OUT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "reference")
+# A run from the bundled base model, in a few seconds
+QUICK = """--preset short --device cpu --dtype float32 --items 30 --rft_rows 2 --rft_epochs 1 --rl_steps 2
+    --rl_items 2 --group 2 --eval_items 8 --k 4 --out""".split() + [os.path.join("runs", "quick")]
 
 
 class Run:
-    """A finished run: its folder, settings and models."""
+    """A finished run. What a study adds to it (models, judgements, numbers) is made once, and kept in studies/."""
 
-    def __init__(self, folder, cfg, judge=None):
-        self.folder, self.cfg, self.judge = folder, cfg, judge or folder
-        self.tok = load_tokenizer(os.path.join(self.judge, "tokenizer.tiktoken"))
+    def __init__(self, folder):
+        self.folder, self.config_of_run = folder, read_results(folder)["config"]
+        self.tok = load_tokenizer(os.path.join(folder, "tokenizer.tiktoken"))
+        os.makedirs(self.path(""), exist_ok=True)
 
-    def model(self, name):
-        return load_model(os.path.join(self.judge, name + ".pt"))
+    def path(self, file):
+        return os.path.join(self.folder, "studies", file)
+
+    def config(self, **changes):
+        """The run's settings, with changes. Metrics of what is trained with them go to studies/."""
+        return spct.Config(**{**self.config_of_run, "out": self.path(""), **changes})
+
+    def model(self, name, make=None):
+        """A model of the run, or of a study. make() makes it, if it is not there yet."""
+        own = os.path.join(self.folder, name + ".pt")
+        path = own if os.path.exists(own) else self.path(name + ".pt")
+        if make and not os.path.exists(path):
+            save_model(path, make())
+        return load_model(path)
 
     def items(self, split, count):
-        return make_items(self.cfg["seed"], split, count, least=2)
+        return make_items(self.config().seed, split, count, least=2)
+
+    def training_items(self):
+        return make_items(self.config().seed, "train", self.config().items)
+
+    def hard_items(self):
+        """The training items that the base model does not always judge correctly: those of RL."""
+        return [item for group, item in zip(self.own("rft"), self.training_items())
+                if not spct.too_easy(group, item)]
+
+    def own(self, name):
+        """Judgements that the run itself has sampled, for instance "rft" or "rl": those of its training."""
+        return read_judgements(os.path.join(self.folder, f"judgements-{name}.jsonl"))
+
+    def groups(self, name, make):
+        """Judgements that a study samples: make() does it, if they are not there yet."""
+        path = self.path(name + ".jsonl")
+        if not os.path.exists(path):
+            write_judgements(path, make())
+        return read_judgements(path)
 
     def judged(self, policy, split, count, k, temperature):
-        """k judgements of each of the first `count` items of a split, rated by the Meta RM -> items, groups. They
-        are sampled once. Those that the run's own evaluation has sampled are taken from there."""
-        items = self.items(split, count)
-        own = os.path.join(self.folder, f"judgements-{policy}-votes.jsonl")
-        enough = (split == self.cfg["eval_split"] and temperature == self.cfg["temperature"]
-                  and k <= self.cfg["k"] and count <= self.cfg["eval_items"])
-        if enough:
-            return items, [group[:k] for group in read_judgements(own)[:count]]
-        path = os.path.join(self.folder, "studies", f"{policy}-{split}-{count}x{k}-T{temperature}.jsonl")
-        if not os.path.exists(path):
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            seed = seed_of(self.cfg["seed"], "study", split)
-            groups = judge(self.model(policy), self.tok, items, k, seed, temperature)
+        """k judgements of each of the first `count` items of a split, rated by the run's Meta RM -> items, groups.
+        Those that the run's own evaluation has sampled are taken from there."""
+        items, cfg = self.items(split, count), self.config()
+        if (policy in ("rft", "rl") and split == cfg.eval_split and temperature == cfg.temperature
+                and k <= cfg.k and count <= cfg.eval_items):
+            return items, [group[:k] for group in self.own(f"{policy}-votes")[:count]]
+
+        def make():
+            groups = judge(self.model(policy), self.tok, items, k, seed_of(cfg.seed, "study", split), temperature)
             metarm.rate(self.model("meta"), groups)
-            write_judgements(path, groups)
-        return items, read_judgements(path)
+            return groups
+        return items, self.groups(f"{policy}-{split}-{count}x{k}-T{temperature}", make)
+
+    def numbers(self, name, make):
+        """make() -> {measure: a number for each item}. It is called once; then its numbers are read."""
+        path = self.path(name + ".npz")
+        if not os.path.exists(path):
+            found = make()
+            with new_file(path, "wb") as f:
+                np.savez_compressed(f, **found)
+        return dict(np.load(path))
+
+
+def reinforce(cfg, reference, items, rollout):
+    """The loop of spct.reinforce, without metrics. It yields the policy after each step.
+
+    rollout(policy, batch, seed) -> cfg.group judgements of each item of the batch
+    """
+    policy = copy.deepcopy(reference)
+    optimizer = Optimizer(policy)
+    for step in range(cfg.rl_steps):
+        batch = [items[i % len(items)] for i in range(step * cfg.rl_items, (step + 1) * cfg.rl_items)]
+        groups = rollout(policy, batch, seed_of(cfg.seed, "rl", step))
+        rewards = [[spct.reward(j, item) for j in group] for group, item in zip(groups, batch)]
+        advantages = spct.group_advantages(torch.tensor(rewards))            # (P, G)
+        judgements = [j for group in groups for j in group]
+        tokens = sum(len(j.ids) for j in judgements)
+        for ids, learned, padding, adv in spct.micro_batches(judgements, advantages.flatten(), 64, cfg.device):
+            logp = token_logp(policy, ids, learned, padding)                 # (N,)
+            with torch.no_grad():
+                logp_ref = token_logp(reference, ids, learned, padding)      # (N,)
+            loss = spct.rl_loss(logp, logp_ref, adv, cfg.beta, tokens)
+            loss.backward()
+        optimizer.step(learning_rate(cfg.rl_lr, step, cfg.rl_steps, warmup=5, decay=0.3))
+        yield policy
 
 
 def start(argv, doc):
@@ -66,21 +133,23 @@ def start(argv, doc):
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
     parser.add_argument("folders", nargs="*", help="finished runs that differ in their seed")
-    parser.add_argument("--quick", action="store_true", help="the bundled judge, on a few items of two seeds")
+    parser.add_argument("--quick", action="store_true", help="a tiny run and a few items: numbers without meaning")
     args = parser.parse_args(argv)
     if bool(args.folders) == args.quick:
         raise UserError("Name the folders of finished runs, for instance runs/cpu-seed1, or pass --quick.")
     if args.quick:
-        cfg = {"eval_split": "test", "eval_items": 0, "temperature": 0.5, "k": 0}
-        return [Run(f"runs/quick-seed{seed}", {**cfg, "seed": seed}, BUNDLED) for seed in (1, 2)], True
-    runs, _ = read_runs(args.folders)
-    return [Run(folder, run["config"]) for folder, run in zip(args.folders, runs)], False
+        if not os.path.exists(os.path.join(QUICK[-1], "results.json")):
+            spct.main(QUICK)
+        return [Run(QUICK[-1])], True
+    read_runs(args.folders)                        # refuses runs of different settings
+    return [Run(folder) for folder in args.folders], False
 
 # ----------------------------------------------------------------------------------------
 # Numbers. Values are an array for each run: a number for each of its items.
 
 def number(values):
-    """[mean, half a 95% interval over items]"""
+    """[mean, half a 95% interval over items]. Items without a number (nan) are left out."""
+    values = [v[~np.isnan(v)] for v in values]
     low, high = np.quantile(by_item(values), [0.025, 0.975])
     return [round(float(np.mean([v.mean() for v in values])), 4), round(float(high - low) / 2, 4)]
 
@@ -106,7 +175,7 @@ def save(name, runs, quick, result, rows, figure):
     """Print the table; write NAME.json, NAME.csv and NAME.png beside the others, or into the run folder."""
     folder = os.path.join(runs[0].folder, "studies") if quick else OUT
     os.makedirs(folder, exist_ok=True)
-    seeds = ", ".join(str(run.cfg["seed"]) for run in runs)
+    seeds = ", ".join(str(run.config().seed) for run in runs)
     result["made on"] = f"seeds {seeds}; {platform.machine()}, torch {torch.__version__}"
     with new_file(os.path.join(folder, name + ".json")) as f:
         json.dump(result, f, indent=1)

@@ -180,9 +180,9 @@ def stop_early(samples, lead):
 def study_policy(run, policy, sizes):
     """-> {measure: a number for each test item}, {name: a plain number}"""
     test_items, val_items, k = sizes
-    items, groups = run.judged(policy, "test", test_items, k, run.cfg["temperature"])
+    items, groups = run.judged(policy, "test", test_items, k, run.config().temperature)
     test = [Samples(g, item) for g, item in zip(groups, items)]
-    items, val_groups = run.judged(policy, "val", val_items, min(16, k), run.cfg["temperature"])
+    items, val_groups = run.judged(policy, "val", val_items, min(16, k), run.config().temperature)
     val = [Samples(g, item) for g, item in zip(val_groups, items)]
     middle = len(val) // 2
     add_probe(run.model(policy), {"half": (val[:middle], val_groups[:middle]),

@@ -1,17 +1,32 @@
-"""The studies in experiments/: their rules against the core's, and that each of them runs."""
+"""The studies in experiments/: their rules and loops against the core's, and that they run."""
 
 import csv
+import doctest
 import json
 import os
+import random
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
-from data.judgement import Judgement, correct, vote_plurality, vote_sum
-from data.world import make_items
-from experiments import study, votes
+import metarm
+import sample
+import spct
+from data.annotators import annotate
+from data.judgement import Judgement, correct, judgement_parts, pick, prompt_parts, vote_plurality, vote_sum
+from data.world import make_item, make_items
+from experiments import baselines, filter, judges, study, truth, votes
 from metarm import vote_guided
+from report import auc
+
+
+@pytest.mark.parametrize("module", [baselines, filter, judges, truth], ids=lambda m: m.__name__)
+def test_examples_in_docstrings(module):
+    """Guards against an example that gives something else."""
+    assert doctest.testmod(module).failed == 0
 
 
 @pytest.fixture(scope="module")
@@ -69,20 +84,129 @@ def test_differences_have_both_intervals():
     assert study.in_words(found) == "+0.500 (+0.000 to +1.000)"
 
 
+# ----------------------------------------------------------------------------------------
+# Loops that studies have copied
+
+def test_rl_is_that_of_the_core(tmp_path, tiny, monkeypatch):
+    """Guards against a copy of RL that learns something else than spct.reinforce does."""
+    items = make_items(0, "train", 4, least=2)
+    cfg = spct.Config(out=str(tmp_path), device="cpu", dtype="float32", rl_steps=3, rl_items=2, group=3)
+
+    def rollout(policy, batch, seed):              # made up, and some correct
+        rng = random.Random(seed)
+        return [[Judgement(item.id, i, [0, 1], 0, [2, 3], rng.choices(range(5, 40), k=4), 0.0, scores=[
+            rng.randint(1, 9) for _ in range(item.n)]) for i in range(3)] for item in batch]
+    monkeypatch.setattr(spct, "judge", lambda policy, tok, batch, k, seed, shuffle: rollout(policy, batch, seed))
+    monkeypatch.setattr(spct.report, "describe", lambda *args: {})
+    policy = spct.reinforce(cfg, SimpleNamespace(readable=str), tiny(), items)
+    *before, last = study.reinforce(cfg, tiny(), items, rollout)
+    assert len(before) == 2
+    for p, q, start in zip(policy.parameters(), last.parameters(), tiny().parameters()):
+        assert torch.equal(p, q) and not torch.equal(p, start)
+
+
+def test_training_of_the_meta_rm_learns_what_it_can(tiny):
+    """Guards against labels of other judgements: here a token tells whether a judgement is correct."""
+    item = make_item(0, "train", 1, least=2, most=2)
+    rng = random.Random(0)
+    group = []
+    for i in range(400):
+        good = i % 2
+        ids = [rng.randint(10, 30) for _ in range(5)] + [5 if good else 6]
+        group.append(Judgement(item.id, i, [0, 1], 0, [2, 3], ids, 0.0, scores=item.gold if good else [5, 5]))
+    meta = filter.train_meta_rm(spct.Config(meta_batch=8), tiny(), [group], {item.id: item})
+    metarm.rate(meta, [group])
+    assert auc([i % 2 == 1 for i in range(400)], [j.meta for j in group]) > 0.95
+
+
+def test_judging_in_another_form_is_judging(tok, tiny, monkeypatch):
+    """Guards against other orders, seeds or places of scores than those of sample.judge."""
+    model, items = tiny(tok.vocab_size, 160), make_items(0, "test", 3, least=2)
+    read = lambda tok, ids, order: ([], [], [order.index(i) for i in range(len(order))])
+    monkeypatch.setattr(sample, "read_judgement", read)
+    same = judges.Form(lambda prompt: prompt, read, None)
+    for how in ((2, 7, 0.5, True), (1, 7, 0, False)):
+        assert judges.judge_as(same, model, tok, items, *how) == sample.judge(model, tok, items, *how)
+
+
+def test_other_forms_of_a_judgement(tok):
+    """Guards against a judgement that is rewritten to another verdict, or that cannot be read after that."""
+    for index in range(20):
+        item = make_item(0, "train", index, least=2, most=2)
+        judgement = judgement_parts(*annotate(random.Random(index), item, "expert"))
+        prompt = tok.encode(prompt_parts(item.query, item.responses))
+        j = Judgement("", 0, [1, 0], 0, prompt, tok.encode(judgement), 0.0)
+        j.principles, j.critiques, j.scores = sample.read_judgement(tok, j.ids, j.order)
+        if pick(j.scores) is None:
+            continue
+        short = judges.cut_principles(tok, j)
+        assert judges.read_without_principles(tok, short.ids, j.order)[1:] == (j.critiques, j.scores)
+        assert len(short.ids) < len(j.ids) and short.prompt[:-1] == j.prompt[:-1]
+        number = judges.scores_to_number(tok, j)
+        *rest, scores = judges.read_number(tok, number.ids, j.order)
+        assert pick(scores) == pick(j.scores) and rest == [j.principles, j.critiques]
+        for wrong in (j.ids, number.ids[:-1], number.ids[:-2] + tok.encode(["3"]) + number.ids[-1:]):
+            with pytest.raises(ValueError):
+                judges.read_number(tok, wrong, j.order)
+
+# ----------------------------------------------------------------------------------------
+# Filter, truth
+
+def test_oracle(sampled):
+    """Guards against an oracle with another AUC than is said, and one that keeps what does not parse."""
+    items, groups, _ = sampled
+    for share in (0.0, 0.3, 1.0):
+        found = []
+        for draw in range(40):
+            for item, group in zip(items, groups):
+                logits = filter.oracle(group, item, share, draw)
+                assert [x is None for x in logits] == [j.scores is None for j in group]
+                parsed = [(correct(j.scores, item.gold), x) for j, x in zip(group, logits) if x is not None]
+                found.append(auc(*zip(*parsed)) if parsed else None)
+        value = np.mean([x for x in found if x is not None])
+        assert value == pytest.approx(1 - (1 - share) ** 2 / 2, abs=0.02)
+        assert filter.share_with(1 - (1 - share) ** 2 / 2) == pytest.approx(share)
+
+
+def test_bias():
+    """Guards against a bias that counts the best response, ties, or the item's order for the judge's."""
+    item = make_item(0, "test", 0, least=2, most=2)
+    best, other = item.best, 1 - item.best
+    judged = lambda picked, order: Judgement("", 0, order, 0, [], [], 0, scores=[
+        9 if i == picked else 5 for i in range(2)])
+    first = [judged(0, [0, 1]), judged(1, [1, 0]), judged(None, [0, 1])]       # the first it read, twice
+    assert truth.excess([item], [first], "position", False).tolist() == [1 - 0.5]
+    assert truth.excess([item], [[judged(best, [0, 1])] * 3], "length", True).tolist() == [0]
+    longest = truth.favoured(item, "length")
+    assert len(item.responses[longest]) >= len(item.responses[1 - longest])
+    assert truth.excess([item], [[judged(other, [0, 1])]], "length", True)[0] in (-1, 1)
+
+
+def test_wrong_labels():
+    """Guards against labels that stay, and items without a best response."""
+    items = make_items(0, "train", 300)
+    wrong = [truth.mislabelled(0, item, 0.3) for item in items]
+    changed = [a.best != b.best for a, b in zip(items, wrong) if a.n > 1]
+    assert 0.2 < np.mean(changed) < 0.4 and all(sorted(a.gold) == sorted(b.gold) for a, b in zip(items, wrong))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("module", [votes], ids=lambda m: m.__name__)
-def test_quick(module, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("module", [votes, filter], ids=lambda m: m.__name__)        # .ci/run has all of them
+def test_quick(module, tmp_path_factory, monkeypatch, capsys):
     """Guards against a study that does not run, whose second run samples anew, or that differs from its first."""
-    monkeypatch.chdir(tmp_path)
-    module.main(["--quick"])
-    first = capsys.readouterr().out
+    folder = tmp_path_factory.getbasetemp() / "quick"                # both studies start from one tiny run
+    folder.mkdir(exist_ok=True)
+    monkeypatch.chdir(folder)
     name = module.__name__.split(".")[-1]
-    folder = tmp_path / "runs" / "quick-seed1" / "studies"
-    assert {f"{name}.json", f"{name}.csv", f"{name}.png"} <= {path.name for path in folder.iterdir()}
-    json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-    monkeypatch.setattr(study, "judge", None)
     module.main(["--quick"])
-    assert capsys.readouterr().out == first
+    table = lambda out: out[out.rindex("| --- |\n"):]                 # what is printed before is of trainings
+    first = table(capsys.readouterr().out)
+    results = folder / "runs" / "quick" / "studies"
+    assert {f"{name}.json", f"{name}.csv", f"{name}.png"} <= {path.name for path in results.iterdir()}
+    json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
+    monkeypatch.setattr(sample, "generate", None)
+    module.main(["--quick"])
+    assert table(capsys.readouterr().out) == first
 
 
 @pytest.mark.parametrize("name, title", [("votes", "## Which vote is best, and how many samples does it take?")])
