@@ -128,8 +128,8 @@ def reinforce(cfg, reference, items, rollout):
         yield policy
 
 
-def start(argv, doc):
-    """Read a study's arguments -> its runs, and is it a quick one?"""
+def start(argv, doc, alike=True):
+    """Read a study's arguments -> its runs, and is it a quick one? alike: refuse runs of different settings."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
     parser.add_argument("folders", nargs="*", help="finished runs that differ in their seed")
@@ -141,7 +141,8 @@ def start(argv, doc):
         if not os.path.exists(os.path.join(QUICK[-1], "results.json")):
             spct.main(QUICK)
         return [Run(QUICK[-1])], True
-    read_runs(args.folders)                        # refuses runs of different settings
+    if alike:
+        read_runs(args.folders)                    # it refuses others
     return [Run(folder) for folder in args.folders], False
 
 # ----------------------------------------------------------------------------------------
