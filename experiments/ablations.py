@@ -1,17 +1,21 @@
 """
 What does each part of the method bring? (The paper's Table 4.)
 
-Each variant differs from the default run in one thing, and starts from the same base model:
+Each variant starts from the same base model:
 
-- RFT: without hinted samples; with hinted samples alone; without general text; without rejection, so that it
-  learns from all samples that parse. RL then starts from that RFT model.
+- RFT: without hinted samples; with hinted samples alone; without general text. These have fewer documents, and so
+  fewer steps, than the default. Without rejection: as many of the samples that parse as the default keeps, but
+  picked at random. RL then starts from that RFT model.
 - RL: without RFT before it; without a KL penalty (beta 0), and with one that is four times as large.
+- Other random numbers in RL. This is no ablation: it shows how much the results change for no reason at all.
 - Without principles: the critique comes first (see judges.py).
-- Votes: all samples read the responses in the item's own order, in place of a fresh order each.
+- Votes: all samples read the item's own order. By default each reads a fresh one.
 - The filter of the Meta RM keeps 1, 8 or 16 (the default) of 32 samples.
 
 The paper reports its ablations of RFT after RFT alone. So both stages are measured here.
 """
+
+import random
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -23,6 +27,7 @@ from data.world import seed_of
 from experiments import study
 from experiments.judges import NO_PRINCIPLES, grm_without_principles, judge_as
 from metarm import keep_best
+from report import tie_broken
 from sample import judge
 from spct import is_correct, keep, keep_hinted
 
@@ -43,13 +48,14 @@ def rft_data(run):
     plain = [j for group in samples for j in keep(group, item_of[group[0].item])]
     with_hint = [j for group in hinted for j in keep_hinted(group, item_of[group[0].item])]
     parsed = [j for group in samples + hinted for j in group if j.scores is not None]
+    parsed = random.Random(seed_of(run.config().seed, "ablations")).sample(parsed, len(plain + with_hint))
     return {"RFT without hinted samples": plain, "RFT on hinted samples alone": with_hint,
             "RFT without general text": plain + with_hint, "RFT without rejection": parsed}
 
 
 def policies(run):
     """-> {variant: {"rft": name of the model, "rl": name of the model}}, trained if they are not there yet."""
-    found = {"default": {"rft": "rft", "rl": "rl"}}
+    found = {"default": {"base": "base", "rft": "rft", "rl": "rl"}}
     data, hard = rft_data(run), run.hard_items()
 
     def train_rl(name, start, **changes):
@@ -60,8 +66,9 @@ def policies(run):
         cfg = run.config(rft_general=0.0) if "general" in variant else run.config()
         run.model(names["rft"], lambda: spct.finetune(cfg, run.tok, run.model("base"), kept))
         train_rl(names["rl"], names["rft"])
-    for variant, start, changes in (("RL without RFT", "base", {}), ("beta 0", "rft", {"beta": 0.0}),
-                                    ("beta 0.6", "rft", {"beta": 0.6})):
+    for variant, start, changes in (
+            ("RL without RFT", "base", {}), ("beta 0", "rft", {"beta": 0.0}), ("beta 0.6", "rft", {"beta": 0.6}),
+            ("other random numbers in RL", "rft", {"seed": run.config().seed + 1000})):
         found[variant] = {"rl": f"ablations, {variant}"}
         train_rl(found[variant]["rl"], start, **changes)
     return found
@@ -79,8 +86,11 @@ def accuracy(items, groups, rule=None):
 def votes_and_greedy(run, items, k, rollout):
     """-> {measure: a number for each item}. rollout(k, temperature, shuffle) -> judgements."""
     groups = rollout(k, run.config().temperature, True)
-    return {"greedy": accuracy(items, rollout(1, 0, False)), "one sample": np.array([
+    greedy = rollout(1, 0, False)
+    return {"greedy": accuracy(items, greedy), "one sample": np.array([
                 np.mean([is_correct(j, item) for j in group]) for group, item in zip(groups, items)]),
+            "greedy, ties at random": np.array([tie_broken(g[0].scores, i.gold) for g, i in zip(greedy, items)]),
+            "parses": np.array([np.mean([j.scores is not None for j in group]) for group in groups]),
             "sum": accuracy(items, groups, vote_sum), "plurality": accuracy(items, groups, vote_plurality)}
 
 
@@ -92,14 +102,14 @@ def study_run(run, sizes):
         for stage, name in names.items():
             rollout = lambda *how: judge(run.model(name), run.tok, items, how[0], seed, *how[1:])
             found[f"{variant}, {stage}"] = run.numbers(
-                f"ablations, {variant}, {stage}", lambda: votes_and_greedy(run, items, k, rollout))
+                f"ablations, {variant}, {stage}, {test_items}", lambda: votes_and_greedy(run, items, k, rollout))
     policy = grm_without_principles(run)
     rollout = lambda *how: judge_as(NO_PRINCIPLES, policy, run.tok, items, how[0], seed, *how[1:])
     found["without principles, rl"] = run.numbers(
-        "ablations, without principles", lambda: votes_and_greedy(run, items, k, rollout))
+        f"ablations, without principles, {test_items}", lambda: votes_and_greedy(run, items, k, rollout))
     rollout = lambda k, temperature, shuffle: judge(run.model("rl"), run.tok, items, k, seed, temperature, False)
     found["votes in one order, rl"] = run.numbers(
-        "ablations, one order", lambda: votes_and_greedy(run, items, k, rollout))
+        f"ablations, one order, {test_items}", lambda: votes_and_greedy(run, items, k, rollout))
 
     # The filter: the votes of the run's own evaluation, which its Meta RM has rated
     _, groups = run.judged("rl", "test", test_items, 4 * k, run.config().temperature)
@@ -113,7 +123,7 @@ def study_run(run, sizes):
 
 
 def draw(result):
-    """The loss of each variant against the default, in the vote of 8 after RL."""
+    """What each variant loses against the default, in the plurality after RL."""
     gains = {name: d["plurality"] for name, d in result["less the default"].items() if "plurality" in d
              and name.endswith(", rl") and not name.startswith("default")}
     figure = Figure(figsize=(8, 4))
@@ -142,19 +152,18 @@ def main(argv):
         default = f"filter keeps {2 * k} of {4 * k}, rl" if "filter" in name else f"default, {stage}"
         result["less the default"][name] = {
             m: study.difference(v, [f[default][m] for f in found], queries) for m, v in columns.items()}
+    result["judgements that RFT learns from"] = {
+        variant: [len(rft_data(run)[variant]) for run in runs] for variant in rft_data(runs[0])}
     rows = [["variant", "paper, %: RFT, RL", "RFT, greedy", "RFT, greedy: less the default", "RL, greedy",
              f"RL, plurality of {k}", f"RL, plurality of {k}: less the default"]]
     for variant in dict.fromkeys(name.rsplit(", ", 1)[0] for name in found[0]):
-        shown = []
-        for stage, m, what in (("rft", "greedy", "numbers"), ("rft", "greedy", "less the default"),
-                               ("rl", "greedy", "numbers"), ("rl", "plurality", "numbers"),
-                               ("rl", "plurality", "less the default")):
-            m = "filter" if "filter" in variant and m == "plurality" else m
-            shown.append(result[what].get(f"{variant}, {stage}", {}).get(m))
+        shown = [result[what].get(f"{variant}, {stage}", {}).get(m) for stage, m, what in (
+            ("rft", "greedy", "numbers"), ("rft", "greedy", "less the default"), ("rl", "greedy", "numbers"),
+            ("rl", "plurality", "numbers"), ("rl", "plurality", "less the default"))]
         if variant == "default":
             shown[1] = shown[4] = None
-        rows.append([variant, ", ".join(filter(None, PAPER.get(variant, ()))),
-                     *(study.in_words(x) if x else "" for x in shown)])
+        if "filter" not in variant:                # these are in the JSON
+            rows.append([variant, ", ".join(filter(None, PAPER.get(variant, ()))), *map(study.in_words, shown)])
     study.save("ablations", runs, quick, result, rows, draw(result))
 
 

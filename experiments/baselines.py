@@ -5,8 +5,8 @@ All systems start from the same base model, and learn from the same training ite
 
 - random, longest: what needs no reading.
 - scalar RM (Eq 4, Bradley-Terry): reads one response, returns a number.
-- pairwise RM (Eq 5): reads two responses, returns a number that is above 0 if the first is better. The number for
-  the other order is subtracted. Three or four responses play a round robin.
+- pairwise RM (Eq 5): reads two responses, returns a number. That of the other order is subtracted, and the first
+  is better if the difference is above 0. Three or four responses play a round robin.
 - CLoud: the RFT policy writes a critique of one response alone, and a scalar head reads it. Several samples are
   averaged (Eq 12).
 - LLM-as-a-Judge (Eq 6) and a GRM without principles: see judges.py.
@@ -14,11 +14,13 @@ All systems start from the same base model, and learn from the same training ite
 
 The three scalar models are trained on all pairs of the best and another response, with -log sigmoid of the
 difference of their numbers. Their learning rates and epochs were chosen on validation items of other seeds, for
-version 0.6.0.
+version 0.6.0. The generative systems all have the settings of the default run. Items with one response teach these
+alone.
 
-A greedy judgement may tie. In training a tie is incorrect; the paper's evaluation breaks it at random. Both are
-given. MFLOPs are 2 x parameters x tokens that are read and written, for an item of two to four responses. The
-milliseconds are those of many items at once, on the threads of the run of this study.
+A judgement with scores may tie. In training a tie is incorrect; the paper's evaluation breaks it at random. Both
+are given, and systems are compared in the paper's way, since a scalar RM or a judge of pairs hardly ever ties.
+MFLOPs are those of a greedy answer to an item of two to four responses. Milliseconds are for an item, when all of
+them are judged in one go.
 """
 
 import random
@@ -31,7 +33,7 @@ from matplotlib.figure import Figure
 
 import metarm
 from data import run_command
-from data.judgement import correct, prompt_parts
+from data.judgement import Judgement, correct, prompt_parts
 from data.world import DOMAINS, VERIFIABLE, seed_of
 from experiments import study
 from experiments.judges import (
@@ -90,8 +92,9 @@ def numbers_of(model, rows):
     return found
 
 
-def tokens_of(rows):
-    return sum(len(ids) for ids in rows)
+def reads(model, rows):
+    """FLOPs of a scalar model that reads these lists of ids."""
+    return study.flops(model.gpt, [[Judgement("", 0, [], 0, ids, [], 0.0) for ids in rows]])
 
 
 def per_item(items, values):
@@ -100,19 +103,19 @@ def per_item(items, values):
     return [[next(values) for _ in range(item.n)] for item in items]
 
 
-def scalar_rm(run, items=None, name="scalar"):
+def scalar_rm(run, items=None, name="scalar", epochs=4):
     """items: the training items, by default those of the run; name: of the model."""
     row = lambda item, i: run.tok.encode(prompt_parts(item.query, [item.responses[i]]))
 
     def make():
         examples = preferences(items or run.training_items())
         better, worse = [row(p, best) for p, best, _ in examples], [row(p, other) for p, _, other in examples]
-        return train_differences(run.config(), "scalar", run.model("base"), better, worse, epochs=4, peak_lr=3e-3)
+        return train_differences(run.config(), "scalar", run.model("base"), better, worse, epochs, peak_lr=3e-3)
     model = run.model(name, make)
 
     def answer(items, k):
         rows = [row(item, i) for item in items for i in range(item.n)]
-        return {"answer": per_item(items, numbers_of(model, rows))}, flops(model, tokens_of(rows))
+        return {"answer": per_item(items, numbers_of(model, rows))}, reads(model, rows), []
     return answer
 
 
@@ -129,7 +132,7 @@ def pairwise_rm(run):
         rows = [row(item, *order) for item in items for i, j in pairs(item.n) for order in ((i, j), (j, i))]
         S = iter(numbers_of(model, rows))
         scores = [round_robin(item.n, {pair: next(S) - next(S) for pair in pairs(item.n)}) for item in items]
-        return {"answer": scores}, flops(model, tokens_of(rows))
+        return {"answer": scores}, reads(model, rows), []
     return answer
 
 
@@ -152,25 +155,17 @@ def cloud(run):
                        run.config().temperature if k > 1 else 0)
         rows = [j.prompt + j.ids for group in groups for j in group]
         means = np.array(numbers_of(model, rows)).reshape(-1, k).mean(axis=1)                # Eq 12
-        cost = flops(writer, tokens_of(rows)) + flops(model, tokens_of(rows))
-        return {"answer": per_item(items, means.tolist())}, cost
+        cost = study.flops(writer, groups) + reads(model, rows)
+        return {"answer": per_item(items, means.tolist())}, cost, groups
     return answer
 
 # ----------------------------------------------------------------------------------------
 # Systems. Each is a function of a run, which trains what is missing -> answer(items, k): {rule: scores of each
-# item, None if there are none}, and the FLOPs of all items. k = 1 is greedy.
-
-
-def flops(model, tokens):
-    return 2 * sum(p.numel() for p in model.parameters()) * tokens
+# item, None if there are none}, the FLOPs of all items, and the judgements that were written. k = 1 is greedy.
 
 
 def voted(groups, rules):
     return {rule: [RULES[rule](group) for group in groups] for rule in rules}
-
-
-def writes(policy, groups):
-    return flops(policy, tokens_of([j.prompt + j.ids for group in groups for j in group]))
 
 
 def grm(run, name):
@@ -182,7 +177,7 @@ def grm(run, name):
             _, groups = run.judged(name, split, len(items), k, run.config().temperature)
         else:
             groups = judge(policy, run.tok, items, 1, seed_of(run.config().seed, "study", split), 0, shuffle=False)
-        return voted(groups, RULES if k > 1 else ["sum"]), writes(policy, groups)
+        return voted(groups, RULES if k > 1 else ["sum"]), study.flops(policy, groups), groups
     return answer
 
 
@@ -192,7 +187,7 @@ def no_principles(run):
     def answer(items, k):
         groups = judge_as(NO_PRINCIPLES, policy, run.tok, items, k, seed_of(run.config().seed, "study", "form"),
                           run.config().temperature if k > 1 else 0, shuffle=k > 1)
-        return voted(groups, ["sum", "plurality"] if k > 1 else ["sum"]), writes(policy, groups)
+        return voted(groups, ["sum", "plurality"] if k > 1 else ["sum"]), study.flops(policy, groups), groups
     return answer
 
 
@@ -202,12 +197,12 @@ def llm_judge(run):
     def answer(items, k):
         groups, scores = judge_pairs(policy, run.tok, items, k, seed_of(run.config().seed, "study", "pairs"),
                                      run.config().temperature if k > 1 else 0)
-        return {"answer": scores}, writes(policy, groups)
+        return {"answer": scores}, study.flops(policy, groups), groups
     return answer
 
 
 def floor(score):
-    return lambda run: lambda items, k: ({"answer": [score(item) for item in items]}, 0)
+    return lambda run: lambda items, k: ({"answer": [score(item) for item in items]}, 0, [])
 
 
 SYSTEMS = {
@@ -235,7 +230,7 @@ def study_run(run, sizes):
                     if k > 8 and (split == "ood" or name not in ("GRM, RFT", "GRM, RL")):
                         continue
                     start = time.perf_counter()
-                    scores_by_rule, cost = answer(items, k)
+                    scores_by_rule, cost, groups = answer(items, k)
                     seconds = time.perf_counter() - start
                     for rule, scores in scores_by_rule.items():
                         key = f"{split}, greedy" if k == 1 else f"{split}, {rule}@{k}"
@@ -243,9 +238,12 @@ def study_run(run, sizes):
                         columns[key] = np.array([float(correct(*of)) for of in both])
                         columns[f"{key}, ties at random"] = np.array([tie_broken(*of) for of in both])
                     columns[f"{split}, MFLOPs@{k}"] = np.array([cost / len(items) / 1e6])
-                    columns[f"{split}, ms@{k}"] = np.array([1000 * seconds / len(items)])
+                    if k == 1:
+                        columns[f"{split}, ms"] = np.array([1000 * seconds / len(items)])
+                        parses = [j.scores is not None for group in groups for j in group]
+                        columns[f"{split}, parses"] = np.array([np.mean(parses or [1.0])])
             return columns
-        found[name] = run.numbers(f"baselines, {name}", make)
+        found[name] = run.numbers(f"baselines, {name}, {test_items}", make)
     return found
 
 # ----------------------------------------------------------------------------------------
@@ -279,6 +277,7 @@ def main(argv):
     queries = [[item.query for item in mine] for mine in items]
     found = [study_run(run, sizes) for run in runs]
     values = lambda name, measure: [f[name][measure] for f in found]
+    random_ties = ", ties at random"
     result = {"numbers": {}, "by domain": {}, "less the scalar RM": {}, "less a greedy GRM": {}}
     for name in SYSTEMS:
         result["numbers"][name] = {m: study.number(values(name, m)) for m in found[0][name]}
@@ -287,21 +286,22 @@ def main(argv):
                                ("others", [d for d in DOMAINS if d not in VERIFIABLE])):
             masks = [np.array([item.domain in domains for item in mine]) for mine in items]
             if all(mask.any() for mask in masks):
-                of[title] = study.number([v[mask] for v, mask in zip(values(name, "test, greedy"), masks)])
+                mine_of = zip(values(name, "test, greedy" + random_ties), masks)
+                of[title] = study.number([v[mask] for v, mask in mine_of])
         for other, title in (("scalar RM", "less the scalar RM"), ("GRM, RL", "less a greedy GRM")):
             result[title][name] = {
-                m: study.difference(values(name, m), values(other, "test, greedy" + ties), queries)
-                for m in found[0][name] if m.startswith("test") and "FLOPs" not in m and "ms@" not in m
-                for ties in [", ties at random" if "ties" in m else ""]}
-    rows = [["system", "paper, %", "greedy", "ties at random", f"{few} samples", "less the scalar RM, greedy",
-             "verifiable", "out of distribution", "MFLOPs", "ms"]]
+                m: study.difference(values(name, m), values(other, "test, greedy" + random_ties), queries)
+                for m in found[0][name] if m.startswith("test") and m.endswith(random_ties)}
+    rows = [["system", "paper, %", "greedy", "ties at random", f"{few} samples, ties at random",
+             "greedy less the scalar RM", "verifiable", "out of distribution", "MFLOPs", "ms"]]
     for name, of in result["numbers"].items():
-        votes = [of[f"test, {rule}@{few}"] for rule in ("answer", "plurality") if f"test, {rule}@{few}" in of]
-        shown = [of["test, greedy"], of["test, greedy, ties at random"], *(votes or [None]),
-                 result["less the scalar RM"][name]["test, greedy"] if name != "scalar RM" else None,
-                 result["by domain"][name].get("verifiable"), of["ood, greedy"]]
-        rows.append([name, PAPER.get(name, ""), *(study.in_words(x) if x else "" for x in shown),
-                     f"{of['test, MFLOPs@1'][0]:.0f}", f"{of['test, ms@1'][0]:.2f}"])
+        votes = [of.get(f"test, {rule}@{few}{random_ties}") for rule in ("answer", "plurality")]
+        less = result["less the scalar RM"][name]["test, greedy" + random_ties]
+        shown = [of["test, greedy"], of["test, greedy" + random_ties], votes[0] or votes[1],
+                 less if name != "scalar RM" else None, result["by domain"][name].get("verifiable"),
+                 of["ood, greedy" + random_ties]]
+        rows.append([name, PAPER.get(name, ""), *map(study.in_words, shown),
+                     f"{of['test, MFLOPs@1'][0]:.0f}", f"{of['test, ms'][0]:.2f}"])
     study.save("baselines", runs, quick, result, rows, draw(result["numbers"], few))
 
 

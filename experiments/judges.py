@@ -2,14 +2,15 @@
 Does a judge need principles, and does it need scores? Two other kinds of generative judge, for baselines.py:
 
 - LLM-as-a-Judge (Eq 6) reads two responses. Its judgement ends with the number of the better one, where a GRM's
-  ends with scores. Several samples of a pair take a majority vote (Eq 13). Three or four responses play a round
-  robin: each pair is judged, and a response has a point for each pair that it wins.
-- A GRM without principles: its prompt ends with <critique>, and the judgement begins with the critique.
+  ends with scores. (The critique of each response still ends with a total.) Several samples of a pair take a
+  majority vote (Eq 13). Three or four responses play a round robin: each pair is judged, and a response has a
+  point for each pair that it wins.
+- A GRM without principles: its prompt ends with <critique>, and the judgement begins with the critique. Criteria
+  are then no longer stated first. They still show in the checks.
 
-Both have the base model, the training items, RFT and RL of the default run. What they are fine-tuned on are the
-base model's own correct judgements, rewritten: scores become a number, or the principles are cut off.
-
-Below, `form` is one of these kinds: a module-level object with a prompt, a reader and a way to rewrite.
+Both start from the run's base model, and go through RFT and RL of their own, with the default settings. They are
+fine-tuned on the base model's own correct judgements, rewritten: scores become a number, or the principles are cut
+off. A kind is described by a Form, below.
 """
 
 import random
@@ -34,7 +35,7 @@ def without_principles(prompt):
 
 
 def read_without_principles(tok, ids, order):
-    """As read_judgement does, after principles of no meaning."""
+    """Put a principle without meaning in front, so that read_judgement can read it."""
     return read_judgement(tok, tok.encode([" none 1", CRITIQUE]) + ids, order)
 
 

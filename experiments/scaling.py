@@ -2,19 +2,23 @@
 Is it better to take more samples, or a larger model?
 
     for seed in 1 2 3; do
-        python spct.py --seed $seed --eval_items 600 --n_layer 2 --n_embd 64 --out runs/small-seed$seed
-        python spct.py --seed $seed --eval_items 600 --out runs/cpu-seed$seed
-        python spct.py --seed $seed --eval_items 600 --n_layer 6 --n_head 6 --n_embd 192 --out runs/large-seed$seed
+        run="python spct.py --seed $seed --device cpu --dtype float32 --eval_items 600"
+        $run --n_layer 2 --n_embd 64 --out runs/small-seed$seed
+        $run --out runs/cpu-seed$seed
+        $run --n_layer 6 --n_head 6 --n_embd 192 --out runs/large-seed$seed
     done
     python -m experiments.scaling runs/small-seed* runs/cpu-seed* runs/large-seed*
 
 In the paper a model of 27B parameters with 32 votes is level with a greedy one of 671B. (The larger one had RFT,
 but no RL.) Here three sizes are pre-trained on the same corpus, with the same settings. Two comparisons follow:
 
-1. At equal compute: a vote of the smaller model with as many samples as one greedy judgement of the larger costs.
-2. As in the paper: a vote of 32 of the smaller model after RL, and a greedy judgement of the larger after RFT.
+1. At equal compute: a plurality of the smaller model with as many samples as one greedy judgement of the larger
+   pays for.
+2. As in the paper: a plurality of 32 of the smaller model after RL, and a greedy judgement of the larger after
+   RFT.
 
-Compute is 2 x parameters x tokens that are read and written. This study trains nothing: it reads finished runs.
+Only the compute of judging is equal: a larger model also costs more to train. This study trains nothing: it reads
+finished runs.
 """
 
 import json
@@ -25,7 +29,6 @@ from matplotlib.figure import Figure
 from data import UserError, run_command
 from data.judgement import correct, vote_plurality
 from experiments import study
-from experiments.runs import read_runs
 
 # ----------------------------------------------------------------------------------------
 # One run
@@ -44,23 +47,26 @@ def study_run(run, count):
         for k in range(1, run.config().k + 1):
             sets[f"votes of {k}"] = [group[:k] for group in groups]
         for name, chosen in sets.items():
-            tokens = np.mean([sum(len(j.prompt) + len(j.ids) for j in group) for group in chosen])
+            assert [group[0].item for group in chosen] == [item.id for item in items]
             right = [float(correct(vote_plurality([j.scores for j in group]), item.gold))
                      for group, item in zip(chosen, items)]
-            found[f"{policy}, {name}"] = np.array(right), 2 * parameters(run) * tokens / 1e6
+            found[f"{policy}, {name}"] = np.array(right), study.flops(run.model(policy), chosen) / count / 1e6
     return found
 
 
 def by_size(runs):
-    """{size, such as "0.78M": its runs}, from small to large. UserError if their seeds or settings differ."""
+    """{size, such as "0.78M": its runs}, from small to large. UserError if they differ in anything else."""
     sizes = {}
     for run in sorted(runs, key=parameters):
         sizes.setdefault(f"{parameters(run) / 1e6:.2f}M", []).append(run)
     seeds = {size: sorted(run.config().seed for run in mine) for size, mine in sizes.items()}
     if len(set(map(tuple, seeds.values()))) > 1:
         raise UserError(f"Each size needs runs of the same seeds. Here are {json.dumps(seeds)}.")
+    free = ("n_layer", "n_head", "n_embd", "seed", "out", "preset", "threads", "device")
+    settings = {str({name: v for name, v in vars(run.config()).items() if name not in free}) for run in runs}
+    if len(settings) > 1:
+        raise UserError("The runs differ in more than their size and seed.")
     for mine in sizes.values():
-        read_runs([run.folder for run in mine])
         mine.sort(key=lambda run: run.config().seed)
     return sizes
 

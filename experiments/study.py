@@ -80,19 +80,23 @@ class Run:
             write_judgements(path, make())
         return read_judgements(path)
 
-    def judged(self, policy, split, count, k, temperature):
-        """k judgements of each of the first `count` items of a split, rated by the run's Meta RM -> items, groups.
-        Those that the run's own evaluation has sampled are taken from there."""
+    def judged(self, policy, split, count, k, temperature, rated=True):
+        """k judgements of each of the first `count` items of a split -> items, groups. Those that the run's own
+        evaluation has sampled are taken from there. rated: by the run's Meta RM."""
         items, cfg = self.items(split, count), self.config()
         if (policy in ("rft", "rl") and split == cfg.eval_split and temperature == cfg.temperature
                 and k <= cfg.k and count <= cfg.eval_items):
             return items, [group[:k] for group in self.own(f"{policy}-votes")[:count]]
 
         def make():
-            groups = judge(self.model(policy), self.tok, items, k, seed_of(cfg.seed, "study", split), temperature)
-            metarm.rate(self.model("meta"), groups)
+            # On the test split the seed of the run's own votes: all policies see the same orders.
+            seed = seed_of(cfg.seed, *(("eval", "votes") if split == cfg.eval_split else ("study", split)))
+            groups = judge(self.model(policy), self.tok, items, k, seed, temperature)
+            if rated:
+                metarm.rate(self.model("meta"), groups)
             return groups
-        return items, self.groups(f"{policy}-{split}-{count}x{k}-T{temperature}", make)
+        name = f"{policy}-{split}-{count}x{k}-T{temperature}" + ("" if rated else "-not-rated")
+        return items, self.groups(name, make)
 
     def numbers(self, name, make):
         """make() -> {measure: a number for each item}. It is called once; then its numbers are read."""
@@ -110,7 +114,7 @@ def reinforce(cfg, reference, items, rollout):
     rollout(policy, batch, seed) -> cfg.group judgements of each item of the batch
     """
     policy = copy.deepcopy(reference)
-    optimizer = Optimizer(policy)
+    optimizer = Optimizer(policy, getattr(torch, cfg.dtype))
     for step in range(cfg.rl_steps):
         batch = [items[i % len(items)] for i in range(step * cfg.rl_items, (step + 1) * cfg.rl_items)]
         groups = rollout(policy, batch, seed_of(cfg.seed, "rl", step))
@@ -119,9 +123,10 @@ def reinforce(cfg, reference, items, rollout):
         judgements = [j for group in groups for j in group]
         tokens = sum(len(j.ids) for j in judgements)
         for ids, learned, padding, adv in spct.micro_batches(judgements, advantages.flatten(), 64, cfg.device):
-            logp = token_logp(policy, ids, learned, padding)                 # (N,)
-            with torch.no_grad():
-                logp_ref = token_logp(reference, ids, learned, padding)      # (N,)
+            with spct.autocast(cfg):
+                logp = token_logp(policy, ids, learned, padding)             # (N,)
+                with torch.no_grad():
+                    logp_ref = token_logp(reference, ids, learned, padding)  # (N,)
             loss = spct.rl_loss(logp, logp_ref, adv, cfg.beta, tokens)
             loss.backward()
         optimizer.step(learning_rate(cfg.rl_lr, step, cfg.rl_steps, warmup=5, decay=0.3))
@@ -149,25 +154,45 @@ def start(argv, doc, alike=True):
 # Numbers. Values are an array for each run: a number for each of its items.
 
 def number(values):
-    """[mean, half a 95% interval over items]. Items without a number (nan) are left out."""
+    """[mean, half a 95% interval over items]. Items without a number (nan) are left out; None if all are."""
     values = [v[~np.isnan(v)] for v in values]
+    if not all(len(v) for v in values):
+        return None
     low, high = np.quantile(by_item(values), [0.025, 0.975])
     return [round(float(np.mean([v.mean() for v in values])), 4), round(float(high - low) / 2, 4)]
 
 
 def difference(better, worse, queries):
-    """[mean, low, high, low, high]: of a paired difference, with intervals over items and over queries."""
-    values = [b - w for b, w in zip(better, worse)]
+    """[mean, low, high, low, high, and each run's mean]: of a paired difference, with intervals over items and
+    over queries. They cover the choice of test items, and not that another seed trains another model: hence the
+    last. Items without a number (nan) are left out."""
+    there = [~np.isnan(b - w) for b, w in zip(better, worse)]
+    values = [(b - w)[t] for b, w, t in zip(better, worse, there)]
+    if not all(len(v) for v in values):
+        return None
+    queries = [[query for query, t in zip(mine, of) if t] for mine, of in zip(queries, there)]
     found = [np.mean([v.mean() for v in values]), *np.quantile(by_item(values), [0.025, 0.975]),
-             *np.quantile(by_query(values, queries), [0.025, 0.975])]
+             *np.quantile(by_query(values, queries), [0.025, 0.975]), *(v.mean() for v in values)]
     return [round(float(x), 4) for x in found]
 
 
 def in_words(x):
-    """A number or a difference, as a table says it."""
+    """A number or a difference, as a table says it. The interval of a difference goes from the lower of its two
+    low ends (items, queries) to the higher of its two high ends."""
+    if x is None:
+        return ""
     if len(x) == 2:
         return f"{x[0]:.3f} ±{x[1]:.3f}"
     return f"{x[0]:+.3f} ({min(x[1], x[3]):+.3f} to {max(x[2], x[4]):+.3f})"
+
+def flops(model, groups):
+    """Of judgements that a GPT writes, all of them together. A multiply and an add are two operations. Each token
+    goes through the blocks, a token that is written also through the output layer, and attention looks back."""
+    C, L = model.cfg.n_embd, model.cfg.n_layer
+    inside = sum(p.numel() for p in model.blocks.parameters())
+    lengths = [(len(j.prompt) + len(j.ids), len(j.ids)) for group in groups for j in group]
+    V = model.cfg.vocab_size
+    return sum(2 * inside * T + 2 * L * C * T * T + 2 * V * C * written for T, written in lengths)
 
 # ----------------------------------------------------------------------------------------
 # Results

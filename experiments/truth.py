@@ -6,13 +6,16 @@ Real preference data has no answers to compare with. Here the truth behind every
 
 1. Reasons. A judgement is well-founded if each response was checked by each principle, all these checks are true,
    and all totals are their sums. How many of the correct judgements are well-founded, and of the incorrect ones?
-   Does the Meta RM, which has seen verdicts only, prefer those that are?
-2. Calibration. Sureness is the share of samples that agree with the vote. The expected calibration error (ECE) is
-   the mean distance between sureness and accuracy, in ten bins of sureness.
-3. Biases. The base model reads more judgements, whose annotators give 3 points too many to the response that
-   stands first, or to the longest one. RFT and RL follow, as always. The bias of a judge is how much more often it
-   picks that response than that response is the best.
-4. Wrong labels. In 30% of the training items the best response changes places with another one.
+   Does the Meta RM, which was trained only to tell whether a judgement is correct, prefer those that are?
+2. Calibration. Sureness is the share of 8 samples that agree with the vote. The expected calibration error (ECE)
+   is the mean distance between sureness and accuracy, in ten bins of sureness. (Of a few samples, some agree by
+   chance: a perfect judge's ECE is not 0, either.)
+3. Biases. The base model reads a million tokens more, in three variants: as before, and by annotators who give 3
+   points too many to the response that stands first, or to the longest one. RFT and RL follow, as always. The bias
+   of a judge is how much more often it picks that response than that response is the best. The first variant is
+   the control.
+4. Wrong labels. In 30% of the training items with several responses, the best one changes places with another. A
+   scalar RM learns from them, too: it sees each label four times, as always, or once.
 """
 
 import random
@@ -54,7 +57,7 @@ def share(values):
 
 def reasons(items, groups):
     """{measure: a number for each item}"""
-    found = {"true checks": [], "of correct": [], "of incorrect": [], "AUC": []}
+    found = {"true checks": [], "of correct": [], "of incorrect": [], "Meta RM": [], "log-probability": []}
     for item, group in zip(items, groups):
         parsed = [j for j in group if j.scores is not None]
         good = [well_founded(j, item) for j in parsed]
@@ -62,9 +65,9 @@ def reasons(items, groups):
         found["true checks"].append(share([faithfulness(j, item)[1] for j in parsed]))
         found["of correct"].append(share([g for g, hit in zip(good, hits) if hit]))
         found["of incorrect"].append(share([g for g, hit in zip(good, hits) if not hit]))
-        among = [(g, j.meta) for g, hit, j in zip(good, hits, parsed) if hit and j.meta is not None]
-        area = auc(*zip(*among)) if among else None
-        found["AUC"].append(np.nan if area is None else area)
+        for name, logit in (("Meta RM", lambda j: j.meta), ("log-probability", lambda j: j.logp / len(j.ids))):
+            area = auc([g for g, hit in zip(good, hits) if hit], [logit(j) for j, hit in zip(parsed, hits) if hit])
+            found[name].append(np.nan if area is None else area)
     return {name: np.array(values, float) for name, values in found.items()}
 
 
@@ -103,7 +106,7 @@ def favoured(item, kind):
 
 
 def biased_document(seed, index, kind):
-    """As a document of the corpus, by an annotator who gives a response too many points."""
+    """As a document of the corpus, but annotators give too many points to a response. kind: "none" for no bias."""
     rng = random.Random(seed_of(seed, "biased", index))
     if rng.random() < GENERAL:
         return general_text(rng)
@@ -111,7 +114,8 @@ def biased_document(seed, index, kind):
     skill = rng.choices(list(SKILLS), SKILLS.values())[0]
     weights, critiques, _ = annotate(rng, item, skill)
     best = favoured(item, kind)
-    critiques = [(quote, text, min(10, total + DOSE * (i == best))) for i, (quote, text, total) in
+    dose = 0 if kind == "none" else DOSE
+    critiques = [(quote, text, min(10, total + dose * (i == best))) for i, (quote, text, total) in
                  enumerate(critiques)]
     judgement = judgement_parts(weights, critiques, [total for _, _, total in critiques])
     return [(prompt_parts(item.query, item.responses), False), (judgement, True)]
@@ -127,11 +131,12 @@ def biased_base(run, kind, tokens):
     return spct.train_lm(cfg, "base", run.model("base"), ids, learned, cfg.rft_lr, cfg.pretrain_rows)
 
 
-def retrain(run, name, base, items):
-    """RFT and RL from a base model, on items -> {stage: name of the model}. As spct.main does it."""
+def retrain(run, name, base, items, samples=None):
+    """RFT and RL from a base model, on items -> {stage: name of the model}. As spct.main does it. samples: the
+    base model's judgements of the items, if there are any."""
     cfg, several = run.config(), [item for item in items if item.n > 1]
     names = {"base": base, "rft": f"truth, {name}, rft", "rl": f"truth, {name}, rl"}
-    samples = run.groups(f"truth, {name}, rft", lambda: judge(
+    samples = samples or run.groups(f"truth, {name}, rft", lambda: judge(
         run.model(base), run.tok, items, cfg.n_rft, seed_of(cfg.seed, "rft")))
     hinted = run.groups(f"truth, {name}, hinted", lambda: judge(
         run.model(base), run.tok, several, 1, seed_of(cfg.seed, "hinted"), hinted=True))
@@ -144,8 +149,11 @@ def retrain(run, name, base, items):
 
 
 def excess(items, groups, kind, voted):
-    """How much more often is the favoured response picked than it is the best? A number for each item. The first
-    response is, for a single judgement, the first that it has read. What ties, or does not parse, picks none."""
+    """How much more often is the favoured response picked than it is the best? A number for each item. What ties,
+    or does not parse, picks none.
+
+    The first response is, for a single judgement, the first that it has read. For a vote it is the item's first,
+    which a sample with an order of its own has read elsewhere: then no bias is expected."""
     found = []
     for item, group in zip(items, groups):
         picks = [(pick(vote_plurality([j.scores for j in group])), list(range(item.n)))] if voted else \
@@ -158,7 +166,7 @@ def excess(items, groups, kind, voted):
 
 def asked(run, policy, items, k, shuffle):
     """k judgements of each item by a policy, a name"""
-    name = f"truth, {policy}, {'fresh orders' if shuffle else 'one order'}"
+    name = f"truth, {policy}, {len(items)}x{k}, {'fresh orders' if shuffle else 'one order'}"
     return run.groups(name, lambda: judge(run.model(policy), run.tok, items, k, seed_of(
         run.config().seed, "study", "truth"), run.config().temperature, shuffle))
 
@@ -190,40 +198,48 @@ def mislabelled(seed, item, rate):
 # One run
 
 
+def wrong_labels(run, items, k):
+    """-> {"share of wrong labels, policy": {measure: a number for each item}}"""
+    found, cfg, right = {}, run.config(), run.training_items()
+    wrong = [mislabelled(cfg.seed, item, 0.3) for item in right]
+    for title, learned, names in (("0", right, {"rft": "rft", "rl": "rl"}),
+                                  ("0.3", wrong, retrain(run, "labels", "base", wrong, run.own("rft")))):
+        for policy in ("rft", "rl"):
+            def make():
+                greedy = judge(run.model(names[policy]), run.tok, items, 1, 0, 0, False)
+                return {"greedy": np.array([float(is_correct(g[0], item)) for g, item in zip(greedy, items)]),
+                        "plurality": sureness(items, asked(run, names[policy], items, k, True))[1]}
+            found[f"{title}, {policy}"] = run.numbers(f"truth, {title}, {policy}, {len(items)}", make)
+        for epochs in (4, 1):
+            def make():
+                answer = scalar_rm(run, learned, f"scalar, {title}, {epochs}", epochs)
+                scores = answer(items, 1)[0]["answer"]
+                return {"greedy": np.array([float(correct(s, item.gold)) for s, item in zip(scores, items)])}
+            who = f"scalar RM, {epochs} epochs"
+            found[f"{title}, {who}"] = run.numbers(f"truth, {title}, {who}, {len(items)}", make)
+    return found
+
+
 def study_run(run, sizes):
     """-> {"part, policy": {measure: a number for each item}}"""
     test_items, k, tokens = sizes
     items, found, cfg = run.items("test", test_items), {}, run.config()
     for policy in STAGES:
-        split_k = k if policy == "base" else cfg.k
-        _, groups = run.judged(policy, "test", test_items, split_k, cfg.temperature)
+        _, groups = run.judged(policy, "test", test_items, k, cfg.temperature)
         found[f"reasons, {policy}"] = reasons(items, groups)
         sure, right = sureness(items, groups)
         found[f"calibration, {policy}"] = {"sureness": sure, "accuracy": right}
-    for kind in ("position", "length"):
-        base = f"truth, {kind}"
-        run.model(base, lambda: biased_base(run, kind, tokens))
-        for dose, names in (("none", {stage: stage for stage in STAGES}),
-                            (str(DOSE), retrain(run, kind, base, run.training_items()))):
-            for policy, name in names.items():
-                found[f"{kind}, dose {dose}, {policy}"] = run.numbers(
-                    f"truth, {kind}, {dose}, {policy}", lambda: biases(run, name, kind, items, k))
-    wrong = [mislabelled(cfg.seed, item, 0.3) for item in run.training_items()]
-    for share_of_wrong, names, learned in (("0", {"rft": "rft", "rl": "rl"}, None),
-                                           ("0.3", retrain(run, "labels", "base", wrong), wrong)):
-        for policy in ("rft", "rl"):
-            def make():
-                greedy = judge(run.model(names[policy]), run.tok, items, 1, 0, 0, False)
-                votes = asked(run, names[policy], items, k, True)
-                return {"greedy": np.array([float(is_correct(g[0], item)) for g, item in zip(greedy, items)]),
-                        "plurality": sureness(items, votes)[1]}
-            found[f"labels, {share_of_wrong}, {policy}"] = run.numbers(f"truth, {share_of_wrong}, {policy}", make)
-
-        def make():
-            scores, _ = scalar_rm(run, learned, f"scalar, {share_of_wrong}")(items, 1)
-            both = zip(scores["answer"], items)
-            return {"greedy": np.array([float(correct(scores, item.gold)) for scores, item in both])}
-        found[f"labels, {share_of_wrong}, scalar RM"] = run.numbers(f"truth, {share_of_wrong}, scalar", make)
+    for bias in ("none", "position", "length"):
+        base = f"truth, {bias}"
+        run.model(base, lambda: biased_base(run, bias, tokens))
+        for policy, name in retrain(run, bias, base, run.training_items()).items():
+            for kind in ("position", "length"):
+                if bias in ("none", kind):
+                    title = f"{kind} bias, taught {bias}, {policy}"
+                    found[title] = run.numbers(f"truth, {title}, {test_items}",
+                                               lambda: biases(run, name, kind, items, k))
+    for name, of in wrong_labels(run, items, k).items():
+        found[f"labels, {name}"] = of
     return found
 
 # ----------------------------------------------------------------------------------------
@@ -240,9 +256,9 @@ def draw(result):
     left.set(xlabel="sureness: share of samples that agree with the vote", ylabel="accuracy of the vote")
     for kind, style in (("position", "o-"), ("length", "s--")):
         for measure, color in (("one sample", "blue"), ("vote in one order", "orange"), ("vote", "green")):
-            of = [result["numbers"][f"{kind}, dose {DOSE}, {policy}"][measure][0] for policy in STAGES]
+            of = [result["bias"][f"{kind}, {policy}, {measure}"][0] for policy in STAGES]
             right.plot(STAGES, of, style, color=f"tab:{color}", label=f"{kind}: {measure}")
-    right.set(ylabel="bias after biased annotators")
+    right.set(ylabel="bias that annotators have taught")
     for ax in (left, right):
         ax.grid(alpha=0.3)
         ax.legend(fontsize=8)
@@ -256,38 +272,47 @@ def main(argv):
     found = [study_run(run, sizes) for run in runs]
     columns = {name: {m: [f[name][m] for f in found] for m in found[0][name]} for name in found[0]}
     less = lambda a, b, m: study.difference(columns[a][m], columns[b][m], queries)
-    dosed = lambda kind, policy, dose: f"{kind}, dose {dose}, {policy}"
-    result = {"numbers": {name: {m: study.number(v) for m, v in of.items()} for name, of in columns.items()},
-              "ece": {}, "bins": {}, "wrong labels, less none": {
-                  f"{who}, {m}": less(f"labels, 0.3, {who}", f"labels, 0, {who}", m)
-                  for who in ("rft", "rl", "scalar RM") for m in columns[f"labels, 0, {who}"]},
-              "accuracy, dose 3 less none": {
-                  f"{kind}, {policy}, {m}": less(dosed(kind, policy, DOSE), dosed(kind, policy, "none"), m)
-                  for kind in ("position", "length") for policy in STAGES
-                  for m in ("accuracy", "accuracy in one order")}}
+    taught = lambda kind, policy, m: less(f"{kind} bias, taught {kind}, {policy}",
+                                          f"{kind} bias, taught none, {policy}", m)
+    loss = lambda who: [a - b for a, b in zip(*(
+        columns[f"labels, {share}, {who}"]["greedy"] for share in ("0.3", "0")))]
+    scalar = "scalar RM, 1 epochs"
+    result = {
+        "numbers": {name: {m: study.number(v) for m, v in of.items()} for name, of in columns.items()},
+        "ece": {}, "bins": {},
+        "well-founded, correct less incorrect": {policy: study.difference(
+            columns[f"reasons, {policy}"]["of correct"], columns[f"reasons, {policy}"]["of incorrect"], queries)
+            for policy in STAGES},
+        "bias": {f"{kind}, {policy}, {m}": taught(kind, policy, m) for kind in ("position", "length")
+                 for policy in STAGES for m in columns[f"{kind} bias, taught {kind}, {policy}"]},
+        "30% wrong labels, less none": {
+            f"{who}, {m}": less(f"labels, 0.3, {who}", f"labels, 0, {who}", m)
+            for who in ("rft", "rl", "scalar RM, 4 epochs", scalar) for m in columns[f"labels, 0, {who}"]},
+        "loss of the GRM, less that of the scalar RM": study.difference(
+            loss("rl"), loss(scalar), queries)}
     for policy in STAGES:
         both = [(f[f"calibration, {policy}"]["sureness"], f[f"calibration, {policy}"]["accuracy"]) for f in found]
-        eces = [ece(*of) for of in both]
-        result["ece"][policy] = [round(float(np.mean(eces)), 4), round(float(np.ptp(eces)) / 2, 4)]
+        result["ece"][policy] = [round(float(ece(*of)), 4) for of in both]
         result["bins"][policy] = bins(*(np.concatenate(parts) for parts in zip(*both)))
 
     rows = [["measure", *STAGES]]
-    def row(title, name, measure, what=None):
-        cells = [(what or result["numbers"]).get(name.format(policy), {}).get(measure) for policy in STAGES]
-        rows.append([title, *(study.in_words(x) if x else "" for x in cells)])
-    row("true checks, of those due", "reasons, {}", "true checks")
-    row("well-founded, of correct judgements", "reasons, {}", "of correct")
-    row("well-founded, of incorrect judgements", "reasons, {}", "of incorrect")
-    row("Meta RM's AUC, well-founded among correct", "reasons, {}", "AUC")
-    row("sureness of the vote", "calibration, {}", "sureness")
-    row("accuracy of the vote", "calibration, {}", "accuracy")
-    eces = [study.in_words(result["ece"][policy]) for policy in STAGES]
-    rows.append(["ECE (± half the range over seeds)", *eces])
-    row("position bias, one sample", "position, dose 3, {}", "one sample")
-    row("position bias, 8 votes in one order", "position, dose 3, {}", "vote in one order")
-    row("position bias, 8 votes", "position, dose 3, {}", "vote")
-    row("length bias, one sample", "length, dose 3, {}", "one sample")
-    row("length bias, 8 votes", "length, dose 3, {}", "vote")
+    def row(title, cell):
+        rows.append([title, *(study.in_words(cell(policy)) for policy in STAGES)])
+    number = lambda name, m: lambda policy: result["numbers"].get(f"{name}, {policy}", {}).get(m)
+    bias = lambda kind, m: lambda policy: result["bias"][f"{kind}, {policy}, {m}"]
+    row("true checks, of those due", number("reasons", "true checks"))
+    row("well-founded, of correct judgements", number("reasons", "of correct"))
+    row("well-founded, of incorrect judgements", number("reasons", "of incorrect"))
+    row("AUC of the Meta RM, well-founded among correct", number("reasons", "Meta RM"))
+    row("sureness of the vote", number("calibration", "sureness"))
+    row("accuracy of the vote", number("calibration", "accuracy"))
+    rows.append(["ECE, each run", *(", ".join(f"{x:.3f}" for x in result["ece"][policy]) for policy in STAGES)])
+    row("position bias, one sample", bias("position", "one sample"))
+    row("position bias, vote in one order", bias("position", "vote in one order"))
+    row("length bias, one sample", bias("length", "one sample"))
+    row("length bias, vote", bias("length", "vote"))
+    row("greedy, 30% wrong labels less none", lambda policy: result["30% wrong labels, less none"].get(
+        f"{policy}, greedy"))
     study.save("truth", runs, quick, result, rows, draw(result))
 
 

@@ -80,7 +80,9 @@ def test_differences_have_both_intervals():
     """Guards against an interval over items alone, which is too narrow where items share a query."""
     better, worse = np.array([1.0, 1, 0, 0] * 50), np.zeros(200)
     found = study.difference([better], [worse], [["a", "a", "b", "b"] * 50])
-    assert found[0] == 0.5 and found[1] > 0.4 and (found[3], found[4]) == (0, 1)
+    assert found[0] == 0.5 and found[1] > 0.4 and found[3:] == [0, 1, 0.5]
+    nothing = np.full(200, np.nan)
+    assert study.difference([better], [nothing], [["a"] * 200]) is None
     assert study.in_words(found) == "+0.500 (+0.000 to +1.000)"
 
 
@@ -152,20 +154,29 @@ def test_other_forms_of_a_judgement(tok):
 # ----------------------------------------------------------------------------------------
 # Filter, truth
 
-def test_oracle(sampled):
-    """Guards against an oracle with another AUC than is said, and one that keeps what does not parse."""
+def test_oracles(sampled):
+    """Guards against an oracle that knows more or less than is said."""
     items, groups, _ = sampled
-    for share in (0.0, 0.3, 1.0):
-        found = []
-        for draw in range(40):
+    for oracle, value, expected in ((filter.informed, 0.3, 1 - 0.7 ** 2 / 2), (filter.informed, 1.0, 1.0),
+                                    (filter.noisy, 0.5, 0.5), (filter.noisy, 0.8, 0.8), (filter.noisy, 0.3, 0.3)):
+        rng, found = np.random.default_rng(0), []
+        for _ in range(40):
             for item, group in zip(items, groups):
-                logits = filter.oracle(group, item, share, draw)
-                assert [x is None for x in logits] == [j.scores is None for j in group]
-                parsed = [(correct(j.scores, item.gold), x) for j, x in zip(group, logits) if x is not None]
-                found.append(auc(*zip(*parsed)) if parsed else None)
-        value = np.mean([x for x in found if x is not None])
-        assert value == pytest.approx(1 - (1 - share) ** 2 / 2, abs=0.02)
-        assert filter.share_with(1 - (1 - share) ** 2 / 2) == pytest.approx(share)
+                labels = [correct(j.scores, item.gold) for j in group]
+                found.append(auc(labels, oracle(group, item, value, rng)))
+        assert np.mean([x for x in found if x is not None]) == pytest.approx(expected, abs=0.02)
+
+
+def test_gain_carried_over():
+    """Guards against weights of the wrong policy: gains only where half of the samples are correct."""
+    share, target, ones = np.array([0.5, 0.5, 1.0, 1.0]), np.array([0.5, 1.0, 1.0, 1.0]), np.ones(4)
+    gain = np.array([1.0, 0.0, 0.0, 0.0])
+    assert filter.carried_over(gain, share, share, ones) == gain.mean()
+    assert filter.carried_over(gain, share, target, ones) == 0.5 / 4
+    assert filter.carried_over(gain, share, target, np.array([0, 1.0, 1, 1])) == 0
+    weighted = lambda run, weights: (weights * gain).sum() / weights.sum()
+    mean, *interval = filter.with_intervals(weighted, [list("abcd")])
+    assert mean == 0.25 and interval[:2] == interval[2:] == [0.0, 0.75]
 
 
 def test_bias():
@@ -231,8 +242,8 @@ def test_findings_are_those_of_the_numbers(name, title):
 
     collect(result)
     short = lambda x: re.sub(r"\b0\.", ".", x)
-    differences = {short(study.in_words(x)) for x in lists if len(x) == 5}
-    numbers = {short(f"{v:.3f}") for x in lists for v in {2: x[:1], 3: x, 5: []}[len(x)]}    # no half-widths
+    differences = {short(study.in_words(x)) for x in lists if len(x) >= 5}
+    numbers = {short(f"{v:.3f}") for x in lists for v in {2: x[:1], 3: x}.get(len(x), [])}    # no half-widths
     findings = " ".join(chapter.split("\n- ", 1)[1].split())
     said = re.findall(r"[+-]\.\d+ \([^()]* to [^()]*\)", findings)
     assert len(said) >= 3 and set(said) <= differences
