@@ -6,7 +6,7 @@ it helps after RFT only. What may be the reason? Each part of this study tests o
 
 1. The policy is too good. RL is run again, and stopped after 3, 6 and 12 of its 24 steps. A Meta RM is trained
    for each of these policies, on as many of its own judgements. The paper's policy is correct in 70% of cases.
-2. The Meta RM has too little data, or the wrong data: 1,000, 8,000 or 32,000 judgements; only those of items
+2. The Meta RM has too little data, or the wrong data: 1,000, 8,000 or 16,000 judgements; only those of items
    that the policy does not always judge correctly; the rollouts of RL, which cost nothing; and a Meta RM that
    starts from the base model and not from the policy.
 3. The samples are too much alike: temperature 1 in place of 0.5.
@@ -25,18 +25,17 @@ from statistics import NormalDist
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from matplotlib.figure import Figure
 
 import metarm
-from data import run_command
+from data import pick_dtype, run_command
 from data.judgement import correct, vote_plurality, vote_sum
 from data.world import make_item, seed_of
 from experiments import study
 from model import Optimizer, learning_rate, pad_left, save_model
 from report import auc
 from sample import judge
-from spct import is_correct, too_easy
+from spct import autocast, is_correct, too_easy
 
 SHARES = (0, 0.1, 0.2, 0.3, 0.5, 0.75, 1)          # of the samples of which the oracle knows the truth
 
@@ -62,11 +61,13 @@ def train_meta_rm(cfg, start, groups, item_of, epochs=1):
     rng = np.random.default_rng(seed_of(cfg.seed, "meta"))
     batches = [batches[i] for _ in range(epochs) for i in rng.permutation(len(batches))]
     model = metarm.from_policy(start)
-    optimizer = Optimizer(model)
+    optimizer = Optimizer(model, getattr(torch, cfg.dtype))
     for step, batch in enumerate(batches):
         ids, padding = pad_left([j.prompt + j.ids for j in batch])           # (B, T), (B,)
         label = torch.tensor([float(is_correct(j, item_of[j.item])) for j in batch])     # (B,)
-        loss = F.binary_cross_entropy_with_logits(model(ids, padding), label)
+        with autocast(cfg):
+            logits = model(ids, padding)                                     # (B,)
+        loss = metarm.meta_loss(logits, label)
         loss.backward()
         optimizer.step(learning_rate(cfg.meta_lr, step, len(batches)))
     return model
@@ -150,7 +151,8 @@ def measure(items, groups, counts):
 def study_run(run, sizes):
     """-> {name of a policy, or of a variant of its Meta RM: {measure: a number for each item}}"""
     test_items, counts, steps, (few, some, many) = sizes
-    cfg, found, last = run.config(), {}, steps[-1]
+    # Meta RMs are trained, and read, in bfloat16 where that is faster.
+    cfg, found, last = run.config(dtype=pick_dtype("cpu")), {}, steps[-1]
     item_of = {item.id: item for item in [*run.training_items(), *new_items(run, many // 4)]}
 
     def measured(name, policy, meta, temperature=cfg.temperature):
@@ -158,7 +160,8 @@ def study_run(run, sizes):
         items, groups = run.judged(policy, "test", test_items, counts[-1], temperature, rated=False)
 
         def make():
-            metarm.rate(meta(), groups)
+            with autocast(cfg):
+                metarm.rate(meta(), groups)
             return {"logits": [[np.nan if j.scores is None else j.meta for j in group] for group in groups]}
         for group, logits in zip(groups, run.numbers(f"filter, {name}", make)["logits"]):
             for j, logit in zip(group, logits):
@@ -286,7 +289,7 @@ GAINS = {"filter - sum": ("filter, sum", "sum"), "filter - plurality": ("filter,
 def main(argv):
     runs, quick = study.start(argv, __doc__)
     sizes = (8, (2, 4), (0, 1, 2), (8, 16, 32)) if quick else \
-            (600, (8, 32), (0, 3, 6, 12, 24), (1000, 8000, 32000))
+            (600, (8, 16), (0, 3, 6, 12, 24), (1000, 8000, 16000))
     items, counts, steps, _ = sizes
     queries = [[item.query for item in run.items("test", items)] for run in runs]
     found = [study_run(run, sizes) for run in runs]
