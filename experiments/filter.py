@@ -17,7 +17,7 @@ it helps after RFT only. What may be the reason? Each part of this study tests o
    ask what the filter would gain after RFT, if the samples agreed as often as they do after RL, and the reverse.
 
 "AUC" is always within items: the probability that the Meta RM prefers a correct to an incorrect sample of the
-same item; 0.5 is chance.
+same item; 0.5 is chance. An item is contested if between a quarter and three quarters of its samples are correct.
 """
 
 import os
@@ -128,6 +128,8 @@ def measure(items, groups, counts):
             for item, group in zip(items, parsed)]
     # An AUC needs both kinds. Other items have none (nan), and are left out of its mean.
     found["AUC"] = np.array([np.nan if a is None else a for a in aucs])
+    share = np.array(found["one sample"])
+    found["AUC, contested"] = np.where((share >= 0.25) & (share <= 0.75), found["AUC"], np.nan)
     found["pass"] = [float(share > 0) for share in found["one sample"]]
     area = np.nanmean(found["AUC"]) if np.isfinite(found["AUC"]).any() else 0.5
     for k in counts:
@@ -306,13 +308,16 @@ def main(argv):
     result["filter, less that of the same policy's own Meta RM"] = {
         f"{name}@{k}": study.difference(of[f"filter, sum@{k}"], columns[last][f"filter, sum@{k}"], queries)
         for k in counts for name, of in columns.items() if "steps" not in name}
-    rows = [["policy, or Meta RM of the last policy", "one sample", "AUC", f"sum of {most}", "filter less sum",
-             "filter less plurality", "oracle of the same AUC, less sum"]]
+    rows = [["policy, or Meta RM of the last policy", "one sample", "AUC", "AUC, contested", f"sum of {most}",
+             "filter less sum", "filter less plurality", "oracle of the same AUC, less sum"]]
     for name, numbers in result["numbers"].items():
+        if name.startswith(first + ",") or "base" in name or "default" in name:          # these are in the JSON
+            continue
         gains = result["differences"][name]
-        rows.append([name, *(study.in_words(numbers[m]) for m in ("one sample", "AUC", f"sum@{most}")),
-                     *(study.in_words(gains[f"{m}@{most}"])
-                       for m in ("filter - sum", "filter - plurality", "same AUC - sum"))])
+        measures = ("one sample", "AUC", "AUC, contested", f"sum@{most}")
+        titles = ("filter - sum", "filter - plurality", "same AUC - sum")
+        rows.append([name, *(study.in_words(numbers[m]) for m in measures),
+                     *(study.in_words(gains[f"{title}@{most}"]) for title in titles)])
     study.save("filter", runs, quick, result, rows, draw(result, steps, most))
 
 
