@@ -6,9 +6,8 @@ it helps after RFT only. What may be the reason? Each part of this study tests o
 
 1. The policy is too good. RL is run again, and stopped after 3, 6 and 12 of its 24 steps. A Meta RM is trained
    for each of these policies, on as many of its own judgements. The paper's policy is correct in 70% of cases.
-2. The Meta RM has too little data, or the wrong data: 1,000, 8,000 or 16,000 judgements; only those of items
-   that the policy does not always judge correctly; the rollouts of RL, which cost nothing; and a Meta RM that
-   starts from the base model and not from the policy.
+2. The Meta RM has too little data, or the wrong data: 8,000 or 16,000 judgements; only those of items that the
+   policy does not always judge correctly; the rollouts of RL, which cost nothing.
 3. The samples are too much alike: temperature 1 in place of 0.5.
 4. Nothing can be gained by any filter. An oracle is told of a share of the samples, picked at random, whether
    they are correct. It keeps correct ones first, then those that it knows nothing of, and incorrect ones last.
@@ -53,14 +52,13 @@ def save_checkpoints(run, steps):
             save_model(run.path(f"filter-rl{step}.pt"), policy)
 
 
-def train_meta_rm(cfg, start, groups, item_of, epochs=1):
-    """The training of spct.train_meta_rm, but on all groups that are given, also those that are all correct.
-    start: the model that it begins with."""
+def train_meta_rm(cfg, policy, groups, item_of):
+    """The training of spct.train_meta_rm, but on all groups that are given, also those that are all correct."""
     judgements = sorted((j for group in groups for j in group), key=lambda j: len(j.prompt) + len(j.ids))
     batches = [judgements[i:i + cfg.meta_batch] for i in range(0, len(judgements), cfg.meta_batch)]
-    rng = np.random.default_rng(seed_of(cfg.seed, "meta"))
-    batches = [batches[i] for _ in range(epochs) for i in rng.permutation(len(batches))]
-    model = metarm.from_policy(start)
+    order = np.random.default_rng(seed_of(cfg.seed, "meta")).permutation(len(batches))
+    batches = [batches[i] for i in order]
+    model = metarm.from_policy(policy)
     optimizer = Optimizer(model, getattr(torch, cfg.dtype))
     for step, batch in enumerate(batches):
         ids, padding = pad_left([j.prompt + j.ids for j in batch])           # (B, T), (B,)
@@ -148,7 +146,7 @@ def measure(items, groups, counts):
 
 def study_run(run, sizes):
     """-> {name of a policy, or of a variant of its Meta RM: {measure: a number for each item}}"""
-    test_items, counts, steps, (few, some, many) = sizes
+    test_items, counts, steps, (some, many) = sizes
     # Meta RMs are trained, and read, in bfloat16 where that is faster.
     cfg, found, last = run.config(dtype=pick_dtype("cpu")), {}, steps[-1]
     item_of = {item.id: item for item in [*run.training_items(), *new_items(run, many // 4)]}
@@ -187,14 +185,11 @@ def study_run(run, sizes):
 
     # 2. Data for the Meta RM of RL
     not_easy = lambda groups: [group for group in groups if not too_easy(group, item_of[group[0].item])]
-    variants = {f"{few} judgements, {some // few} times": ("rl", lambda: pool[:few // 4], some // few),
-                f"{many} judgements": ("rl", lambda: pool, 1),
-                f"{some}, no easy items": ("rl", lambda: not_easy(pool)[:some // 4], 1),
-                f"{some}, from the base model": ("base", lambda: pool[:some // 4], 1),
-                "the rollouts of RL": ("rl", lambda: not_easy(run.own("rl")), 1)}
+    variants = {f"{many} judgements": lambda: pool, f"{some}, no easy items": lambda: not_easy(pool)[:some // 4],
+                "the rollouts of RL": lambda: not_easy(run.own("rl"))}
     measured("the default run's Meta RM", "rl", lambda: run.model("meta"))
-    for name, (start, groups, epochs) in variants.items():
-        measured(name, "rl", lambda: train_meta_rm(cfg, run.model(start), groups(), item_of, epochs))
+    for name, groups in variants.items():
+        measured(name, "rl", lambda: train_meta_rm(cfg, run.model("rl"), groups(), item_of))
     return found
 
 # ----------------------------------------------------------------------------------------
@@ -284,8 +279,8 @@ GAINS = {"filter - sum": ("filter, sum", "sum"), "filter - plurality": ("filter,
 
 def main(argv):
     runs, quick = study.start(argv, __doc__)
-    sizes = (8, (2, 4), (0, 1, 2), (8, 16, 32)) if quick else \
-            (500, (8, 16), (0, 3, 6, 12, 24), (1000, 8000, 16000))
+    sizes = (8, (2, 4), (0, 1, 2), (16, 32)) if quick else \
+            (500, (8, 16), (0, 3, 6, 12, 24), (8000, 16000))
     items, counts, steps, _ = sizes
     queries = [[item.query for item in run.items("test", items)] for run in runs]
     found = [study_run(run, sizes) for run in runs]
