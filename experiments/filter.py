@@ -169,7 +169,7 @@ def study_run(run, sizes):
     between = steps[1:-1]
     if not os.path.exists(run.path(f"filter-rl{between[-1]}.pt")):
         save_checkpoints(run, between)
-    policies = {0: "rft", last: "rl", **{step: f"filter-rl{step}" for step in between}}
+    policies = {0: "rft", **{step: f"filter-rl{step}" for step in between}, last: "rl"}
     pool = training_groups(run, "rl", many)
     for step, policy in policies.items():
         groups = lambda: pool[:some // 4] if step == last else training_groups(run, policy, some)
