@@ -116,7 +116,8 @@ def test_training_of_the_meta_rm_learns_what_it_can(tiny):
         good = i % 2
         ids = [rng.randint(10, 30) for _ in range(5)] + [5 if good else 6]
         group.append(Judgement(item.id, i, [0, 1], 0, [2, 3], ids, 0.0, scores=item.gold if good else [5, 5]))
-    meta = filter.train_meta_rm(spct.Config(meta_batch=8, dtype="float32"), tiny(), [group], {item.id: item})
+    cfg = spct.Config(meta_batch=8, device="cpu", dtype="float32")
+    meta = filter.train_meta_rm(cfg, tiny(), [group], {item.id: item})
     metarm.rate(meta, [group])
     assert auc([i % 2 == 1 for i in range(400)], [j.meta for j in group]) > 0.95
 
