@@ -2,7 +2,7 @@
 Why does the Meta RM's filter help after RFT, and not after RL?
 
 In the paper the filter helps after RL: votes of the better half of 32 samples are better than votes of all. Here
-it helps after RFT only. What may be the reason? Each part of this study tests one answer.
+it helps after RFT, and no longer at the end of RL. What may be the reason? Each part of this study tests one answer.
 
 1. The policy is too good. RL is run again, and stopped after 3, 6 and 12 of its 24 steps. A Meta RM is trained
    for each of these policies, on as many of its own judgements. The paper's policy is correct in 70% of cases.
@@ -197,6 +197,7 @@ def study_run(run, sizes):
 # 0 to 1/8, ..., 7/8 to 1, and all.
 
 def bin_of(share):
+    """The number of an item's bin, 0 to 8."""
     return np.floor(8 * share).astype(int)
 
 

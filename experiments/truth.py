@@ -90,7 +90,8 @@ def bins(sure, right):
 
 
 def ece(sure, right):
-    """
+    """The expected calibration error: the mean distance between sureness and accuracy over the bins.
+
     >>> round(ece(np.array([0.95, 0.95, 0.55]), np.array([1.0, 1.0, 0.0])), 4)
     0.2167
     """
