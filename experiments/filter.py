@@ -2,7 +2,8 @@
 Why does the Meta RM's filter help after RFT, and not after RL?
 
 In the paper the filter helps after RL: votes of the better half of 32 samples are better than votes of all. Here
-it helps after RFT, and no longer at the end of RL. What may be the reason? Each part of this study tests one answer.
+it helps after RFT, and no longer at the end of RL. What may be the reason? Each part of this study tests one
+answer.
 
 1. The policy is too good. RL is run again, and stopped after 3, 6 and 12 of its 24 steps. A Meta RM is trained
    for each of these policies, on as many of its own judgements. The paper's policy is correct in 70% of cases.
