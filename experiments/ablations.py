@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 import spct
 from data import run_command
 from data.judgement import correct, vote_plurality, vote_sum
-from data.world import seed_of
+from data.world import DOMAINS, seed_of
 from experiments import study
 from experiments.judges import NO_PRINCIPLES, grm_without_principles, judge_as
 from metarm import keep_best
@@ -142,7 +142,8 @@ def draw(result):
 def main(argv):
     runs, quick = study.start(argv, __doc__)
     test_items, k = sizes = (8, 1) if quick else (600, 8)
-    queries = [[item.query for item in run.items("test", test_items)] for run in runs]
+    items = [run.items("test", test_items) for run in runs]
+    queries = [[item.query for item in mine] for mine in items]
     found = [study_run(run, sizes) for run in runs]
     result = {"numbers": {}, "less the default": {}}
     for name in found[0]:
@@ -152,6 +153,13 @@ def main(argv):
         default = f"filter keeps {2 * k} of {4 * k}, rl" if "filter" in name else f"default, {stage}"
         result["less the default"][name] = {
             m: study.difference(v, [f[default][m] for f in found], queries) for m, v in columns.items()}
+    # Does a domain collapse without a KL penalty?
+    result["beta 0 less the default, plurality, by domain"] = by_domain = {}
+    for domain in DOMAINS:
+        mine = [[i for i, item in enumerate(of) if item.domain == domain] for of in items]
+        at = lambda name: [f[name]["plurality"][i] for f, i in zip(found, mine)]
+        by_domain[domain] = study.difference(at("beta 0, rl"), at("default, rl"), [
+            [q[n] for n in i] for q, i in zip(queries, mine)])
     result["judgements that RFT learns from"] = {
         variant: [len(rft_data(run)[variant]) for run in runs] for variant in rft_data(runs[0])}
     rows = [["variant", "paper, %: RFT, RL", "RFT, greedy", "RFT, greedy: less the default", "RL, greedy",

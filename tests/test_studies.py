@@ -221,7 +221,8 @@ def test_quick(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("name, title", [
     ("votes", "## Which vote is best, and how many samples does it take?"),
     ("filter", "## Why does the Meta RM's filter help after RFT, and not after RL?"),
-    ("baselines", "## Is a generalist judge any better than the other kinds of reward model?")])
+    ("baselines", "## Is a generalist judge any better than the other kinds of reward model?"),
+    ("ablations", "## What does each part of the method bring?")])
 def test_findings_are_those_of_the_numbers(name, title):
     """Guards against findings that no run has shown, or that an older one has. Each number must be one of the
     study's. (Whether it is the right one of them, a reader has to see.)"""
