@@ -2,7 +2,7 @@
 Is it better to take more samples, or a larger model?
 
     for seed in 1 2 3; do
-        run="python spct.py --seed $seed --device cpu --dtype float32 --eval_items 600"
+        run="python spct.py --seed $seed --device cpu --dtype bfloat16 --threads 2 --eval_items 600"
         $run --n_layer 2 --n_embd 64 --out runs/small-seed$seed
         $run --out runs/cpu-seed$seed
         $run --n_layer 6 --n_head 6 --n_embd 192 --out runs/large-seed$seed
