@@ -17,13 +17,13 @@ import sample
 import spct
 from data.annotators import annotate
 from data.judgement import Judgement, correct, judgement_parts, pick, prompt_parts, vote_plurality, vote_sum
-from data.world import make_item, make_items
-from experiments import baselines, filter, judges, study, truth, votes
+from data.world import RATERS, draw_query, gold_reward, make_item, make_items, make_response
+from experiments import baselines, filter, judges, offline, study, truth, votes, writer
 from metarm import vote_guided
 from report import auc
 
 
-@pytest.mark.parametrize("module", [baselines, filter, judges, truth], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [baselines, filter, judges, offline, truth], ids=lambda m: m.__name__)
 def test_examples_in_docstrings(module):
     """Guards against an example that gives something else."""
     assert doctest.testmod(module).failed == 0
@@ -84,6 +84,24 @@ def test_differences_have_both_intervals():
     nothing = np.full(200, np.nan)
     assert study.difference([better], [nothing], [["a"] * 200]) is None
     assert study.in_words(found) == "+0.500 (+0.000 to +1.000)"
+
+
+def test_gold_reward_of_any_text():
+    """Guards against a gold reward that differs from the raters', or that nonsense earns."""
+    for i in range(300):
+        rng = random.Random(i)
+        domain, cue, task, problem = draw_query(rng, rng.choice(["train", "test", "ood"]))
+        text, truth = make_response(rng, domain, problem, RATERS[domain][cue])
+        query = writer.Query("", domain, cue, task, problem)
+        met = writer.truth_of(text, query)
+        assert {name: truth[name][0] for name in truth} == {name: met[name][0] for name in truth}
+        assert writer.gold_of(text, query) == gold_reward(RATERS[domain][cue], truth)
+    sums = writer.Query("", "sums", "none", "what is 1+1?", (1, 1))
+    for text in ("it is is 2", "2", "it is 2 it is 2", "it is 2 <scores>10", ""):
+        assert not writer.truth_of(text, sums)["correct"][0]
+    lists = writer.Query("", "lists", "none", "name 2 fruits", ("fruits", 2))
+    for text in ("plum plum", "plum good", "plum", "plum <scores>10", ""):
+        assert not writer.truth_of(text, lists)["count"][0]
 
 
 # ----------------------------------------------------------------------------------------

@@ -1,0 +1,105 @@
+"""
+Can a judge rank policies? Offline evaluation of ten writers, each frozen.
+
+The writers are those of rlhf.py: one that has seen a tenth of the texts, the first writer, and others from the
+course of RL with each reward. Each answers each query once. A judge reads the ten answers in random order, in
+fours, and a writer's score is its mean over queries. The gold reward gives the true ranking. Spearman's rank
+correlation says how near the judge's ranking is, and how many queries it takes to get there.
+
+Run rlhf.py before, which trains the writers.
+"""
+
+import os
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from data import UserError, run_command
+from data.world import seed_of
+from experiments import study
+from experiments.rlhf import FULL, QUICK, REWARDS, snapshots
+from experiments.writer import first_writer, queries_of, texts_of, write
+
+
+def spearman(a, b):
+    """The rank correlation of two arrays (m,). Equal values share a rank.
+
+    >>> spearman(np.array([1.0, 2.0, 4.0]), np.array([10.0, 30.0, 20.0]))
+    0.5
+    """
+    ranks = lambda v: (v[:, None] > v).sum(axis=1) + (v[:, None] == v).sum(axis=1) / 2
+    if len(set(a)) == 1 or len(set(b)) == 1:
+        return 0.0
+    return round(float(np.corrcoef(ranks(a), ranks(b))[0, 1]), 4)
+
+
+def agreement(rewards, gold, count):
+    """The mean rank correlation over 200 choices of `count` queries. rewards (queries, writers), gold (writers,)
+    """
+    rng = np.random.default_rng(0)
+    chosen = [rng.choice(len(rewards), count, replace=False) for _ in range(200)]
+    return np.mean([spearman(rewards[c].mean(axis=0), gold) for c in chosen])
+
+
+def stable(rewards, gold):
+    """How many queries are enough for a mean rank correlation of 0.9? None if all of them are not."""
+    return next((n for n in range(1, len(rewards) + 1) if agreement(rewards, gold, n) >= 0.9), None)
+
+
+def answers(run, writers, queries):
+    """-> {judge: (queries, writers) rewards}"""
+    cfg, tok, found = run.config(), run.tok, {}
+    texts = [[group[0] for group in texts_of(tok, write(model, tok, queries, 1, seed_of(cfg.seed, "offline", i)))]
+             for i, model in enumerate(writers)]
+    orders = [np.random.default_rng(seed_of(cfg.seed, "offline", q.id)).permutation(len(writers)) for q in queries]
+    mixed = [[texts[i][number] for i in order] for number, order in enumerate(orders)]
+    for name, make in REWARDS.items():
+        rewards = make(run)(queries, mixed, seed_of(cfg.seed, "judge", "offline"))           # (queries, writers)
+        found[name] = np.array([row[np.argsort(order)] for row, order in zip(rewards, orders)])
+    return found
+
+
+def study_run(run, sizes):
+    seed, (first, middle, last) = run.config().seed, snapshots(sizes)
+    beginner = run.model("writer, beginner", lambda: first_writer(run, sizes.tokens // 10))
+    names = ["writer", f"writer, gold, {first}", f"writer, gold, {middle}", f"writer, scalar RM, {middle}",
+             *(f"writer, {name}, {last}" for name in REWARDS)]
+    for name in names:
+        if not os.path.exists(run.path(name + ".pt")):
+            raise UserError(f"{run.folder} has no {name}. Run `python -m experiments.rlhf` with the same folders.")
+    writers = [beginner, *map(run.model, names)]
+    return run.numbers(f"offline, {sizes.queries}",
+                       lambda: answers(run, writers, queries_of(seed, "test", sizes.queries)))
+
+
+def draw(found, counts):
+    figure = Figure(figsize=(7, 4))
+    ax = figure.subplots()
+    for name in REWARDS:
+        ax.plot(counts, [np.mean([agreement(f[name], f["gold"].mean(axis=0), count) for f in found])
+                         for count in counts], "o-", label=name)
+    ax.set(xscale="log", xlabel="queries that each of ten writers answers", ylabel="rank correlation with gold")
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=8)
+    return figure
+
+
+def main(argv):
+    runs, quick = study.start(argv, __doc__)
+    sizes = QUICK if quick else FULL
+    found = [study_run(run, sizes) for run in runs]
+    result = {"rank correlation": {}, "queries": {},
+              "gold": [f["gold"].mean(axis=0).round(3).tolist() for f in found]}
+    rows = [["judge", "rank correlation, each run", "queries for 0.9, each run"]]
+    for name in REWARDS:
+        both = [(f[name], f["gold"].mean(axis=0)) for f in found]
+        result["rank correlation"][name] = [spearman(rewards.mean(axis=0), gold) for rewards, gold in both]
+        result["queries"][name] = [stable(*of) for of in both]
+        rows.append([name, ", ".join(f"{x:.2f}" for x in result["rank correlation"][name]),
+                     ", ".join("more" if n is None else str(n) for n in result["queries"][name])])
+    counts = [n for n in (1, 2, 5, 10, 20, 50, 100, 200) if n <= sizes.queries]
+    study.save("offline", runs, quick, result, rows, draw(found, counts))
+
+
+if __name__ == "__main__":
+    run_command(main)
