@@ -240,7 +240,8 @@ def test_quick(tmp_path, monkeypatch, capsys):
     ("votes", "## Which vote is best, and how many samples does it take?"),
     ("filter", "## Why does the Meta RM's filter help after RFT, and not after RL?"),
     ("baselines", "## Is a generalist judge any better than the other kinds of reward model?"),
-    ("ablations", "## What does each part of the method bring?")])
+    ("ablations", "## What does each part of the method bring?"),
+    ("truth", "## Is a judge correct for the right reasons, calibrated, unbiased, and robust to wrong labels?")])
 def test_findings_are_those_of_the_numbers(name, title):
     """Guards against findings that no run has shown, or that an older one has. Each number must be one of the
     study's. (Whether it is the right one of them, a reader has to see.)"""
@@ -254,8 +255,8 @@ def test_findings_are_those_of_the_numbers(name, title):
     lists = []
 
     def collect(x):
-        if isinstance(x, dict):
-            for value in x.values():
+        if isinstance(x, dict) or isinstance(x, list) and x and isinstance(x[0], list):
+            for value in x.values() if isinstance(x, dict) else x:
                 collect(value)
         elif isinstance(x, list):
             lists.append(x)
