@@ -153,13 +153,12 @@ def main(argv):
         default = f"filter keeps {2 * k} of {4 * k}, rl" if "filter" in name else f"default, {stage}"
         result["less the default"][name] = {
             m: study.difference(v, [f[default][m] for f in found], queries) for m, v in columns.items()}
-    # Does a domain collapse without a KL penalty?
+    # Does a domain collapse without a KL penalty? (Items of other domains are nan, and so left out.)
     result["beta 0 less the default, plurality, by domain"] = by_domain = {}
     for domain in DOMAINS:
-        mine = [[i for i, item in enumerate(of) if item.domain == domain] for of in items]
-        at = lambda name: [f[name]["plurality"][i] for f, i in zip(found, mine)]
-        by_domain[domain] = study.difference(at("beta 0, rl"), at("default, rl"), [
-            [q[n] for n in i] for q, i in zip(queries, mine)])
+        alone = lambda name: [np.where([item.domain == domain for item in mine], f[name]["plurality"], np.nan)
+                              for f, mine in zip(found, items)]
+        by_domain[domain] = study.difference(alone("beta 0, rl"), alone("default, rl"), queries)
     result["judgements that RFT learns from"] = {
         variant: [len(rft_data(run)[variant]) for run in runs] for variant in rft_data(runs[0])}
     rows = [["variant", "paper, %: RFT, RL", "RFT, greedy", "RFT, greedy: less the default", "RL, greedy",

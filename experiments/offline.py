@@ -34,7 +34,9 @@ def spearman(a, b):
 
 
 def agreement(rewards, gold, count):
-    """The mean rank correlation over 200 choices of `count` queries. rewards (queries, writers), gold (writers,)
+    """The mean rank correlation over 200 choices of `count` queries.
+
+    rewards (queries, writers): by a judge; gold (writers,): the mean gold reward of each writer
     """
     rng = np.random.default_rng(0)
     chosen = [rng.choice(len(rewards), count, replace=False) for _ in range(200)]

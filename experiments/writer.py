@@ -89,6 +89,7 @@ def gold_of(text, query):
 
 
 def prompt_of(tok, query):
+    """The ids that the writer completes."""
     return tok.encode([QUERY, " " + query.text, RESPONSE[0]])
 
 
@@ -122,7 +123,7 @@ def write(writer, tok, queries, n, seed):
 
 
 def texts_of(tok, groups):
-    """The same as texts, without special tokens."""
+    """The responses as texts, without special tokens."""
     return [[tok.text(r.ids).strip(" ") for r in group] for group in groups]
 
 
