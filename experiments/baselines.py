@@ -92,9 +92,19 @@ def numbers_of(model, rows):
     return found
 
 
+def flops(model, groups):
+    """Of judgements that a GPT writes, all of them together. A multiply and an add are two operations. Each token
+    goes through the blocks, a token that is written also through the output layer, and attention looks back."""
+    C, L = model.cfg.n_embd, model.cfg.n_layer
+    inside = sum(p.numel() for p in model.blocks.parameters())
+    lengths = [(len(j.prompt) + len(j.ids), len(j.ids)) for group in groups for j in group]
+    V = model.cfg.vocab_size
+    return sum(2 * inside * T + 2 * L * C * T * T + 2 * V * C * written for T, written in lengths)
+
+
 def reads(model, rows):
     """FLOPs of a scalar model that reads these lists of ids."""
-    return study.flops(model.gpt, [[Judgement("", 0, [], 0, ids, [], 0.0) for ids in rows]])
+    return flops(model.gpt, [[Judgement("", 0, [], 0, ids, [], 0.0) for ids in rows]])
 
 
 def per_item(items, values):
@@ -155,7 +165,7 @@ def cloud(run):
                        run.config().temperature if k > 1 else 0)
         rows = [j.prompt + j.ids for group in groups for j in group]
         means = np.array(numbers_of(model, rows)).reshape(-1, k).mean(axis=1)                # Eq 12
-        cost = study.flops(writer, groups) + reads(model, rows)
+        cost = flops(writer, groups) + reads(model, rows)
         return {"answer": per_item(items, means.tolist())}, cost, groups
     return answer
 
@@ -177,7 +187,7 @@ def grm(run, name):
             _, groups = run.judged(name, split, len(items), k, run.config().temperature)
         else:
             groups = judge(policy, run.tok, items, 1, seed_of(run.config().seed, "study", split), 0, shuffle=False)
-        return voted(groups, RULES if k > 1 else ["sum"]), study.flops(policy, groups), groups
+        return voted(groups, RULES if k > 1 else ["sum"]), flops(policy, groups), groups
     return answer
 
 
@@ -187,7 +197,7 @@ def no_principles(run):
     def answer(items, k):
         groups = judge_as(NO_PRINCIPLES, policy, run.tok, items, k, seed_of(run.config().seed, "study", "form"),
                           run.config().temperature if k > 1 else 0, shuffle=k > 1)
-        return voted(groups, ["sum", "plurality"] if k > 1 else ["sum"]), study.flops(policy, groups), groups
+        return voted(groups, ["sum", "plurality"] if k > 1 else ["sum"]), flops(policy, groups), groups
     return answer
 
 
@@ -197,7 +207,7 @@ def llm_judge(run):
     def answer(items, k):
         groups, scores = judge_pairs(policy, run.tok, items, k, seed_of(run.config().seed, "study", "pairs"),
                                      run.config().temperature if k > 1 else 0)
-        return {"answer": scores}, study.flops(policy, groups), groups
+        return {"answer": scores}, flops(policy, groups), groups
     return answer
 
 

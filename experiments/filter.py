@@ -154,7 +154,7 @@ def study_run(run, sizes):
 
     def measured(name, policy, meta, temperature=cfg.temperature):
         """Measure a policy's votes with a Meta RM. meta() -> the Meta RM. Its ratings are kept."""
-        items, groups = run.judged(policy, "test", test_items, counts[-1], temperature, rated=False)
+        items, groups = run.judged(policy, "test", test_items, counts[-1], temperature)
 
         def make():
             model = meta()                         # not inside: autocast would keep copies of weights that change

@@ -66,16 +66,16 @@ def scalar(run):
         Item(q.id, "", q.text, group) for q, group in zip(queries, texts)], 1)[0]["answer"])
 
 
-def grm(k, together=True):
+def grm(k, together=True, policy="rl"):
     """A generative judge: k judgements (1 is greedy) of four responses in one prompt, or of each alone. A response
     has the mean of its scores, and 0 if no judgement parses."""
     def reward(run):
-        policy, size = run.model("rl"), 4 if together else 1
+        judge_model, size = run.model(policy), 4 if together else 1
 
         def scores(queries, texts, seed):
             items = [Item(f"{q.id}-{at}", "", q.text, group[at:at + size])
                      for q, group in zip(queries, texts) for at in range(0, len(group), size)]
-            groups = judge(policy, run.tok, items, k, seed, run.config().temperature if k > 1 else 0)
+            groups = judge(judge_model, run.tok, items, k, seed, run.config().temperature if k > 1 else 0)
             found = [np.mean([j.scores for j in group if j.scores] or [[0] * item.n], axis=0)
                      for group, item in zip(groups, items)]
             return np.concatenate(found).reshape(len(texts), -1)
@@ -95,10 +95,10 @@ def snapshots(sizes):
     return sizes.steps // 10, sizes.steps // 2, sizes.steps
 
 
-def learn(run, start, name, sizes):
-    """RL of the writer with a reward -> {measure: for each checkpoint, a number for each test query}. It is
-    spct.reinforce with another policy, prompt and reward."""
-    cfg, tok, reward = run.config(), run.tok, REWARDS[name](run)
+def learn(run, start, reward, sizes):
+    """RL of the writer with a reward -> {measure: for each checkpoint, a number for each test query}, and {step: a
+    copy of the writer}. It is spct.reinforce with another policy, prompt and reward."""
+    cfg, tok, copies = run.config(), run.tok, {}
     train, test = queries_of(cfg.seed, "train", 4000), queries_of(cfg.seed, "test", sizes.queries)
     policy = copy.deepcopy(start)
     optimizer = Optimizer(policy)
@@ -111,7 +111,7 @@ def learn(run, start, name, sizes):
             columns["proxy"].append(reward(test, texts, seed_of(cfg.seed, "judge", "test")).mean(axis=1))
             columns["KL"].append(divergence(start, groups))
         if step in snapshots(sizes):
-            save_model(run.path(f"writer, {name}, {step}.pt"), policy)
+            copies[step] = copy.deepcopy(policy)
         if step == sizes.steps:
             break
         began = time.perf_counter()
@@ -131,7 +131,7 @@ def learn(run, start, name, sizes):
         optimizer.step(learning_rate(LR, step, sizes.steps, warmup=5, decay=0.3))
         seconds += time.perf_counter() - began
     columns = {m: np.array(values) for m, values in columns.items()}                 # (checkpoints, queries)
-    return {**columns, "seconds": np.array([seconds / sizes.steps])}
+    return {**columns, "seconds": np.array([seconds / sizes.steps])}, copies
 
 # ----------------------------------------------------------------------------------------
 # Best of n
@@ -187,7 +187,12 @@ def study_run(run, sizes):
     test = queries_of(seed, "test", sizes.queries)
     fours = lambda model: texts_of(run.tok, write(model, run.tok, test, 4, seed_of(seed, "writer", "test")))
     for name in REWARDS:
-        found[name] = run.numbers(f"rlhf, {name}, {sizes.steps}", lambda: learn(run, writer, name, sizes))
+        def make():
+            columns, copies = learn(run, writer, REWARDS[name](run), sizes)
+            for step, policy in copies.items():
+                save_model(run.path(f"writer, {name}, {step}.pt"), policy)
+            return columns
+        found[name] = run.numbers(f"rlhf, {name}, {sizes.steps}", make)
         last = run.model(f"writer, {name}, {sizes.steps}")
         found[name].update(habits(test, fours(last)))
         found[name]["forged"] = run.numbers(f"rlhf, forged, {name}, {sizes.queries}", lambda: {

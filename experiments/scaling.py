@@ -29,6 +29,7 @@ from matplotlib.figure import Figure
 from data import UserError, run_command
 from data.judgement import correct, vote_plurality
 from experiments import study
+from experiments.baselines import flops
 
 # ----------------------------------------------------------------------------------------
 # One run
@@ -50,7 +51,7 @@ def study_run(run, count):
             assert [group[0].item for group in chosen] == [item.id for item in items]
             right = [float(correct(vote_plurality([j.scores for j in group]), item.gold))
                      for group, item in zip(chosen, items)]
-            found[f"{policy}, {name}"] = np.array(right), study.flops(run.model(policy), chosen) / count / 1e6
+            found[f"{policy}, {name}"] = np.array(right), flops(run.model(policy), chosen) / count / 1e6
     return found
 
 

@@ -80,9 +80,9 @@ class Run:
             write_judgements(path, make())
         return read_judgements(path)
 
-    def judged(self, policy, split, count, k, temperature, rated=True):
+    def judged(self, policy, split, count, k, temperature):
         """k judgements of each of the first `count` items of a split -> items, groups. Those that the run's own
-        evaluation has sampled are taken from there. rated: by the run's Meta RM."""
+        evaluation has sampled are taken from there. All are rated by the run's Meta RM."""
         items, cfg = self.items(split, count), self.config()
         if (policy in ("rft", "rl") and split == cfg.eval_split and temperature == cfg.temperature
                 and k <= cfg.k and count <= cfg.eval_items):
@@ -92,11 +92,9 @@ class Run:
             # On the test split the seed of the run's own votes: all policies see the same orders.
             seed = seed_of(cfg.seed, *(("eval", "votes") if split == cfg.eval_split else ("study", split)))
             groups = judge(self.model(policy), self.tok, items, k, seed, temperature)
-            if rated:
-                metarm.rate(self.model("meta"), groups)
+            metarm.rate(self.model("meta"), groups)
             return groups
-        name = f"{policy}-{split}-{count}x{k}-T{temperature}" + ("" if rated else "-not-rated")
-        return items, self.groups(name, make)
+        return items, self.groups(f"{policy}-{split}-{count}x{k}-T{temperature}", make)
 
     def numbers(self, name, make):
         """make() -> {measure: a number for each item}. It is called once; then its numbers are read."""
@@ -108,7 +106,7 @@ class Run:
         return dict(np.load(path))
 
 
-def reinforce(cfg, reference, items, rollout):
+def reinforce(cfg, reference, items, rollout, reward=spct.reward):
     """The loop of spct.reinforce, without metrics. It yields the policy after each step.
 
     rollout(policy, batch, seed) -> cfg.group judgements of each item of the batch
@@ -118,7 +116,7 @@ def reinforce(cfg, reference, items, rollout):
     for step in range(cfg.rl_steps):
         batch = [items[i % len(items)] for i in range(step * cfg.rl_items, (step + 1) * cfg.rl_items)]
         groups = rollout(policy, batch, seed_of(cfg.seed, "rl", step))
-        rewards = [[spct.reward(j, item) for j in group] for group, item in zip(groups, batch)]
+        rewards = [[reward(j, item) for j in group] for group, item in zip(groups, batch)]
         advantages = spct.group_advantages(torch.tensor(rewards))            # (P, G)
         judgements = [j for group in groups for j in group]
         tokens = sum(len(j.ids) for j in judgements)
@@ -135,8 +133,7 @@ def reinforce(cfg, reference, items, rollout):
 
 def start(argv, doc, alike=True):
     """Read a study's arguments -> its runs, and is it a quick one? alike: refuse runs of different settings."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", help="finished runs that differ in their seed")
     parser.add_argument("--quick", action="store_true", help="a tiny run and a few items: numbers without meaning")
     args = parser.parse_args(argv)
@@ -185,22 +182,12 @@ def in_words(x):
         return f"{x[0]:.3f} ±{x[1]:.3f}"
     return f"{x[0]:+.3f} ({min(x[1], x[3]):+.3f} to {max(x[2], x[4]):+.3f})"
 
-def flops(model, groups):
-    """Of judgements that a GPT writes, all of them together. A multiply and an add are two operations. Each token
-    goes through the blocks, a token that is written also through the output layer, and attention looks back."""
-    C, L = model.cfg.n_embd, model.cfg.n_layer
-    inside = sum(p.numel() for p in model.blocks.parameters())
-    lengths = [(len(j.prompt) + len(j.ids), len(j.ids)) for group in groups for j in group]
-    V = model.cfg.vocab_size
-    return sum(2 * inside * T + 2 * L * C * T * T + 2 * V * C * written for T, written in lengths)
-
 # ----------------------------------------------------------------------------------------
 # Results
 
 def save(name, runs, quick, result, rows, figure):
     """Print the table; write NAME.json, NAME.csv and NAME.png beside the others, or into the run folder."""
     folder = os.path.join(runs[0].folder, "studies") if quick else OUT
-    os.makedirs(folder, exist_ok=True)
     seeds = ", ".join(str(run.config().seed) for run in runs)
     result["made on"] = f"seeds {seeds}; {platform.machine()}, torch {torch.__version__}"
     with new_file(os.path.join(folder, name + ".json")) as f:

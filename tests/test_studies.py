@@ -18,12 +18,12 @@ import spct
 from data.annotators import annotate
 from data.judgement import Judgement, correct, judgement_parts, pick, prompt_parts, vote_plurality, vote_sum
 from data.world import RATERS, draw_query, gold_reward, make_item, make_items, make_response
-from experiments import baselines, filter, judges, offline, study, truth, votes, writer
+from experiments import baselines, filter, judges, offline, reasons, reference_answer, study, truth, votes, writer
 from metarm import vote_guided
 from report import auc
 
 
-@pytest.mark.parametrize("module", [baselines, filter, judges, offline, truth], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [baselines, filter, judges, offline, reasons, truth], ids=lambda m: m.__name__)
 def test_examples_in_docstrings(module):
     """Guards against an example that gives something else."""
     assert doctest.testmod(module).failed == 0
@@ -103,6 +103,40 @@ def test_gold_reward_of_any_text():
     for text in ("plum plum", "plum good", "plum", "plum <scores>10", ""):
         assert not writer.truth_of(text, lists)["count"][0]
 
+
+def test_references():
+    """Guards against a true reference that is wrong, a wrong one that is true, and a lure that is no response."""
+    kinds, lured = [], 0
+    for item in reference_answer.verifiable_items(0, "test", 60):
+        right = [writer.without_style(text)[0] for text, truth in zip(item.responses, item.truth)
+                 if truth["correct"][0]]
+        true, wrong = (reference_answer.reference_of(item, 0, kind) for kind in ("true", "wrong"))
+        assert set(right) <= {true} and wrong != true
+        assert reference_answer.best_if_true(item, true) == item.best
+        lured += reference_answer.best_if_true(item, wrong) not in (None, item.best)
+        asked = reference_answer.with_reference(item, 0, "half wrong").query
+        kinds.append(asked.endswith(" the answer is " + true.removeprefix("it is ")))
+        assert asked.startswith(item.query + " the answer is ") and asked.count(" the answer is ") == 1
+    assert 15 < sum(kinds) < 45 and lured > 15
+
+
+def test_other_formats_of_the_corpus(tok):
+    """Guards against a format in which a judgement says something else, or evidence that cannot be found again."""
+    for index in range(20):
+        item = make_item(0, "train", index, least=2)
+        ids = tok.encode(judgement_parts(*annotate(random.Random(index), item, "expert")))
+        read = sample.read_judgement(tok, ids, list(range(item.n)))
+        given = [reasons.evidence_of(critique) for critique in read[1]]
+        assert all(given) and given == [{name: evidence for name, evidence, _ in c["checks"]} for c in read[1]]
+        for change in reasons.FORMATS.values():
+            parts = [change(p) if isinstance(p, str) else p for p in judgement_parts(*annotate(
+                random.Random(index), item, "expert"))]
+            principles, critiques, scores = sample.read_judgement(tok, tok.encode(parts), list(range(item.n)))
+            assert (principles, scores) == (read[0], read[2])
+            assert [reasons.evidence_of(critique) for critique in critiques] == given
+            for a, b in zip(critiques, read[1]):
+                assert [(c[0], c[2]) for c in a["checks"]] == [(c[0], c[2]) for c in b["checks"]]
+                assert (a["total"], a["quote"]) == (b["total"], b["quote"])
 
 # ----------------------------------------------------------------------------------------
 # Loops that studies have copied

@@ -1,0 +1,227 @@
+"""
+Is a judge correct for the right reasons, why, and does it matter to a policy that learns from it?
+
+RL with a reward for the verdict alone can make the reasons of a judge worse (RationaleRM, arXiv 2602.04649). Ours
+makes them better: see truth.py. Five judges of each run, to see why:
+
+- default: the run's own.
+- true checks rewarded: RL again, with the reward (correct or not) x (share of true checks).
+- more reading: the base model reads a million tokens more, as before. RFT and RL follow. It is the control of:
+- evidence after the verdict: the same in another format, "correct: good 4, 230+481=711 got 7 7 1 1 1 1". A verdict
+  can then not be read off its evidence.
+- no running sums: "correct: 230+481=711 got 7 7 1 1 1 1, good polite: ...". A total need then not follow the
+  verdicts, check by check.
+
+A judgement is well-founded if all its checks are made and true, and its totals add up (truth.py). Evidence is true
+if it is what the world says, to the letter.
+
+Then each judge is the reward of a writer (rlhf.py), for fewer steps than there. What predicts the gold reward that
+the writer reaches: the judge's accuracy, or its reasons? (R-Align, arXiv 2602.06763, finds: the reasons.)
+
+Run rlhf.py before: it makes the first writer.
+"""
+
+import copy
+import random
+import re
+
+import numpy as np
+from matplotlib.figure import Figure
+
+import spct
+from data import run_command
+from data.annotators import encode_document, general_text, make_document, pack
+from data.world import seed_of
+from experiments import rlhf, study
+from experiments.offline import spearman
+from experiments.truth import share, well_founded
+from experiments.writer import first_writer
+from report import faithfulness
+from sample import judge
+
+# ----------------------------------------------------------------------------------------
+# Formats: each is a function of a text of the corpus. The judge is read as always: what the core reads of a
+# check, its criterion and verdict, stands in all of them.
+
+
+def as_before(text):
+    return text
+
+
+def evidence_after(text):
+    """
+    >>> evidence_after(" correct: 1+1=2 got 2 2, good 6 polite: none, bad 6")
+    ' correct: good 6, 1+1=2 got 2 2 polite: bad 6, none'
+    """
+    return re.sub(r"([a-z]+): ([^,:]+), (good|bad)( \d+)?", r"\1: \3\4, \2", text)
+
+
+def no_running_sums(text):
+    """
+    >>> no_running_sums(" polite: kindly, good 5 formal: bad 5"), no_running_sums(" 5"), no_running_sums("5 1")
+    (' polite: kindly, good formal: bad', '', '5 1')
+    """
+    return re.sub(r"(^|good|bad) \d+", r"\1", text)
+
+
+FORMATS = {"more reading": as_before, "evidence after the verdict": evidence_after,
+           "no running sums": no_running_sums}
+
+
+def in_format(document, change):
+    return [([change(part) if isinstance(part, str) else part for part in parts], learned)
+            for parts, learned in document]
+
+
+def evidence_of(critique):
+    """{criterion: evidence} in both orders."""
+    before = {name: evidence for name, evidence, _ in critique["checks"] if evidence}
+    after = re.findall(r"([a-z]+): (?:good|bad)(?: \d+)?, ([^,:]*?)(?= [a-z]+:|$)", critique["text"])
+    return {**dict(after), **before}
+
+# ----------------------------------------------------------------------------------------
+# Judges of a run -> {"judge, stage": name of its model}
+
+
+def reread(run, name, change, tokens):
+    """The base model, after so many tokens more in a format."""
+    cfg, examples, count = run.config(), [], 0
+    while count < tokens:
+        index = seed_of("reread", len(examples))   # a huge index: no document of the corpus
+        examples.append(encode_document(run.tok, in_format(make_document(cfg.seed, index), change)))
+        count += len(examples[-1][0])
+    ids, learned = pack(examples, cfg.block_size, seed_of(cfg.seed, "reread"))
+    return spct.train_lm(cfg, "base", run.model("base"), ids, learned, cfg.rft_lr, cfg.pretrain_rows)
+
+
+def finetune(run, base, kept, change):
+    """spct.finetune, with general text in a format."""
+    cfg, examples = run.config(), []
+    for j in kept:
+        prompt = spct.forget_hint(j.prompt)
+        examples.append((prompt + j.ids, [False] * len(prompt) + [True] * len(j.ids)))
+    for i in range(int(len(kept) * cfg.rft_general / (1 - cfg.rft_general))):
+        rng = random.Random(seed_of(cfg.seed, "rft-general", i))
+        examples.append(encode_document(run.tok, in_format(general_text(rng), change)))
+    random.Random(seed_of(cfg.seed, "rft-mix")).shuffle(examples)
+    ids, learned = pack(examples, cfg.block_size, seed_of(cfg.seed, "rft-pack"))
+    return spct.train_lm(cfg, "rft", copy.deepcopy(base), ids, learned, cfg.rft_lr, cfg.rft_rows, cfg.rft_epochs)
+
+
+def in_another_format(run, name, change, tokens):
+    cfg, items = run.config(), run.training_items()
+    several = [item for item in items if item.n > 1]
+    base = run.model(f"reasons, {name}, base", lambda: reread(run, name, change, tokens))
+    samples = run.groups(f"reasons, {name}, rft", lambda: judge(
+        base, run.tok, items, cfg.n_rft, seed_of(cfg.seed, "rft")))
+    hinted = run.groups(f"reasons, {name}, hinted", lambda: judge(
+        base, run.tok, several, 1, seed_of(cfg.seed, "hinted"), hinted=True))
+    kept = [j for group, item in zip(samples, items) for j in spct.keep(group, item)]
+    kept += [j for group, item in zip(hinted, several) for j in spct.keep_hinted(group, item)]
+    rft = run.model(f"reasons, {name}, rft", lambda: finetune(run, base, kept, change))
+    hard = [item for group, item in zip(samples, items) if not spct.too_easy(group, item)]
+    run.model(f"reasons, {name}, rl", lambda: spct.reinforce(cfg, run.tok, rft, hard))
+    return {f"{name}, {stage}": f"reasons, {name}, {stage}" for stage in ("rft", "rl")}
+
+
+def with_true_checks(judgement, item):
+    """A reward: the share of true checks of a correct judgement, 0 for an incorrect one."""
+    return faithfulness(judgement, item)[1] if spct.is_correct(judgement, item) else 0.0
+
+
+def judges_of(run, tokens):
+    cfg = run.config()
+    found = {"default, base": "base", "default, rft": "rft", "default, rl": "rl"}
+    rollout = lambda policy, batch, seed: judge(policy, run.tok, batch, cfg.group, seed, shuffle=False)
+    run.model("reasons, rewarded, rl", lambda: [*study.reinforce(
+        cfg, run.model("rft"), run.hard_items(), rollout, with_true_checks)][-1])
+    found["true checks rewarded, rl"] = "reasons, rewarded, rl"
+    for name, change in FORMATS.items():
+        found |= in_another_format(run, name, change, tokens)
+    return found
+
+# ----------------------------------------------------------------------------------------
+# One run
+
+
+def reasons(items, groups):
+    """{measure: a number for each item} of greedy judgements"""
+    found = {"accuracy": [], "true checks": [], "true evidence": [], "well-founded, of correct": []}
+    for item, [j] in zip(items, groups):
+        parses, hit = j.scores is not None, spct.is_correct(j, item)
+        given = [(evidence, truth[name][1]) for critique, truth in zip(j.critiques or [], item.truth)
+                 for name, evidence in evidence_of(critique).items() if name in truth]
+        found["accuracy"].append(float(hit))
+        found["true checks"].append(faithfulness(j, item)[1] if parses else 0.0)
+        found["true evidence"].append(share([evidence == true for evidence, true in given]))
+        found["well-founded, of correct"].append(float(well_founded(j, item)) if hit else np.nan)
+    return {name: np.array(values, float) for name, values in found.items()}
+
+
+def study_run(run, sizes):
+    """-> {judge: {measure: a number for each item, or for each query of the writer}}"""
+    test_items, tokens, writer_sizes = sizes
+    seed, found = run.config().seed, {}
+    writer = run.model("writer", lambda: first_writer(run, writer_sizes.tokens))
+    for title, name in judges_of(run, tokens).items():
+        def make():
+            columns = {}
+            for split, count in (("test", test_items), ("ood", test_items // 2)):
+                items = run.items(split, count)
+                groups = judge(run.model(name), run.tok, items, 1, seed_of(seed, "study", split), 0, shuffle=False)
+                columns |= {f"{split}, {m}": values for m, values in reasons(items, groups).items()}
+            learned, _ = rlhf.learn(run, writer, rlhf.grm(1, policy=name)(run), writer_sizes)
+            return {**columns, "gold before": learned["gold"][0], "gold after": learned["gold"][-1]}
+        found[title] = run.numbers(f"reasons, {title}, {test_items}", make)
+    return found
+
+# ----------------------------------------------------------------------------------------
+# Table and figure
+
+MEASURES = ("accuracy", "true checks", "true evidence", "well-founded, of correct")
+
+
+def draw(points):
+    figure = Figure(figsize=(10, 4))
+    for ax, measure in zip(figure.subplots(1, 2), ("test, accuracy", "test, true checks")):
+        for i, (title, of) in enumerate(points.items()):
+            ax.plot(of[measure], of["gold after"], "o", color=f"C{i % 10}", label=title)
+        ax.set(xlabel=f"the judge: {measure.split(', ')[1]}", ylabel="gold reward of its writer")
+        ax.grid(alpha=0.3)
+    ax.legend(fontsize=7)
+    return figure
+
+
+def main(argv):
+    runs, quick = study.start(argv, __doc__)
+    sizes = (8, 6000, rlhf.QUICK) if quick else (600, 1_000_000, rlhf.FULL._replace(steps=100, every=100))
+    queries = [[item.query for item in run.items("test", sizes[0])] for run in runs]
+    found = [study_run(run, sizes) for run in runs]
+    column = lambda title, m: [f[title][m] for f in found]
+    means = {title: {m: [float(np.nanmean(v)) for v in column(title, m)] for m in found[0][title]}
+             for title in found[0]}
+    every = lambda m: np.concatenate([of[m] for of in means.values()])
+    result = {
+        "numbers": {title: {m: study.number(column(title, m)) for m in found[0][title]} for title in found[0]},
+        "rl less rft": {}, "less the default": {}, "less more reading": {},
+        # Spearman's, over judges and runs. (The second number stands where others have an interval.)
+        "rank correlation with the gold reward": {
+            f"test, {m}": [spearman(every(f"test, {m}"), every("gold after")), 0.0] for m in MEASURES}}
+    less = lambda a, b: {f"test, {m}": study.difference(column(a, f"test, {m}"), column(b, f"test, {m}"), queries)
+                         for m in MEASURES}
+    rows = [["judge", *MEASURES, "ood, accuracy", "ood, well-founded, of correct", "gold reward of its writer"]]
+    for title, of in result["numbers"].items():
+        name, stage = title.rsplit(", ", 1)
+        if stage == "rl":
+            before = f"{name}, rft" if f"{name}, rft" in found[0] else "default, rft"
+            result["rl less rft"][name] = less(title, before)
+            result["less the default"][name] = less(title, "default, rl")
+            result["less more reading"][name] = less(title, "more reading, rl")
+        rows.append([title, *(study.in_words(of[f"test, {m}"]) for m in MEASURES),
+                     study.in_words(of["ood, accuracy"]), study.in_words(of["ood, well-founded, of correct"]),
+                     study.in_words(of["gold after"])])
+    study.save("reasons", runs, quick, result, rows, draw(means))
+
+
+if __name__ == "__main__":
+    run_command(main)
