@@ -6,13 +6,14 @@ Each variant starts from the same base model:
 - RFT: without hinted samples; with hinted samples alone; without general text. These have fewer documents, and so
   fewer steps, than the default. Without rejection: as many of the samples that parse as the default keeps, but
   picked at random. RL then starts from that RFT model.
-- RL: without RFT before it; without a KL penalty (beta 0), and with one that is four times as large.
+- RL: without RFT before it; without a KL penalty (beta 0), also for three times as many steps; and with a penalty
+  that is four times as large.
 - Other random numbers in RL. This is no ablation: it shows how much the results change for no reason at all.
 - Without principles: the critique comes first (see judges.py).
 - Votes: all samples read the item's own order. By default each reads a fresh one.
 - The filter of the Meta RM keeps 1, 8 or 16 (the default) of 32 samples.
 
-The paper reports its ablations of RFT after RFT alone. So both stages are measured here.
+In the paper, variants of RFT are measured after RFT alone. Here they are measured after RL, too.
 """
 
 import random
@@ -68,6 +69,7 @@ def policies(run):
         train_rl(names["rl"], names["rft"])
     for variant, start, changes in (
             ("RL without RFT", "base", {}), ("beta 0", "rft", {"beta": 0.0}), ("beta 0.6", "rft", {"beta": 0.6}),
+            ("beta 0, 3 times the steps", "rft", {"beta": 0.0, "rl_steps": 3 * run.config().rl_steps}),
             ("other random numbers in RL", "rft", {"seed": run.config().seed + 1000})):
         found[variant] = {"rl": f"ablations, {variant}"}
         train_rl(found[variant]["rl"], start, **changes)
@@ -78,7 +80,7 @@ def policies(run):
 
 
 def accuracy(items, groups, rule=None):
-    """A number for each item: is the vote correct? Without a rule: is the first judgement?"""
+    """A number for each item: is the vote correct? Without a rule: is the first judgement correct?"""
     scores = [rule([j.scores for j in group]) if rule else group[0].scores for group in groups]
     return np.array([float(correct(s, item.gold)) for s, item in zip(scores, items)])
 
@@ -103,7 +105,7 @@ def study_run(run, sizes):
             rollout = lambda *how: judge(run.model(name), run.tok, items, how[0], seed, *how[1:])
             found[f"{variant}, {stage}"] = run.numbers(
                 f"ablations, {variant}, {stage}, {test_items}", lambda: votes_and_greedy(run, items, k, rollout))
-    policy = grm_without_principles(run)
+    policy = grm_without_principles(run)["rl"]
     rollout = lambda *how: judge_as(NO_PRINCIPLES, policy, run.tok, items, how[0], seed, *how[1:])
     found["without principles, rl"] = run.numbers(
         f"ablations, without principles, {test_items}", lambda: votes_and_greedy(run, items, k, rollout))
@@ -154,11 +156,12 @@ def main(argv):
         result["less the default"][name] = {
             m: study.difference(v, [f[default][m] for f in found], queries) for m, v in columns.items()}
     # Does a domain collapse without a KL penalty? (Items of other domains are nan, and so left out.)
-    result["beta 0 less the default, plurality, by domain"] = by_domain = {}
-    for domain in DOMAINS:
-        alone = lambda name: [np.where([item.domain == domain for item in mine], f[name]["plurality"], np.nan)
-                              for f, mine in zip(found, items)]
-        by_domain[domain] = study.difference(alone("beta 0, rl"), alone("default, rl"), queries)
+    for variant in ("beta 0", "beta 0, 3 times the steps"):
+        by_domain = result[f"{variant}, less the default, plurality, by domain"] = {}
+        for domain in DOMAINS:
+            alone = lambda name: [np.where([item.domain == domain for item in mine], f[name]["plurality"], np.nan)
+                                  for f, mine in zip(found, items)]
+            by_domain[domain] = study.difference(alone(f"{variant}, rl"), alone("default, rl"), queries)
     result["judgements that RFT learns from"] = {
         variant: [len(rft_data(run)[variant]) for run in runs] for variant in rft_data(runs[0])}
     rows = [["variant", "paper, %: RFT, RL", "RFT, greedy", "RFT, greedy: less the default", "RL, greedy",
@@ -171,7 +174,7 @@ def main(argv):
             shown[1] = shown[4] = None
         if "filter" not in variant:                # these are in the JSON
             rows.append([variant, ", ".join(filter(None, PAPER.get(variant, ()))), *map(study.in_words, shown)])
-    study.save("ablations", runs, quick, result, rows, draw(result))
+    study.save("ablations", runs, result, rows, draw(result))
 
 
 if __name__ == "__main__":

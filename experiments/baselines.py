@@ -14,13 +14,13 @@ All systems start from the same base model, and learn from the same training ite
 
 The three scalar models are trained on all pairs of the best and another response, with -log sigmoid of the
 difference of their numbers. Their learning rates and epochs were chosen on validation items of other seeds, for
-version 0.6.0. The generative systems all have the settings of the default run. Items with one response teach these
-alone.
+version 0.6.0. The generative systems all have the settings of the default run. Items with one response teach GRMs
+alone. LLM-as-a-Judge learns from one pair of each item.
 
 A judgement with scores may tie. In training a tie is incorrect; the paper's evaluation breaks it at random. Both
 are given, and systems are compared in the paper's way, since a scalar RM or a judge of pairs hardly ever ties.
-MFLOPs are those of a greedy answer to an item of two to four responses. Milliseconds are for an item, when all of
-them are judged in one go.
+MFLOPs are those of a greedy answer to an item of two to four responses. Milliseconds: all test items are judged
+together, and their time is divided by their number.
 """
 
 import random
@@ -52,7 +52,7 @@ from report import tie_broken
 from sample import judge
 
 # The paper's overall accuracy in percent (27B): greedy, and with 8 samples
-PAPER = {"scalar RM": "68.6", "pairwise RM": "69.0", "CLoud": "68.7", "LLM-as-a-Judge": "67.8",
+PAPER = {"scalar RM": "68.6", "pairwise RM": "69.0", "CLoud": "68.7", "LLM-as-a-Judge, RL": "67.8",
          "GRM without principles": "67.5, 68.0", "GRM, RFT": "68.8", "GRM, RL": "69.9, 70.6"}
 
 # ----------------------------------------------------------------------------------------
@@ -170,8 +170,9 @@ def cloud(run):
     return answer
 
 # ----------------------------------------------------------------------------------------
-# Systems. Each is a function of a run, which trains what is missing -> answer(items, k): {rule: scores of each
-# item, None if there are none}, the FLOPs of all items, and the judgements that were written. k = 1 is greedy.
+# Systems. Each is a function of a run. It trains what is missing, and returns a function answer(items, k), where
+# k = 1 is greedy. This returns three things: {rule: the scores of each item, None if there are none}, the FLOPs of
+# all items, and the judgements that were written.
 
 
 def voted(groups, rules):
@@ -192,7 +193,7 @@ def grm(run, name):
 
 
 def no_principles(run):
-    policy = grm_without_principles(run)
+    policy = grm_without_principles(run)["rl"]
 
     def answer(items, k):
         groups = judge_as(NO_PRINCIPLES, policy, run.tok, items, k, seed_of(run.config().seed, "study", "form"),
@@ -201,8 +202,8 @@ def no_principles(run):
     return answer
 
 
-def llm_judge(run):
-    policy = llm_as_a_judge(run)
+def llm_judge(run, stage):
+    policy = llm_as_a_judge(run)[stage]
 
     def answer(items, k):
         groups, scores = judge_pairs(policy, run.tok, items, k, seed_of(run.config().seed, "study", "pairs"),
@@ -218,10 +219,12 @@ def floor(score):
 SYSTEMS = {
     "random": floor(lambda item: [random.Random(seed_of("random", r)).random() for r in item.responses]),
     "longest": floor(lambda item: [len(response) for response in item.responses]),
-    "scalar RM": scalar_rm, "pairwise RM": pairwise_rm, "CLoud": cloud, "LLM-as-a-Judge": llm_judge,
+    "scalar RM": scalar_rm, "pairwise RM": pairwise_rm, "CLoud": cloud,
+    "LLM-as-a-Judge, RFT": lambda run: llm_judge(run, "rft"),
+    "LLM-as-a-Judge, RL": lambda run: llm_judge(run, "rl"),
     "GRM without principles": no_principles, "GRM, base": lambda run: grm(run, "base"),
     "GRM, RFT": lambda run: grm(run, "rft"), "GRM, RL": lambda run: grm(run, "rl")}
-SEVERAL = [name for name in SYSTEMS if "GRM" in name or name in ("CLoud", "LLM-as-a-Judge")]   # take k samples
+SEVERAL = [name for name in SYSTEMS if "GRM" in name or "Judge" in name or name == "CLoud"]   # take k samples
 
 # ----------------------------------------------------------------------------------------
 # One run
@@ -312,7 +315,7 @@ def main(argv):
                  of["ood, greedy" + random_ties]]
         rows.append([name, PAPER.get(name, ""), *map(study.in_words, shown),
                      f"{of['test, MFLOPs@1'][0]:.0f}", f"{of['test, ms'][0]:.2f}"])
-    study.save("baselines", runs, quick, result, rows, draw(result["numbers"], few))
+    study.save("baselines", runs, result, rows, draw(result["numbers"], few))
 
 
 if __name__ == "__main__":

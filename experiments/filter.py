@@ -5,14 +5,15 @@ In the paper the filter helps after RL: votes of the better half of 32 samples a
 it helps after RFT, and no longer at the end of RL. What may be the reason? Each part of this study tests one
 answer.
 
-1. The policy is too good. RL is run again, and stopped after 3, 6 and 12 of its 24 steps. A Meta RM is trained
-   for each of these policies, on as many of its own judgements. The paper's policy is correct in 70% of cases.
+1. The policy is too good. RL is run again, and stopped after 3, 6 and 12 of its 24 steps. Each of these policies
+   gets a Meta RM, which is trained on 8,000 of its own judgements, at temperature 1. The paper's policy is
+   correct in 70% of cases.
 2. The Meta RM has too little data, or the wrong data: 8,000 or 16,000 judgements; only those of items that the
    policy does not always judge correctly; the rollouts of RL, which cost nothing.
 3. The samples are too much alike: temperature 1 in place of 0.5.
 4. Nothing can be gained by any filter. An oracle is told of a share of the samples, picked at random, whether
    they are correct. It keeps correct ones first, then those that it knows nothing of, and incorrect ones last.
-   A second oracle has the AUC of the Meta RM exactly, but errs at random, whatever the policy does.
+   A second oracle has the mean AUC of the Meta RM on every item, and errs at random.
 5. Few items are contested. If nearly all samples of an item agree, no choice among them changes the vote. So we
    ask what the filter would gain after RFT, if the samples agreed as often as they do after RL, and the reverse.
 
@@ -128,7 +129,7 @@ def measure(items, groups, counts):
     found["AUC"] = np.array([np.nan if a is None else a for a in aucs])
     share = np.array(found["one sample"])
     found["AUC, contested"] = np.where((share >= 0.25) & (share <= 0.75), found["AUC"], np.nan)
-    found["pass"] = [float(share > 0) for share in found["one sample"]]
+    found["pass"] = [float(s > 0) for s in share]
     area = np.nanmean(found["AUC"]) if np.isfinite(found["AUC"]).any() else 0.5
     for k in counts:
         for name, vote in (("sum", vote_sum), ("plurality", vote_plurality)):
@@ -138,8 +139,8 @@ def measure(items, groups, counts):
                                             for item, group in zip(items, groups)]
         several = list(zip([group[:k] for group in groups], items))
         found[f"same AUC@{k}"] = [by_oracle(noisy, group, item, area) for group, item in several]
-        for share in SHARES:
-            found[f"share {share}@{k}"] = [by_oracle(informed, group, item, share) for group, item in several]
+        for known in SHARES:
+            found[f"share {known}@{k}"] = [by_oracle(informed, group, item, known) for group, item in several]
     return {name: np.array(values, float) for name, values in found.items()}
 
 # ----------------------------------------------------------------------------------------
@@ -203,7 +204,8 @@ def bin_of(share):
 
 
 def carried_over(gain, share, target, weights):
-    """The mean gain of a policy, if its items were in the bins as often as another policy's are.
+    """The mean gain of a policy, if its items were in the bins as often as another policy's are. Each bin keeps
+    its mean gain, and counts by the number of the other's items. A bin without items of the policy has no gain.
 
     gain, share (items,): of the policy; target (items,): the shares of the other; weights (items,): of items
     """
@@ -239,7 +241,7 @@ def contested(found, queries, names, most):
         runs, bins = range(len(found)), [bin_of(share(run, a)) for run in range(len(found))]
         result[f"bins of {a}"] = [float(np.mean([(bins[run] == b).mean() for run in runs])) for b in range(9)]
         result[f"gain in bins of {a}"] = [
-            float(np.concatenate([gain(run, a)[bins[run] == b] for run in runs] or [0.0]).mean())
+            float(np.concatenate([gain(run, a)[bins[run] == b] for run in runs]).mean())
             if any((bins[run] == b).any() for run in runs) else 0.0 for b in range(9)]
     return result
 
@@ -274,6 +276,7 @@ def draw(result, steps, most):
     return figure
 
 
+# "filter" alone is a filtered sum. "share 0" knows nothing: it keeps the first half.
 GAINS = {"filter - sum": ("filter, sum", "sum"), "filter - plurality": ("filter, sum", "plurality"),
          "filtered plurality - plurality": ("filter, plurality", "plurality"),
          "filter - random half": ("filter, sum", "share 0"), "same AUC - sum": ("same AUC", "sum")}
@@ -296,18 +299,18 @@ def main(argv):
     gain = lambda name, k: [a - b for a, b in zip(columns[name][f"filter, sum@{k}"], columns[name][f"sum@{k}"])]
     result["gain after RFT less gain after RL"] = {
         f"@{k}": study.difference(gain(first, k), gain(last, k), queries) for k in counts}
-    result["filter, less that of the same policy's own Meta RM"] = {
+    result["last policy: filter of another Meta RM, less that of its own"] = {
         f"{name}@{k}": study.difference(of[f"filter, sum@{k}"], columns[last][f"filter, sum@{k}"], queries)
         for k in counts for name, of in columns.items() if "steps" not in name}
     rows = [["policy, or Meta RM of the last policy", "one sample", "AUC", "AUC, contested", f"sum of {most}",
-             "filter less sum", "filter less plurality", "oracle of the same AUC, less sum"]]
+             "filter less sum", "filtered plurality less plurality", "oracle of the same AUC, less sum"]]
     for name, numbers in result["numbers"].items():
         gains = result["differences"][name]
         measures = ("one sample", "AUC", "AUC, contested", f"sum@{most}")
-        titles = ("filter - sum", "filter - plurality", "same AUC - sum")
+        titles = ("filter - sum", "filtered plurality - plurality", "same AUC - sum")
         rows.append([name, *(study.in_words(numbers[m]) for m in measures),
                      *(study.in_words(gains[f"{title}@{most}"]) for title in titles)])
-    study.save("filter", runs, quick, result, rows, draw(result, steps, most))
+    study.save("filter", runs, result, rows, draw(result, steps, most))
 
 
 if __name__ == "__main__":

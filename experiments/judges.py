@@ -48,10 +48,9 @@ def cut_principles(tok, j):
 def read_number(tok, ids, order):
     """A judgement that ends with the number of the better response, which gets the score 2. The other has 1."""
     cut = ids.index(SCORES) + 1 if SCORES in ids else len(ids)
-    number = tok.text(ids[cut:-1])
-    if ids[-1:] != [END] or number not in ("1", "2"):
+    scores = {tuple(tok.encode(["1"])): "2 1", tuple(tok.encode(["2"])): "1 2"}.get(tuple(ids[cut:-1]))
+    if ids[-1:] != [END] or scores is None:
         raise ValueError("bad number")
-    scores = "2 1" if number == "1" else "1 2"
     return read_judgement(tok, ids[:cut] + tok.encode([scores]) + [END], order)
 
 
@@ -97,7 +96,8 @@ def judge_as(form, model, tok, items, k, seed, temperature=1.0, shuffle=True):
 
 
 def train(run, name, form, items, samples, hinted):
-    """RFT and RL in a form. items: training items; samples, hinted: the base model's judgements of them."""
+    """RFT and RL in a form -> {stage: policy}. items: training items; samples, hinted: the base model's judgements
+    of them."""
     cfg = run.config()
     item_of = {item.id: item for item in items}
     kept = [j for group in samples for j in spct.keep(group, item_of[group[0].item])]
@@ -106,11 +106,11 @@ def train(run, name, form, items, samples, hinted):
     rft = run.model(f"{name}-rft", lambda: spct.finetune(cfg, run.tok, run.model("base"), kept))
     hard = [item_of[group[0].item] for group in samples if not spct.too_easy(group, item_of[group[0].item])]
     rollout = lambda policy, batch, seed: judge_as(form, policy, run.tok, batch, cfg.group, seed, shuffle=False)
-    return run.model(f"{name}-rl", lambda: [*study.reinforce(cfg, rft, hard, rollout)][-1])
+    return {"rft": rft, "rl": run.model(f"{name}-rl", lambda: [*study.reinforce(cfg, rft, hard, rollout)][-1])}
 
 
 def grm_without_principles(run):
-    """-> the policy"""
+    """-> {stage: policy}"""
     return train(run, "no-principles", NO_PRINCIPLES, run.training_items(), run.own("rft"), run.own("hinted"))
 
 # ----------------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ def one_pair(item, seed):
 
 
 def llm_as_a_judge(run):
-    """-> the policy. The base model's judgements of pairs are sampled for it as for RFT."""
+    """-> {stage: policy}. The base model's judgements of pairs are sampled for it as for RFT."""
     cfg, base = run.config(), run.model("base")
     items = [one_pair(item, cfg.seed) for item in run.training_items() if item.n > 1]
     samples = run.groups("pairs-rft", lambda: judge(base, run.tok, items, cfg.n_rft, seed_of(cfg.seed, "rft")))

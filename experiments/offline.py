@@ -1,10 +1,11 @@
 """
 Can a judge rank policies? Offline evaluation of ten writers, each frozen.
 
-The writers are those of rlhf.py: one that has seen a tenth of the texts, the first writer, and others from the
-course of RL with each reward. Each answers each query once. A judge reads the ten answers in random order, in
-fours, and a writer's score is its mean over queries. The gold reward gives the true ranking. Spearman's rank
-correlation says how near the judge's ranking is, and how many queries it takes to get there.
+Nine writers are those of rlhf.py: the first one, and others from the course of RL with each reward. The tenth has
+seen a tenth of the texts. Each answers each query once. A judge reads the ten answers in random order, four, four
+and two of them together, and a writer's score is its mean over queries. The true ranking is that by the gold
+rewards of answers to other queries. Spearman's rank correlation says how near a judge's ranking is, and how many
+queries it takes to get there. The gold reward as a judge shows what the choice of queries alone changes.
 
 Run rlhf.py before, which trains the writers.
 """
@@ -18,7 +19,7 @@ from data import UserError, run_command
 from data.world import seed_of
 from experiments import study
 from experiments.rlhf import FULL, QUICK, REWARDS, snapshots
-from experiments.writer import first_writer, queries_of, texts_of, write
+from experiments.writer import first_writer, gold_of, queries_of, texts_of, write
 
 
 def spearman(a, b):
@@ -48,9 +49,12 @@ def stable(rewards, gold):
     return next((n for n in range(1, len(rewards) + 1) if agreement(rewards, gold, n) >= 0.9), None)
 
 
-def answers(run, writers, queries):
-    """-> {judge: (queries, writers) rewards}"""
-    cfg, tok, found = run.config(), run.tok, {}
+def answers(run, writers, queries, others):
+    """-> {judge: (queries, writers) rewards}, and "true": the gold rewards of other queries' answers"""
+    cfg, tok = run.config(), run.tok
+    fresh = [[gold_of(group[0], q) for q, group in zip(others, texts_of(tok, write(
+        model, tok, others, 1, seed_of(cfg.seed, "others", i))))] for i, model in enumerate(writers)]
+    found = {"true": np.array(fresh, float).T}                               # (others, writers)
     texts = [[group[0] for group in texts_of(tok, write(model, tok, queries, 1, seed_of(cfg.seed, "offline", i)))]
              for i, model in enumerate(writers)]
     orders = [np.random.default_rng(seed_of(cfg.seed, "offline", q.id)).permutation(len(writers)) for q in queries]
@@ -70,15 +74,16 @@ def study_run(run, sizes):
         if not os.path.exists(run.path(name + ".pt")):
             raise UserError(f"{run.folder} has no {name}. Run `python -m experiments.rlhf` with the same folders.")
     writers = [beginner, *map(run.model, names)]
-    return run.numbers(f"offline, {sizes.queries}",
-                       lambda: answers(run, writers, queries_of(seed, "test", sizes.queries)))
+    queries = queries_of(seed, "test", 2 * sizes.queries)
+    return run.numbers(f"offline, {sizes.queries}", lambda: answers(
+        run, writers, queries[:sizes.queries], queries[sizes.queries:]))
 
 
 def draw(found, counts):
     figure = Figure(figsize=(7, 4))
     ax = figure.subplots()
     for name in REWARDS:
-        ax.plot(counts, [np.mean([agreement(f[name], f["gold"].mean(axis=0), count) for f in found])
+        ax.plot(counts, [np.mean([agreement(f[name], f["true"].mean(axis=0), count) for f in found])
                          for count in counts], "o-", label=name)
     ax.set(xscale="log", xlabel="queries that each of ten writers answers", ylabel="rank correlation with gold")
     ax.grid(alpha=0.3)
@@ -91,16 +96,16 @@ def main(argv):
     sizes = QUICK if quick else FULL
     found = [study_run(run, sizes) for run in runs]
     result = {"rank correlation": {}, "queries": {},
-              "gold": [f["gold"].mean(axis=0).round(3).tolist() for f in found]}
+              "gold": [f["true"].mean(axis=0).round(3).tolist() for f in found]}
     rows = [["judge", "rank correlation, each run", "queries for 0.9, each run"]]
     for name in REWARDS:
-        both = [(f[name], f["gold"].mean(axis=0)) for f in found]
+        both = [(f[name], f["true"].mean(axis=0)) for f in found]
         result["rank correlation"][name] = [spearman(rewards.mean(axis=0), gold) for rewards, gold in both]
         result["queries"][name] = [stable(*of) for of in both]
         rows.append([name, ", ".join(f"{x:.2f}" for x in result["rank correlation"][name]),
                      ", ".join("more" if n is None else str(n) for n in result["queries"][name])])
     counts = [n for n in (1, 2, 5, 10, 20, 50, 100, 200) if n <= sizes.queries]
-    study.save("offline", runs, quick, result, rows, draw(found, counts))
+    study.save("offline", runs, result, rows, draw(found, counts))
 
 
 if __name__ == "__main__":

@@ -220,7 +220,7 @@ def main(argv):
         rows.append([title, *(study.in_words(of[f"test, {m}"]) for m in MEASURES),
                      study.in_words(of["ood, accuracy"]), study.in_words(of["ood, well-founded, of correct"]),
                      study.in_words(of["gold after"])])
-    study.save("reasons", runs, quick, result, rows, draw(means))
+    study.save("reasons", runs, result, rows, draw(means))
 
 
 if __name__ == "__main__":

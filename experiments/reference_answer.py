@@ -154,7 +154,7 @@ def main(argv):
             rows.append([name, kind.replace("no reference", "none"), study.in_words(mine[f"{kind}, correct"]),
                          study.in_words(less.get(f"{kind}, correct")), *map(study.in_words, of[kind].values()),
                          study.in_words(mine[f"{kind}, misled"])])
-    study.save("reference_answer", runs, quick, result, rows, draw(result))
+    study.save("reference_answer", runs, result, rows, draw(result))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ but no RL.) Here three sizes are pre-trained on the same corpus, with the same s
    RFT.
 
 Only the compute of judging is equal: a larger model also costs more to train. This study trains nothing: it reads
-finished runs.
+finished runs. (Settings were chosen for the default size. Others might do better with other settings.)
 """
 
 import json
@@ -40,7 +40,8 @@ def parameters(run):
 
 
 def study_run(run, count):
-    """-> {"policy, greedy" or "policy, votes of k": (a number for each item, MFLOPs for an item)}"""
+    """The run's own judgements -> {"policy, greedy" or "policy, votes of k": (a number for each item,
+    MFLOPs for an item)}"""
     items, found = run.items("test", count), {}
     for policy in ("rft", "rl"):
         sets = {"greedy": run.own(f"{policy}-greedy")[:count]}
@@ -95,7 +96,7 @@ def draw(result):
 def main(argv):
     runs, quick = study.start(argv, __doc__, alike=False)
     sizes = {"small": runs, "large": runs} if quick else by_size(runs)
-    count = 8 if quick else 600
+    count = runs[0].config().eval_items
     found = {size: [study_run(run, count) for run in mine] for size, mine in sizes.items()}
     queries = [[item.query for item in run.items("test", count)] for run in next(iter(sizes.values()))]
     right = lambda size, name: [f[name][0] for f in found[size]]
@@ -116,7 +117,7 @@ def main(argv):
                 rows.append([f"{large}, {a}", f"{cost[large][a]:.0f}", study.in_words(result["numbers"][large][a]),
                              f"{small}, {b}", f"{cost[small][b]:.0f}",
                              study.in_words(result["numbers"][small][b]), study.in_words(d)])
-    study.save("scaling", runs, quick, result, rows, draw(result))
+    study.save("scaling", runs, result, rows, draw(result))
 
 
 if __name__ == "__main__":

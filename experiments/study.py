@@ -2,7 +2,8 @@
 What the studies share: the runs that they start from, judgements that are sampled once, paired intervals, tables.
 
 A study starts from finished runs that differ only in their seed. What it trains and samples is kept in the run's
-folder, under studies/: a study that is interrupted goes on by the same command.
+folder, under studies/: a study that is interrupted goes on by the same command. (The names of these files do not
+hold all settings. After a change of code, delete studies/.) A study trains on the CPU.
 
     python -m experiments.votes runs/cpu-seed1 runs/cpu-seed2 runs/cpu-seed3
     python -m experiments.votes --quick          # a tiny run and a few items: numbers without meaning
@@ -29,7 +30,6 @@ from model import Optimizer, learning_rate, load_model, save_model, token_logp
 from report import read_results
 from sample import judge
 
-OUT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "reference")
 # A run from the bundled base model, in a few seconds
 QUICK = """--preset short --device cpu --dtype float32 --items 30 --rft_rows 2 --rft_epochs 1 --rl_steps 2
     --rl_items 2 --group 2 --eval_items 8 --k 4 --out""".split() + [os.path.join("runs", "quick")]
@@ -47,8 +47,8 @@ class Run:
         return os.path.join(self.folder, "studies", file)
 
     def config(self, **changes):
-        """The run's settings, with changes. Metrics of what is trained with them go to studies/."""
-        return spct.Config(**{**self.config_of_run, "out": self.path(""), **changes})
+        """The run's settings, with changes. Metrics of a training go to studies/; the next one overwrites them."""
+        return spct.Config(**{**self.config_of_run, "out": self.path(""), "device": "cpu", **changes})
 
     def model(self, name, make=None):
         """A model of the run, or of a study. make() makes it, if it is not there yet."""
@@ -107,10 +107,8 @@ class Run:
 
 
 def reinforce(cfg, reference, items, rollout, reward=spct.reward):
-    """The loop of spct.reinforce, without metrics. It yields the policy after each step.
-
-    rollout(policy, batch, seed) -> cfg.group judgements of each item of the batch
-    """
+    """The loop of spct.reinforce, without metrics. It yields the policy after each step, always the same object.
+    rollout(policy, batch, seed) -> cfg.group judgements of each item of the batch"""
     policy = copy.deepcopy(reference)
     optimizer = Optimizer(policy, getattr(torch, cfg.dtype))
     for step in range(cfg.rl_steps):
@@ -142,10 +140,12 @@ def start(argv, doc, alike=True):
     if args.quick:
         if not os.path.exists(os.path.join(QUICK[-1], "results.json")):
             spct.main(QUICK)
-        return [Run(QUICK[-1])], True
-    if alike:
+        args.folders = [QUICK[-1]]
+    elif alike:
         read_runs(args.folders)                    # it refuses others
-    return [Run(folder) for folder in args.folders], False
+    runs = [Run(folder) for folder in args.folders]
+    torch.set_num_threads(runs[0].config().threads)
+    return runs, args.quick
 
 # ----------------------------------------------------------------------------------------
 # Numbers. Values are an array for each run: a number for each of its items.
@@ -185,9 +185,9 @@ def in_words(x):
 # ----------------------------------------------------------------------------------------
 # Results
 
-def save(name, runs, quick, result, rows, figure):
-    """Print the table; write NAME.json, NAME.csv and NAME.png beside the others, or into the run folder."""
-    folder = os.path.join(runs[0].folder, "studies") if quick else OUT
+def save(name, runs, result, rows, figure):
+    """Print the table; write NAME.json, NAME.csv and NAME.png to the first run's studies/."""
+    folder = runs[0].path("")
     seeds = ", ".join(str(run.config().seed) for run in runs)
     result["made on"] = f"seeds {seeds}; {platform.machine()}, torch {torch.__version__}"
     with new_file(os.path.join(folder, name + ".json")) as f:

@@ -5,15 +5,16 @@ inherit the biases of its teachers, and does it survive wrong labels?
 Real preference data has no answers to compare with. Here the truth behind every reward is known.
 
 1. Reasons. A judgement is well-founded if each response was checked by each principle, all these checks are true,
-   and all totals are their sums. How many of the correct judgements are well-founded, and of the incorrect ones?
-   Does the Meta RM, which was trained only to tell whether a judgement is correct, prefer those that are?
-2. Calibration. Sureness is the share of 8 samples that agree with the vote. The expected calibration error (ECE)
-   is the mean distance between sureness and accuracy, in ten bins of sureness. (Of a few samples, some agree by
-   chance: a perfect judge's ECE is not 0, either.)
-3. Biases. The base model reads a million tokens more, in three variants: as before, and by annotators who give 3
-   points too many to the response that stands first, or to the longest one. RFT and RL follow, as always. The bias
-   of a judge is how much more often it picks that response than that response is the best. The first variant is
-   the control.
+   and all totals are their sums. (The principles may still overlook the cue.) How many of the correct judgements
+   are well-founded, and of the incorrect ones? The Meta RM was trained to tell whether a judgement is correct.
+   Does it prefer those that are well-founded?
+2. Calibration. Confidence is the share of 8 samples that agree with the vote. The expected calibration error (ECE)
+   is the mean distance between confidence and accuracy, in ten bins of confidence. (Of a few samples, some agree
+   by chance: a perfect judge's ECE is not 0, either.)
+3. Biases. The base model reads a million tokens more, in three variants: by annotators as before, and by ones who
+   give 3 points too many to the response that stands first, or to the longest one. (These texts have no hints and
+   no single responses.) RFT and RL follow, as always. The bias of a judge is how much more often it picks that
+   response than that response is the best. The first variant is the control.
 4. Wrong labels. In 30% of the training items with several responses, the best one changes places with another. A
    scalar RM learns from them, too: it sees each label four times, as always, or once.
 """
@@ -71,8 +72,9 @@ def reasons(items, groups):
     return {name: np.array(values, float) for name, values in found.items()}
 
 
-def sureness(items, groups):
-    """-> for each item: the share of samples that agree with the plurality, and whether it is correct."""
+def confidence(items, groups):
+    """-> for each item: the share of samples that agree with the plurality, and whether it is correct. A sample
+    that ties, or does not parse, agrees with nothing."""
     sure, right = [], []
     for item, group in zip(items, groups):
         votes = vote_plurality([j.scores for j in group])
@@ -83,14 +85,14 @@ def sureness(items, groups):
 
 
 def bins(sure, right):
-    """[(share of the items, mean sureness, accuracy)] of each of ten bins of sureness that has items."""
+    """[(share of the items, mean confidence, accuracy)] of each of ten bins of confidence that has items."""
     where = np.minimum((sure * 10).astype(int), 9)
     return [(float((where == b).mean()), float(sure[where == b].mean()), float(right[where == b].mean()))
             for b in range(10) if (where == b).any()]
 
 
 def ece(sure, right):
-    """The expected calibration error: the mean distance between sureness and accuracy over the bins.
+    """The expected calibration error: the mean distance between confidence and accuracy over the bins.
 
     >>> round(ece(np.array([0.95, 0.95, 0.55]), np.array([1.0, 1.0, 0.0])), 4)
     0.2167
@@ -153,8 +155,8 @@ def excess(items, groups, kind, voted):
     """How much more often is the favoured response picked than it is the best? A number for each item. What ties,
     or does not parse, picks none.
 
-    The first response is, for a single judgement, the first that it has read. For a vote it is the item's first,
-    which a sample with an order of its own has read elsewhere: then no bias is expected."""
+    Position, single judgement: the favoured response is the one that it has read first. Position, vote: the item's
+    first. Samples with fresh orders have read that one at any place, so no bias is expected of their vote."""
     found = []
     for item, group in zip(items, groups):
         picks = [(pick(vote_plurality([j.scores for j in group])), list(range(item.n)))] if voted else \
@@ -186,7 +188,7 @@ def biases(run, policy, kind, items, k):
 
 
 def mislabelled(seed, item, rate):
-    """With this probability the gold rewards of the best and another response change places."""
+    """With the probability `rate` the gold rewards of the best and another response change places."""
     rng = random.Random(seed_of(seed, "label", item.id))
     if item.n == 1 or rng.random() >= rate:
         return item
@@ -207,9 +209,9 @@ def wrong_labels(run, items, k):
                                   ("0.3", wrong, retrain(run, "labels", "base", wrong, run.own("rft")))):
         for policy in ("rft", "rl"):
             def make():
-                greedy = judge(run.model(names[policy]), run.tok, items, 1, 0, 0, False)
+                greedy = judge(run.model(names[policy]), run.tok, items, 1, 0, temperature=0, shuffle=False)
                 return {"greedy": np.array([float(is_correct(g[0], item)) for g, item in zip(greedy, items)]),
-                        "plurality": sureness(items, asked(run, names[policy], items, k, True))[1]}
+                        "plurality": confidence(items, asked(run, names[policy], items, k, True))[1]}
             found[f"{title}, {policy}"] = run.numbers(f"truth, {title}, {policy}, {len(items)}", make)
         for epochs in (4, 1):
             def make():
@@ -228,8 +230,8 @@ def study_run(run, sizes):
     for policy in STAGES:
         _, groups = run.judged(policy, "test", test_items, k, cfg.temperature)
         found[f"reasons, {policy}"] = reasons(items, groups)
-        sure, right = sureness(items, groups)
-        found[f"calibration, {policy}"] = {"sureness": sure, "accuracy": right}
+        sure, right = confidence(items, groups)
+        found[f"calibration, {policy}"] = {"confidence": sure, "accuracy": right}
     for bias in ("none", "position", "length"):
         base = f"truth, {bias}"
         run.model(base, lambda: biased_base(run, bias, tokens))
@@ -254,7 +256,7 @@ def draw(result):
         found = result["bins"][policy]
         left.plot([s for _, s, _ in found], [r for _, _, r in found], "o-", color=color, label=policy)
     left.plot([0, 1], [0, 1], "k:", lw=0.8)
-    left.set(xlabel="sureness: share of samples that agree with the vote", ylabel="accuracy of the vote")
+    left.set(xlabel="confidence: share of samples that agree with the vote", ylabel="accuracy of the vote")
     for kind, style in (("position", "o-"), ("length", "s--")):
         for measure, color in (("one sample", "blue"), ("vote in one order", "orange"), ("vote", "green")):
             of = [result["bias"][f"{kind}, {policy}, {measure}"][0] for policy in STAGES]
@@ -275,7 +277,7 @@ def main(argv):
     less = lambda a, b, m: study.difference(columns[a][m], columns[b][m], queries)
     taught = lambda kind, policy, m: less(f"{kind} bias, taught {kind}, {policy}",
                                           f"{kind} bias, taught none, {policy}", m)
-    loss = lambda who: [a - b for a, b in zip(*(
+    change = lambda who: [a - b for a, b in zip(*(
         columns[f"labels, {share}, {who}"]["greedy"] for share in ("0.3", "0")))]
     scalar = "scalar RM, 1 epochs"
     result = {
@@ -289,11 +291,11 @@ def main(argv):
         "30% wrong labels, less none": {
             f"{who}, {m}": less(f"labels, 0.3, {who}", f"labels, 0, {who}", m)
             for who in ("rft", "rl", "scalar RM, 4 epochs", scalar) for m in columns[f"labels, 0, {who}"]},
-        "loss of the GRM, less that of the scalar RM": study.difference(
-            loss("rl"), loss(scalar), queries)}
+        "change of the GRM, less that of the scalar RM": study.difference(change("rl"), change(scalar), queries)}
     for policy in STAGES:
-        both = [(f[f"calibration, {policy}"]["sureness"], f[f"calibration, {policy}"]["accuracy"]) for f in found]
-        result["ece"][policy] = [round(float(ece(*of)), 4) for of in both]
+        of = [f[f"calibration, {policy}"] for f in found]
+        both = [(mine["confidence"], mine["accuracy"]) for mine in of]
+        result["ece"][policy] = [round(float(ece(*mine)), 4) for mine in both]
         result["bins"][policy] = bins(*(np.concatenate(parts) for parts in zip(*both)))
 
     rows = [["measure", *STAGES]]
@@ -305,7 +307,7 @@ def main(argv):
     row("well-founded, of correct judgements", number("reasons", "of correct"))
     row("well-founded, of incorrect judgements", number("reasons", "of incorrect"))
     row("AUC of the Meta RM, well-founded among correct", number("reasons", "Meta RM"))
-    row("sureness of the vote", number("calibration", "sureness"))
+    row("confidence of the vote", number("calibration", "confidence"))
     row("accuracy of the vote", number("calibration", "accuracy"))
     rows.append(["ECE, each run", *(", ".join(f"{x:.3f}" for x in result["ece"][policy]) for policy in STAGES)])
     row("position bias, one sample", bias("position", "one sample"))
@@ -314,7 +316,7 @@ def main(argv):
     row("length bias, vote", bias("length", "vote"))
     row("greedy, 30% wrong labels less none", lambda policy: result["30% wrong labels, less none"].get(
         f"{policy}, greedy"))
-    study.save("truth", runs, quick, result, rows, draw(result))
+    study.save("truth", runs, result, rows, draw(result))
 
 
 if __name__ == "__main__":

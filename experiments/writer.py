@@ -2,8 +2,8 @@
 A second GPT, which writes responses, for studies in which a judge is the reward: rlhf.py, offline.py.
 
 It starts from the run's base model and is fine-tuned on random responses of the world, good and bad ones alike.
-Its responses may be any text. So the gold reward is computed here from the text alone, and what is not exactly as
-the world's own responses say it does not count: "it is is 711" is not correct.
+Its responses may be any text. So the gold reward is computed here from the text alone, and what the world's own
+responses do not say does not count. "it is is 711" is not correct, and a second "kindly" spoils a response.
 """
 
 import random
@@ -50,13 +50,16 @@ def queries_of(seed, split, count):
 
 
 def without_style(text):
-    """-> the text without phrases of style, and which styles there were"""
-    text, styles = f" {text} ", set()
-    for style, phrases in STYLES.items():
-        for phrase in phrases:
-            while f" {phrase} " in text:
-                text, _ = text.replace(f" {phrase} ", " ", 1), styles.add(style)
-    return text.strip(" "), styles
+    """-> the text without phrases of style at its two ends, one of each style, and which styles there were"""
+    styles = set()
+    while True:
+        found = [(style, phrase) for style, phrases in STYLES.items() if style not in styles for phrase in phrases
+                 if text.startswith(phrase + " ") or text.endswith(" " + phrase)]
+        if not found:
+            return text, styles
+        style, phrase = found[0]
+        text = text.removeprefix(phrase + " ") if text.startswith(phrase) else text.removesuffix(" " + phrase)
+        styles.add(style)
 
 
 def truth_of(text, query):

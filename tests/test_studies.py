@@ -51,7 +51,7 @@ def test_rules_are_those_of_the_core(sampled):
             found = votes.accuracy(samples, rule, k, {})
             assert found.tolist() == [correct(vote([j.scores for j in group[:k]]), item.gold)
                                       for group, item in zip(groups, items)]
-        found = votes.accuracy(samples, "filter", k, {})
+        found = votes.accuracy(samples, "filtered sum", k, {})
         assert found.tolist() == [correct(vote_guided(group[:k]), item.gold) for group, item in zip(groups, items)]
 
 
@@ -282,9 +282,9 @@ def test_findings_are_those_of_the_numbers(name, title):
     folder = os.path.dirname(study.__file__)
     with open(os.path.join(folder, "RESULTS.md"), encoding="utf-8") as f:
         chapter = f.read().split(title + "\n")[1].split("\n## ")[0].split("\n# ")[0]
-    with open(os.path.join(study.OUT, name + ".json"), encoding="utf-8") as f:
+    with open(os.path.join(folder, "reference", name + ".json"), encoding="utf-8") as f:
         result = json.load(f)
-    with open(os.path.join(study.OUT, name + ".csv"), encoding="utf-8") as f:
+    with open(os.path.join(folder, "reference", name + ".csv"), encoding="utf-8") as f:
         assert all("| " + " | ".join(row) + " |" in chapter for row in csv.reader(f))
     lists = []
 
