@@ -3,14 +3,14 @@ Is it better to take more samples, or a larger model?
 
     for seed in 1 2 3; do
         run="python spct.py --seed $seed --device cpu --dtype bfloat16 --threads 2 --eval_items 600"
+        $run --out runs/study-seed$seed
         $run --n_layer 2 --n_embd 64 --out runs/small-seed$seed
-        $run --out runs/cpu-seed$seed
-        $run --n_layer 6 --n_head 6 --n_embd 192 --out runs/large-seed$seed
     done
-    python -m experiments.scaling runs/small-seed* runs/cpu-seed* runs/large-seed*
+    python -m experiments.scaling runs/small-seed* runs/study-seed*
 
 In the paper a model of 27B parameters with 32 votes is level with a greedy one of 671B. (The larger one had RFT,
-but no RL.) Here three sizes are pre-trained on the same corpus, with the same settings. Two comparisons follow:
+but no RL.) Here two sizes (or more) are pre-trained on the same corpus, with the same settings. Two comparisons
+follow:
 
 1. At equal compute: a plurality of the smaller model with as many samples as one greedy judgement of the larger
    pays for.
