@@ -1,4 +1,4 @@
-"""report.html: nothing that is said becomes markup, and every control does what it says, in a browser."""
+"""Pages: nothing that is said becomes markup, and every control does what it says, in a browser."""
 
 import json
 import os
@@ -10,15 +10,17 @@ import subprocess
 import time
 
 import pytest
+import torch
 
 import report
 from data import UserError
 from data.annotators import annotate
 from data.judgement import Judgement, judgement_parts, prompt_parts, read_judgement, write_judgements
-from data.tokenizer import save_tokenizer
+from data.tokenizer import load_tokenizer, save_tokenizer
 from data.world import make_items
-from metarm import RULES
-from model import GPT, GPTConfig, save_model
+from metarm import RULES, from_policy, rate
+from model import GPT, GPTConfig, load_model, save_model
+from sample import BUNDLED, judge
 from web import page
 
 HOSTILE = ["</script><script>window.hacked = 1</script>", '<img src=x onerror="window.hacked = 1">',
@@ -66,7 +68,9 @@ def run(tok, tmp_path_factory):
     curves = [{"step": step} | dict.fromkeys(names, step / 7) for step in range(4)]
     (folder / "metrics-rl.jsonl").write_text("".join(json.dumps(row) + "\n" for row in curves))
     save_tokenizer(str(folder / "tokenizer.tiktoken"), tok)
-    save_model(str(folder / "rl.pt"), GPT(GPTConfig(704, 368, 1, 1, 16)))
+    tiny = GPT(GPTConfig(704, 368, 1, 1, 16))
+    for name, model in {"base": tiny, "rft": tiny, "rl": tiny, "meta": from_policy(tiny)}.items():
+        save_model(str(folder / f"{name}.pt"), model)
     return str(folder)
 
 
@@ -74,7 +78,7 @@ def run(tok, tmp_path_factory):
 def hostile(run, tmp_path_factory):
     """-> path of a page, its data: four items, whose first responses are replaced by hostile ones."""
     path, data = str(tmp_path_factory.mktemp("page") / "report.html"), page.run_data(run)
-    data["title"], data["items"] = "a <b>run</b>", data["items"][:4]
+    data["title"], data["items"], data["judge"] = "a <b>run</b>", data["items"][:4], page.judge_data(run, 0)
     for item, text in zip(data["items"], HOSTILE):
         item["responses"][0] = text
     page.write(path, data)
@@ -93,8 +97,7 @@ def test_data_stays_data(hostile):
     text, inside = embedded(path)
     assert json.loads(inside) == json.loads(json.dumps(data))
     assert "<" not in inside and inside.isascii()
-    with open(page.TEMPLATE, encoding="utf-8") as f:
-        template = f.read()
+    template = text.replace(inside, "")
     addresses = set(re.findall(r"https?://[^\s\"<)]+", template))
     assert addresses == {"https://arxiv.org/abs/2504.02495", "http://www.w3.org/2000/svg"}   # a mere name
     assert "default-src 'none'" in text and "unsafe" not in text
@@ -264,5 +267,63 @@ def test_in_a_browser(hostile, tmp_path):
         browser.value(f"location.hash = '{link}'; new Promise(done => setTimeout(() => done(1), 100))")
         assert text("query") == data["items"][1]["query"]
         assert opened() == [link[1:]]
+    finally:
+        browser.close()
+
+
+def same_until_a_tie(mine, theirs, prompt, model):
+    """Are two completions the same, or does a difference begin where the two largest logits are nearly equal?"""
+    at = next((i for i, (a, b) in enumerate(zip(mine, theirs)) if a != b), None)
+    if at is None:
+        return mine == theirs
+    x = model(torch.tensor([prompt + theirs[:at]]))[:, -1]
+    first, second = model.logits(x)[0].topk(2).values.tolist()
+    return first - second < 4e-3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium")
+def test_judge_in_a_browser(tmp_path, monkeypatch):
+    """Guards against a judge in JavaScript that differs from the one in Python: logits, greedy text, samples of a
+    seed, what is read, and the Meta RM. Both have the weights in 16 bits."""
+    monkeypatch.chdir(tmp_path)
+    page.main([])
+    assert os.path.getsize("judge.html") < 10e6
+    rounded = {}
+    for name in ("rl", "meta"):
+        rounded[name] = load_model(os.path.join(BUNDLED, name + ".pt"))
+        for p in rounded[name].parameters():
+            p.data = p.data.half().float()
+    tok, items = load_tokenizer(os.path.join(BUNDLED, "tokenizer.tiktoken")), make_items(0, "test", 50, least=2)
+    greedy = [group[0] for group in judge(rounded["rl"], tok, items, 1, 0, 0, shuffle=False)]
+    sampled = [group[0] for group in judge(rounded["rl"], tok, items[:10], 1, 0, 0.5)]
+    rate(rounded["meta"], [greedy[:5]])
+    browser = Browser(str(tmp_path / "profile"))
+    try:
+        browser.open(f"file://{tmp_path}/judge.html")
+        call = lambda code, *values: browser.value(f"(({code}))({', '.join(map(json.dumps, values))})")
+        for text in [*HOSTILE, "caf\u00e9 \u4e2d\u6587 12\u0663 _a_b x\u0301 !!\n\t <end>", *items[0].responses]:
+            assert call("text => tok.encode([text])", text) == tok.encode([text])
+        assert call("(query, responses) => tok.encode(promptParts(query, responses))", items[0].query,
+                    items[0].responses) == greedy[0].prompt
+        last = """ids => { const gpt = model("rl"), cache = gpt.newCache();
+            return [...gpt.logits(gpt.forward(ids, ids.map(() => cache)).slice(-gpt.cfg.n_embd))]; }"""
+        write = """(prompt, seed, temperature) => {
+            const sample = {prompt, seed, temperature, ids: [], p: []};
+            const sampler = new Sampler(model("rl"), [sample]);
+            while (sampler.step()); return sample.ids; }"""
+        with torch.inference_mode():
+            for j in greedy[:20]:
+                logits = rounded["rl"].logits(rounded["rl"](torch.tensor([j.prompt]))[:, -1])[0]
+                assert call(last, j.prompt) == pytest.approx(logits.tolist(), abs=2e-3)
+            for j, temperature in [*((j, 0) for j in greedy), *((j, 0.5) for j in sampled)]:
+                found = call(write, j.prompt, str(j.seed), temperature)      # (a float has too few digits)
+                assert same_until_a_tie(found, j.ids, j.prompt, rounded["rl"])
+        for j in greedy:
+            found = call("(ids, order) => readJudgement(tok, ids, order)", j.ids, j.order)
+            assert found.get("scores") == j.scores and found.get("status", "ok") == j.status
+            assert found.get("principles") == j.principles and found.get("critiques") == j.critiques
+        for j in greedy[:5]:
+            assert call("ids => rate(model('meta'), ids)", j.prompt + j.ids) == pytest.approx(j.meta, abs=2e-3)
     finally:
         browser.close()

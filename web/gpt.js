@@ -123,12 +123,9 @@ class KVCache {
     this.length = 0;
   }
 
-  // The same, cut off after so many tokens
-  copy(length = this.length) {
-    const cache = new KVCache(0, 0);
-    [cache.keys, cache.values] = [this.keys.map(k => k.slice()), this.values.map(v => v.slice())];
-    cache.length = length;
-    return cache;
+  copy() {
+    const cache = new KVCache(0, 0), slice = array => array.slice();
+    return Object.assign(cache, {keys: this.keys.map(slice), values: this.values.map(slice), length: this.length});
   }
 }
 
@@ -180,10 +177,9 @@ class GPT {
 }
 
 // The logit of the Meta RM for a text: a scalar head on its last token
-function rate(gpt, head, ids) {
-  const cache = gpt.newCache(), C = gpt.cfg.n_embd;
-  const last = gpt.forward(ids, ids.map(() => cache)).subarray(-C);
-  return last.reduce((sum, value, i) => sum + value * head.weight[i], head.bias[0]);
+function rate(meta, ids) {
+  const cache = meta.newCache(), last = meta.forward(ids, ids.map(() => cache)).subarray(-meta.cfg.n_embd);
+  return last.reduce((sum, value, i) => sum + value * meta.weights["head.weight"][i], meta.weights["head.bias"][0]);
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -247,29 +243,30 @@ function seedSequence(seed) {
   return [out[0] | out[1] << 32n, out[2] | out[3] << 32n];
 }
 
-// Samples of several prompts, written side by side. step() writes a token of each, and returns false at the end.
+// Samples, written side by side. step() writes the next token of each, and returns false at the end.
 class Sampler {
-  // prompts: lists of ids; seeds: one for each. Equal prompts are read once, then copied.
-  constructor(model, prompts, seeds, temperature) {
+  // samples: objects with prompt (ids), seed, temperature, and ids, which may have begun. Each gets p: for each
+  // token the policy's probabilities (V,), at temperature 1; and done. Equal texts are read once, then copied.
+  constructor(model, samples) {
     const read = new Map();
-    for (const prompt of prompts) {
-      const cache = model.newCache();
-      if (!read.has(String(prompt))) {
-        const x = model.forward(prompt, prompt.map(() => cache)).slice(-model.cfg.n_embd);
-        read.set(String(prompt), {cache, x});
+    for (const sample of samples) {
+      const text = [...sample.prompt, ...sample.ids];
+      if (!read.has(String(text))) {
+        const cache = model.newCache();
+        read.set(String(text), {cache, x: model.forward(text, text.map(() => cache)).slice(-model.cfg.n_embd)});
       }
+      const {cache, x} = read.get(String(text));
+      Object.assign(sample, {cache: cache.copy(), logits: model.logits(x), u: uniforms(sample.seed), done: false});
+      sample.ids.forEach(() => sample.u.next());
     }
-    this.samples = prompts.map((prompt, i) => {
-      const {cache, x} = read.get(String(prompt));
-      return {prompt, ids: [], logits: model.logits(x), cache: cache.copy(), u: uniforms(seeds[i]), done: false};
-    });
-    Object.assign(this, {model, temperature});
+    Object.assign(this, {model, samples});
   }
 
   step() {
     const active = this.samples.filter(sample => !sample.done), {block_size, vocab_size: V} = this.model.cfg;
     for (const sample of active) {
-      const id = draw(sample.logits, sample.u.next().value, this.temperature);
+      const id = draw(sample.logits, sample.u.next().value, sample.temperature);
+      sample.p.push(softmax(sample.logits, 1));
       sample.ids.push(id);
       sample.done = id === END || sample.prompt.length + sample.ids.length >= block_size;
     }

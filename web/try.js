@@ -1,0 +1,252 @@
+// "Try the judge": type a query and responses, see the judgement being written, change a token, vote. It needs
+// gpt.js, and el, put, table and $ of page.html. Whatever is typed, or stands in a link, is text and never markup.
+
+const LONGEST = 300;                             // characters of a text
+const RULES = {plurality: samples => votePlurality(samples.map(s => s.scores)),
+               sum: samples => voteSum(samples.map(s => s.scores)), guided: voteGuided};
+const tok = new Tokenizer(data.judge.ranks.map(([bytes, id]) => [atob(bytes), id]));
+
+// ---- Models: 16-bit numbers in base64, one weight after the other
+
+function halfToFloat(h) {
+  const exponent = h >> 10 & 31, fraction = (h & 1023) / 1024;
+  return (h & 0x8000 ? -1 : 1) * (exponent ? 2 ** (exponent - 15) * (1 + fraction) : 2 ** -14 * fraction);
+}
+
+function loadModel({cfg, shapes, weights}) {
+  const bytes = Uint8Array.from(atob(weights), c => c.charCodeAt(0)), halves = new Uint16Array(bytes.buffer);
+  const found = {};
+  let start = 0;
+  for (const [name, size] of shapes) found[name] = Float32Array.from(halves.subarray(start, start += size), halfToFloat);
+  return new GPT(cfg, found);
+}
+
+const loaded = {};
+const model = name => loaded[name] ??= loadModel(data.judge.models[name]);         // when it is first used
+
+// ---- What the reader has set. All of it is in the link.
+
+const say = text => put("problem", text);
+const CONTROLS = {policy: "policy", k: "samples", T: "heat", rule: "rule", seed: "seed"};
+
+function readControls() {
+  const state = {query: $("ask").value, responses: [0, 1, 2, 3].map(i => $("answer" + i).value).filter(text => text.trim())};
+  for (const [key, id] of Object.entries(CONTROLS)) state[key] = ["policy", "rule"].includes(key) ? $(id).value : Number($(id).value);
+  return state;
+}
+
+function writeControls(state) {
+  $("ask").value = state.query;
+  for (let i = 0; i < 4; i++) $("answer" + i).value = state.responses[i] ?? "";
+  for (const [key, id] of Object.entries(CONTROLS)) if (key in state) $(id).value = state[key];
+}
+
+// What is wrong with it? One line, or nothing.
+function problemOf(state) {
+  const text = value => typeof value === "string" && value.length <= LONGEST;
+  const one = (id, value) => [...$(id).options].some(option => option.value === String(value));
+  if (!state || !text(state.query) || !Array.isArray(state.responses) || state.responses.length > 4 ||
+      !state.responses.every(text)) return `There must be a query and at most four responses, each of at most ${LONGEST} characters.`;
+  if (!state.query.trim() || !state.responses.length) return "Write a query, and one to four responses.";
+  if (!one("policy", state.policy) || !one("samples", state.k) || !one("rule", state.rule) || !(state.T >= 0.1 && state.T <= 2) ||
+      !(Number.isInteger(state.seed) && state.seed >= 0 && state.seed < 1e9)) return "The settings are not valid: the temperature is 0.1 to 2, and the seed a number from 0.";
+  const room = model("rl").cfg.block_size, quotes = state.responses.map(text => " " + text);
+  const needed = tok.encode([...promptParts(state.query, state.responses), ...quotes]).length + 55 * quotes.length + 25;
+  return needed > room ? `This may need ${needed} tokens, and the context has ${room}. Shorten or drop a response.` : null;
+}
+
+// ---- A job: samples of one policy or of several, a token of each at a time
+
+const job = {number: 0, samples: [], state: null};
+
+// Greedy judgements read the responses in the reader's order, others in a fresh one.
+function orderOf(n, seed, greedy) {
+  const order = [...Array(n).keys()], u = uniforms(seed + 2 ** 40);
+  for (let place = n - 1; place > 0 && !greedy; place--) {
+    const other = Math.floor(u.next().value * (place + 1));
+    [order[place], order[other]] = [order[other], order[place]];
+  }
+  return order;
+}
+
+function judge(policies) {
+  const state = readControls(), problem = problemOf(state);
+  if (problem) return say(problem);
+  const greedy = state.k === 0, several = policies.length > 1, count = several ? 1 : Math.max(1, state.k);
+  Object.assign(job, {state, several, samples: policies.flatMap(policy => [...Array(count).keys()].map(i => {
+    const seed = state.seed * 64 + i, order = orderOf(state.responses.length, seed, greedy || several);
+    const prompt = tok.encode(promptParts(state.query, order.map(place => state.responses[place])));
+    return {policy, number: i + 1, order, prompt, seed, temperature: greedy ? 0 : state.T, ids: [], p: []};
+  }))});
+  say("");
+  put("written", job.samples.map(newNode));
+  return write();
+}
+
+// Write what is not finished. Slices of 12 ms keep the page usable. Another job, or Stop, ends this one.
+async function write() {
+  const number = ++job.number, began = performance.now(), pause = () => new Promise(done => setTimeout(done));
+  let written = 0;
+  for (const policy of new Set(job.samples.map(sample => sample.policy))) {
+    const sampler = new Sampler(model(policy), job.samples.filter(sample => sample.policy === policy && !sample.done));
+    for (let slice = performance.now(), going = true; going;) {
+      written += sampler.samples.filter(sample => !sample.done).length;
+      going = sampler.step();
+      if (going && performance.now() - slice < 12) continue;
+      put("speed", `${Math.round(written / (performance.now() - began) * 1000)} tokens a second`);
+      job.samples.forEach(showNew);
+      showVotes();
+      await pause();
+      if (number !== job.number) return;
+      slice = performance.now();
+    }
+  }
+  for (const sample of job.samples.filter(sample => sample.scores && sample.meta === undefined)) {
+    sample.meta = rate(model("meta"), [...sample.prompt, ...sample.ids]);
+    showHead(sample);
+    showVotes();
+    await pause();
+    if (number !== job.number) return;
+  }
+}
+
+// The reader takes another token in place of the one at `at`: a new sample, which goes on from there.
+function branch(origin, at, id) {
+  const sample = {...origin, number: `${origin.number}, with "${nameOf(id).trim()}" as token ${at + 1}`, branch: true,
+                  ids: [...origin.ids.slice(0, at), id], p: origin.p.slice(0, at + 1), done: false, cache: null,
+                  scores: undefined, status: undefined, meta: undefined, shown: 0};
+  job.samples.splice(job.samples.indexOf(origin) + 1, 0, sample);
+  origin.node.after(newNode(sample));
+  return write();
+}
+
+// ---- What it shows
+
+const nameOf = id => id < SPECIAL.length ? SPECIAL[id] : tok.text([id]);
+
+function newNode(sample) {
+  sample.head = el("summary", {});
+  sample.tokens = el("p", {class: "tokens"});
+  sample.choices = el("p", {class: "choices", role: "status"});
+  sample.node = el("details", {class: sample.policy, open: ""}, sample.head, sample.tokens, sample.choices);
+  sample.shown = 0;
+  showHead(sample);
+  return sample.node;
+}
+
+function showHead(sample) {
+  const order = sample.order.map(i => i + 1).join(" "), meta = sample.meta;
+  put(sample.head, `${sample.policy}, judgement ${sample.number}, read in the order ${order}: `,
+    sample.scores ? `scores ${sample.scores.join(" ")}` : sample.status ? `does not parse (${sample.status})` : "...",
+    meta === undefined ? "" : `; Meta RM: ${(100 / (1 + Math.exp(-meta))).toFixed(0)}% likely to be correct`);
+}
+
+// Append the tokens that are new.
+function showNew(sample) {
+  for (; sample.shown < sample.ids.length; sample.shown++) {
+    const at = sample.shown, id = sample.ids[at], p = sample.p[at][id];
+    if (RESPONSE.includes(id) || id === SCORES) sample.tokens.append(el("br"));
+    const token = el("button", {class: id < SPECIAL.length ? "token special" : "token",
+      "aria-label": `${nameOf(id)}, ${(100 * p).toFixed(0)}%`, tabindex: at ? -1 : 0}, nameOf(id));
+    token.style.setProperty("--p", p);           // the less likely, the darker
+    token.addEventListener("click", () => showChoices(sample, at));
+    sample.tokens.append(token);
+  }
+  if (sample.done && !sample.scores && !sample.status) {
+    Object.assign(sample, readJudgement(tok, sample.ids, sample.order));
+    showHead(sample);
+  }
+}
+
+function showChoices(sample, at) {
+  const best = [...sample.p[at].keys()].sort((a, b) => sample.p[at][b] - sample.p[at][a]).slice(0, 5);
+  put(sample.choices, `Token ${at + 1}: go on with `, best.map(id => {
+    const button = el("button", {}, `${nameOf(id)} ${(100 * sample.p[at][id]).toFixed(1)}%`);
+    button.addEventListener("click", () => branch(sample, at, id));
+    return [button, " "];
+  }).flat());
+  sample.choices.querySelector("button").focus();
+}
+
+function showVotes() {
+  const {rule, responses} = job.state, samples = job.samples.filter(s => !s.branch && (s.scores || s.status));
+  if (job.several || !samples.length) return put("result");
+  const result = RULES[rule](samples), shown = result?.votes ?? result ?? responses.map(() => 0), best = pick(result?.order ?? result);
+  put("result", table([["response", `votes (${rule} of ${samples.length})`], ...responses.map((text, i) => [text, el("span", {},
+    el("span", {class: "bar", "width%": 60 * shown[i] / Math.max(...shown, 1e-9)}), shown[i].toFixed(rule === "plurality" ? 2 : 0))])], "votes"),
+    el("p", {}, !result ? "No judgement parses." : best === null ? "A tie." : `Best: response ${best + 1}.`));
+}
+
+// ---- Controls
+
+function move(from, to) {
+  const texts = [0, 1, 2, 3].map(i => $("answer" + i).value), judged = job.state !== null;
+  texts.splice(to, 0, ...texts.splice(from, 1));
+  texts.forEach((text, i) => $("answer" + i).value = text);
+  if (judged) judge([$("policy").value]);
+}
+
+function answer(i) {
+  const input = el("input", {id: "answer" + i, maxlength: LONGEST, "aria-label": `response ${i + 1}`});
+  const button = (text, label, to) => {
+    const made = el("button", {"aria-label": label, ...(to < 0 || to > 3 ? {disabled: ""} : {})}, text);
+    made.addEventListener("click", () => move(i, to));
+    return made;
+  };
+  const handle = el("span", {draggable: "true", class: "handle", title: "drag it to another place", "aria-hidden": "true"}, "\u2261");
+  const node = el("li", {}, handle, input, button("\u2191", `move response ${i + 1} up`, i - 1),
+                  button("\u2193", `move response ${i + 1} down`, i + 1));
+  handle.addEventListener("dragstart", event => event.dataTransfer.setData("text/plain", "response " + i));
+  node.addEventListener("dragover", event => event.preventDefault());
+  node.addEventListener("drop", event => {
+    event.preventDefault();
+    const from = /^response ([0-3])$/.exec(event.dataTransfer.getData("text/plain"));
+    if (from && Number(from[1]) !== i) move(Number(from[1]), i);
+  });
+  return node;
+}
+
+function takeExample() {
+  const example = data.judge.examples[$("example").value];
+  if (!example) return;
+  writeControls({query: example.query, responses: example.responses});
+  put("told", example.gold ? `The truth: gold rewards ${example.gold.join(", ")}. ` : "", example.note);
+}
+
+// A link: #try= and the state as JSON
+function followTry() {
+  if (!location.hash.startsWith("#try=")) return;
+  let state = null;
+  try { state = JSON.parse(decodeURIComponent(location.hash.slice(5))); } catch { /* said below */ }
+  const problem = problemOf(state);
+  if (problem) say("This link is damaged. " + problem);
+  else { writeControls(state); say(""); }
+  $("try").scrollIntoView();
+}
+
+function startTry() {
+  const choose = (id, pairs) => put(id, pairs.map(([value, text]) => el("option", {value}, text)));
+  put("answers", [0, 1, 2, 3].map(answer));
+  choose("policy", ["rl", "rft", "base"].filter(name => data.judge.models[name]).map(name => [name, name]));
+  choose("samples", [[0, "greedy"], ...[1, 2, 4, 8, 16, 32].map(k => [k, String(k)])]);
+  choose("rule", Object.keys(RULES).map(name => [name, name]));
+  choose("example", data.judge.examples.map((example, i) => [i, example.title]));
+  $("example").addEventListener("change", takeExample);
+  $("judge").addEventListener("click", () => judge([$("policy").value]));
+  $("both").addEventListener("click", () => judge(["base", "rft", "rl"].filter(name => data.judge.models[name])));
+  $("stop").addEventListener("click", () => job.number++);
+  $("share").addEventListener("click", () => { location.hash = "try=" + encodeURIComponent(JSON.stringify(readControls())); });
+  $("rule").addEventListener("change", () => { if (job.state) { job.state.rule = $("rule").value; showVotes(); } });
+  $("written").addEventListener("keydown", event => {                    // arrows walk along the tokens
+    const next = {ArrowRight: "next", ArrowLeft: "previous"}[event.key];
+    if (!next || !event.target.classList.contains("token")) return;
+    let node = event.target;
+    do node = node[next + "ElementSibling"]; while (node && !node.classList.contains("token"));
+    node?.focus();
+  });
+  addEventListener("hashchange", followTry);
+  takeExample();
+  followTry();
+}
+
+startTry();
