@@ -213,14 +213,14 @@ function takeExample() {
   put("told", example.gold ? `The truth: gold rewards ${example.gold.join(", ")}. ` : "", example.note);
 }
 
-// A link: #try= and the state as JSON
+// A link: #try= and the state as JSON. It is judged at once.
 function followTry() {
   if (!location.hash.startsWith("#try=")) return;
   let state = null;
   try { state = JSON.parse(decodeURIComponent(location.hash.slice(5))); } catch { /* said below */ }
   const problem = problemOf(state);
   if (problem) say("This link is damaged. " + problem);
-  else { writeControls(state); say(""); }
+  else { writeControls(state); judge([state.policy]); }
   $("try").scrollIntoView();
 }
 
