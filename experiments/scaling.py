@@ -4,18 +4,20 @@ Is it better to take more samples, or a larger model?
     for seed in 1 2 3; do
         run="python spct.py --seed $seed --device cpu --dtype bfloat16 --threads 2 --eval_items 600"
         $run --out runs/study-seed$seed
+        $run --n_layer 3 --n_head 3 --n_embd 96 --out runs/medium-seed$seed
         $run --n_layer 2 --n_embd 64 --out runs/small-seed$seed
     done
-    python -m experiments.scaling runs/small-seed* runs/study-seed*
+    python -m experiments.scaling runs/small-seed* runs/medium-seed* runs/study-seed*
 
 In the paper a model of 27B parameters with 32 votes is level with a greedy one of 671B. (The larger one had RFT,
-but no RL.) Here two sizes (or more) are pre-trained on the same corpus, with the same settings. Two comparisons
+but no RL.) Here three sizes are pre-trained on the same corpus, with the same settings. Three comparisons
 follow:
 
 1. At equal compute: a plurality of the smaller model with as many samples as one greedy judgement of the larger
    pays for.
 2. As in the paper: a plurality of 32 of the smaller model after RL, and a greedy judgement of the larger after
    RFT.
+3. The same, with RL for both.
 
 Only the compute of judging is equal: a larger model also costs more to train. This study trains nothing: it reads
 finished runs. (Settings were chosen for the default size. Others might do better with other settings.)
@@ -111,7 +113,8 @@ def main(argv):
             cost = result["MFLOPs"]
             k = max([k for k in range(1, most + 1)
                      if cost[small][f"rl, votes of {k}"] <= cost[large]["rl, greedy"]], default=1)
-            for a, b in (("rl, greedy", f"rl, votes of {k}"), ("rft, greedy", f"rl, votes of {most}")):
+            for a, b in (("rl, greedy", f"rl, votes of {k}"), ("rft, greedy", f"rl, votes of {most}"),
+                         ("rl, greedy", f"rl, votes of {most}")):
                 d = study.difference(right(small, b), right(large, a), queries)
                 result["comparisons"][f"{small}, {b}, less {large}, {a}"] = d
                 rows.append([f"{large}, {a}", f"{cost[large][a]:.0f}", study.in_words(result["numbers"][large][a]),

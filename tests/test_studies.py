@@ -275,7 +275,8 @@ def test_quick(tmp_path, monkeypatch, capsys):
     ("filter", "## Why does the Meta RM's filter help after RFT, and not after RL?"),
     ("baselines", "## Is a generalist judge any better than the other kinds of reward model?"),
     ("ablations", "## What does each part of the method bring?"),
-    ("truth", "## Is a judge correct for the right reasons, calibrated, unbiased, and robust to wrong labels?")])
+    ("truth", "## Is a judge correct for the right reasons, calibrated, unbiased, and robust to wrong labels?"),
+    ("scaling", "## Is it better to take more samples, or a larger model?")])
 def test_findings_are_those_of_the_numbers(name, title):
     """Guards against findings that no run has shown, or that an older one has. Each number must be one of the
     study's. (Whether it is the right one of them, a reader has to see.)"""
