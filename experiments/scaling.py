@@ -10,8 +10,7 @@ Is it better to take more samples, or a larger model?
     python -m experiments.scaling runs/small-seed* runs/medium-seed* runs/study-seed*
 
 In the paper a model of 27B parameters with 32 votes is level with a greedy one of 671B. (The larger one had RFT,
-but no RL.) Here three sizes are pre-trained on the same corpus, with the same settings. Three comparisons
-follow:
+but no RL.) Here three sizes are pre-trained on the same corpus, with the same settings. Three comparisons follow:
 
 1. At equal compute: a plurality of the smaller model with as many samples as one greedy judgement of the larger
    pays for.
@@ -19,8 +18,9 @@ follow:
    RFT.
 3. The same, with RL for both.
 
-Only the compute of judging is equal: a larger model also costs more to train. This study trains nothing: it reads
-finished runs. (Settings were chosen for the default size. Others might do better with other settings.)
+Ties are broken at random, since a greedy judgement ties more often than a vote. Only the compute of judging is
+equal: a larger model also costs more to train. (Settings were chosen for the default size. Others might do better
+with other settings.) This study trains nothing: it reads finished runs.
 """
 
 import json
@@ -29,9 +29,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from data import UserError, run_command
-from data.judgement import correct, vote_plurality
+from data.judgement import vote_plurality
 from experiments import study
 from experiments.baselines import flops
+from report import tie_broken
 
 # ----------------------------------------------------------------------------------------
 # One run
@@ -52,7 +53,7 @@ def study_run(run, count):
             sets[f"votes of {k}"] = [group[:k] for group in groups]
         for name, chosen in sets.items():
             assert [group[0].item for group in chosen] == [item.id for item in items]
-            right = [float(correct(vote_plurality([j.scores for j in group]), item.gold))
+            right = [tie_broken(vote_plurality([j.scores for j in group]), item.gold)
                      for group, item in zip(chosen, items)]
             found[f"{policy}, {name}"] = np.array(right), flops(run.model(policy), chosen) / count / 1e6
     return found
@@ -89,7 +90,7 @@ def draw(result):
             greedy = f"{policy}, greedy"
             ax.plot(result["MFLOPs"][size][greedy], of[greedy][0], "o" if policy == "rl" else "x", color=f"C{i}")
     ax.set_xscale("log")
-    ax.set(xlabel="MFLOPs for an item (marks: greedy)", ylabel="accuracy")
+    ax.set(xlabel="MFLOPs for an item (marks: greedy)", ylabel="accuracy, ties broken at random")
     ax.grid(alpha=0.3)
     ax.legend(fontsize=8)
     return figure

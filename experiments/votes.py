@@ -244,9 +244,8 @@ def main(argv):
             result[f"less the {base}"][policy] = {
                 f"{rule}@{k}": study.difference(columns[f"{rule}@{k}"], columns[f"{base}@{k}"], queries)
                 for rule in [*RULES, "all in one"] if rule != base for k in (few, most)}
-        best = "the best on validation items"
-        result["all in one, less"][policy] = {
-            best: study.difference(columns[f"all in one@{few}"], columns[best], queries)}
+        result["all in one, less"][policy] = {"the best on validation items": study.difference(
+            columns[f"all in one@{few}"], columns["the best on validation items"], queries)}
     rows = [["rule", *(f"{policy}, {c} samples" for policy in POLICIES for c in (few, most)),
              *(f"{policy}, {few}: less the plurality" for policy in POLICIES)]]
     for rule in [*RULES, "all in one"]:
