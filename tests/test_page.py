@@ -437,7 +437,8 @@ def test_bad_states_of_the_judge(judge_page):
     browser.open(address)
     problem = lambda: browser.value("$('problem').textContent")
     fill = lambda query, *responses: browser.value(
-        f"writeControls({json.dumps({'query': query, 'responses': responses})}); $('judge').click()")
+        f"writeControls({json.dumps({'query': query, 'responses': responses})}); $('judge').click(); "
+        "$('stop').click()")
     for query, responses, words in (
             ("", ["a"], "Write a query"), ("a", [], "one to four"), ("a", [" ", ""], "one to four"),
             ("a" * 301, ["b"], "at most 300 characters"), ("a", ["1 " * 140] * 4, "context has 368")):
@@ -456,7 +457,7 @@ def test_bad_states_of_the_judge(judge_page):
         assert browser.value("tok.text(job.samples[0].prompt)") == f" {nasty} {nasty} a{nasty}"
         assert browser.value("job.samples[0].prompt.filter(id => id < SPECIAL.length)") == [2, 3, 4, 8]
         browser.value("$('share').click(); $('ask').value = ''; new Promise(done => setTimeout(done, 20))")
-        browser.value("followTry()")
+        browser.value("followTry(); $('stop').click()")
         assert browser.value("$('ask').value") == nasty and problem() == ""
         shown = browser.value(f"put('result', {json.dumps(nasty)}); $('result').textContent")
         assert shown == nasty and browser.value("window.hacked") is None
