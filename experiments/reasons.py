@@ -9,8 +9,8 @@ makes them better: see truth.py. Five judges of each run, to see why:
 - more reading: the base model reads a million tokens more, as before. RFT and RL follow. It is the control of:
 - evidence after the verdict: the same in another format, "correct: good 4, 230+481=711 got 7 7 1 1 1 1". A verdict
   can then not be read off its evidence.
-- no running sums: "correct: 230+481=711 got 7 7 1 1 1 1, good polite: ...". A total need then not follow the
-  verdicts, check by check.
+- no running sums: "correct: 230+481=711 got 7 7 1 1 1 1, good polite: ...". Then the total is not added up check
+  by check.
 
 A judgement is well-founded if all its checks are made and true, and its totals add up (truth.py). Evidence is true
 if it is what the world says, to the letter.
@@ -83,7 +83,7 @@ def evidence_of(critique):
 # Judges of a run -> {"judge, stage": name of its model}
 
 
-def reread(run, name, change, tokens):
+def reread(run, change, tokens):
     """The base model, after so many tokens more in a format."""
     cfg, examples, count = run.config(), [], 0
     while count < tokens:
@@ -111,7 +111,7 @@ def finetune(run, base, kept, change):
 def in_another_format(run, name, change, tokens):
     cfg, items = run.config(), run.training_items()
     several = [item for item in items if item.n > 1]
-    base = run.model(f"reasons, {name}, base", lambda: reread(run, name, change, tokens))
+    base = run.model(f"reasons, {name}, base", lambda: reread(run, change, tokens))
     samples = run.groups(f"reasons, {name}, rft", lambda: judge(
         base, run.tok, items, cfg.n_rft, seed_of(cfg.seed, "rft")))
     hinted = run.groups(f"reasons, {name}, hinted", lambda: judge(

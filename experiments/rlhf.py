@@ -68,7 +68,7 @@ def scalar(run):
 
 def grm(k, together=True, policy="rl"):
     """A generative judge: k judgements (1 is greedy) of four responses in one prompt, or of each alone. A response
-    has the mean of its scores, and 0 if no judgement parses."""
+    has the mean of its scores, and 0 if no judgement parses. policy: the name of the judge's model."""
     def reward(run):
         judge_model, size = run.model(policy), 4 if together else 1
 

@@ -161,7 +161,7 @@ def fit_combination(samples, k, constants):
 # One policy of one run
 
 def correlation(samples):
-    """rho of being correct, of two samples of an item: the share of the variance that lies between items."""
+    """How much are the samples of an item alike? rho: the correlation of being correct, between two of them."""
     hits = np.array([s.picks[:, s.gold] == 1 for s in samples], float)                       # (items, k)
     k, m = hits.shape[1], hits.mean()
     both = (hits.sum(axis=1) * (hits.sum(axis=1) - 1)).mean() / (k * (k - 1))

@@ -2,8 +2,8 @@
 A second GPT, which writes responses, for studies in which a judge is the reward: rlhf.py, offline.py.
 
 It starts from the run's base model and is fine-tuned on random responses of the world, good and bad ones alike.
-Its responses may be any text. So the gold reward is computed here from the text alone, and what the world's own
-responses do not say does not count. "it is is 711" is not correct, and a second "kindly" spoils a response.
+Its responses may be any text. So the gold reward is computed here from the text alone. It counts only what
+the world's own responses could contain: "it is is 711" is not correct, nor is "kindly kindly it is 711".
 """
 
 import random
@@ -58,7 +58,8 @@ def without_style(text):
         if not found:
             return text, styles
         style, phrase = found[0]
-        text = text.removeprefix(phrase + " ") if text.startswith(phrase) else text.removesuffix(" " + phrase)
+        first = text.startswith(phrase + " ")
+        text = text.removeprefix(phrase + " ") if first else text.removesuffix(" " + phrase)
         styles.add(style)
 
 

@@ -96,6 +96,8 @@ def test_gold_reward_of_any_text():
         met = writer.truth_of(text, query)
         assert {name: truth[name][0] for name in truth} == {name: met[name][0] for name in truth}
         assert writer.gold_of(text, query) == gold_reward(RATERS[domain][cue], truth)
+    assert writer.without_style("whee0 whee") == ("whee0", {"playful"})
+    assert writer.without_style("um kindly kindly it is 2") == ("kindly it is 2", {"filler", "polite"})
     sums = writer.Query("", "sums", "none", "what is 1+1?", (1, 1))
     for text in ("it is is 2", "2", "it is 2 it is 2", "it is 2 <scores>10", ""):
         assert not writer.truth_of(text, sums)["correct"][0]

@@ -309,7 +309,8 @@ function votePlurality(ballots) {
   return {votes: twelfths.map(votes => votes / 12), sums, order: sums.map((sum, i) => twelfths[i] * 1e6 + sum)};
 }
 
-// The samples with the largest logits, best first. One that does not parse has none, and comes last.
+// The samples with the largest logits, best first. One that does not parse has none, and comes last. (The
+// difference of two that have none is NaN: they keep their order.)
 function keepBest(samples, count) {
   return [...samples].sort((a, b) => (b.meta ?? -Infinity) - (a.meta ?? -Infinity) || 0).slice(0, count);
 }

@@ -190,8 +190,8 @@ def main(argv):
         data = run_data(folder) if folder else {"title": "nanoGRM: try the judge"}
         data["judge"] = judge_data(folder or BUNDLED, data["results"]["config"]["seed"] if folder else 1)
     except (OSError, ValueError, LookupError) as error:
-        raise UserError(f"{folder} has files that are missing or of another version ({error}). Repeat the "
-                        f"run.") from None
+        raise UserError(f"{folder or BUNDLED} has files that are missing or of another version ({error}). "
+                        "Repeat the run.") from None
     write(path, data)
     print(f"The page is {path}. Open it in a browser.")
 

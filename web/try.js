@@ -30,9 +30,9 @@ const say = text => put("problem", text);
 const CONTROLS = {policy: "policy", k: "samples", T: "heat", rule: "rule", seed: "seed"};
 
 function readControls() {
-  const state = {query: $("ask").value, responses: [0, 1, 2, 3].map(i => $("answer" + i).value).filter(text => text.trim())};
-  for (const [key, id] of Object.entries(CONTROLS)) state[key] = ["policy", "rule"].includes(key) ? $(id).value : Number($(id).value);
-  return state;
+  const responses = [0, 1, 2, 3].map(i => $("answer" + i).value).filter(text => text.trim());
+  return {query: $("ask").value, responses, policy: $("policy").value, k: Number($("samples").value),
+          T: Number($("heat").value), rule: $("rule").value, seed: Number($("seed").value)};
 }
 
 function writeControls(state) {
@@ -44,15 +44,23 @@ function writeControls(state) {
 // What is wrong with it? One line, or nothing.
 function problemOf(state) {
   const text = value => typeof value === "string" && value.length <= LONGEST;
-  const one = (id, value) => [...$(id).options].some(option => option.value === String(value));
+  const offered = (id, value) => [...$(id).options].some(option => option.value === String(value));
   if (!state || !text(state.query) || !Array.isArray(state.responses) || state.responses.length > 4 ||
-      !state.responses.every(text)) return `There must be a query and at most four responses, each of at most ${LONGEST} characters.`;
-  if (!state.query.trim() || !state.responses.length) return "Write a query, and one to four responses.";
-  if (!one("policy", state.policy) || !one("samples", state.k) || !one("rule", state.rule) || !(state.T >= 0.1 && state.T <= 2) ||
-      !(Number.isInteger(state.seed) && state.seed >= 0 && state.seed < 1e9)) return "The settings are not valid: the temperature is 0.1 to 2, and the seed a number from 0.";
-  const room = model("rl").cfg.block_size, quotes = state.responses.map(text => " " + text);
-  const needed = tok.encode([...promptParts(state.query, state.responses), ...quotes]).length + 55 * quotes.length + 25;
-  return needed > room ? `This may need ${needed} tokens, and the context has ${room}. Shorten or drop a response.` : null;
+      !state.responses.every(text))
+    return `There must be a query and at most four responses, each of at most ${LONGEST} characters.`;
+  if (!state.query.trim() || !state.responses.length)
+    return "Write a query, and one to four responses.";
+  const {policy, k, T, rule, seed} = state;
+  if (!offered("policy", policy) || !offered("samples", k) || !offered("rule", rule) || !(T >= 0.1 && T <= 2) ||
+      !(Number.isInteger(seed) && seed >= 0 && seed < 1e9))
+    return "The settings are not valid: the temperature is 0.1 to 2, and the seed a whole number from 0.";
+  // As sample.check_length: a judgement quotes every response, and checks it.
+  const room = model("rl").cfg.block_size, n = state.responses.length;
+  const texts = [...promptParts(state.query, state.responses), ...state.responses.map(text => " " + text)];
+  const needed = tok.encode(texts).length + 55 * n + 25;
+  if (needed > room)
+    return `This may need ${needed} tokens, and the context has ${room}. Shorten or drop a response.`;
+  return null;
 }
 
 // ---- A job: samples of one policy or of several, a token of each at a time
@@ -171,10 +179,16 @@ function showChoices(sample, at) {
 function showVotes() {
   const {rule, responses} = job.state, samples = job.samples.filter(s => !s.branch && (s.scores || s.status));
   if (job.several || !samples.length) return put("result");
-  const result = RULES[rule](samples), shown = result?.votes ?? result ?? responses.map(() => 0), best = pick(result?.order ?? result);
-  put("result", table([["response", `votes (${rule} of ${samples.length})`], ...responses.map((text, i) => [text, el("span", {},
-    el("span", {class: "bar", "width%": 60 * shown[i] / Math.max(...shown, 1e-9)}), shown[i].toFixed(rule === "plurality" ? 2 : 0))])], "votes"),
-    el("p", {}, !result ? "No judgement parses." : best === null ? "A tie." : `Best: response ${best + 1}.`));
+  const result = RULES[rule](samples);
+  if (!result) return put("result", "No judgement parses.");
+  // A plurality has votes, and an order that its ties are broken by. The other rules are plain numbers.
+  const votes = result.votes ?? result, best = pick(result.order ?? result), most = Math.max(...votes, 1e-9);
+  const rows = responses.map((text, i) => {
+    const bar = el("span", {class: "bar", "width%": 60 * votes[i] / most});
+    return [text, el("span", {}, bar, votes[i].toFixed(rule === "plurality" ? 2 : 0))];
+  });
+  put("result", table([["response", `votes (${rule} of ${samples.length})`], ...rows], "votes"),
+    el("p", {}, best === null ? "A tie." : `Best: response ${best + 1}.`));
 }
 
 // ---- Controls
@@ -186,14 +200,15 @@ function move(from, to) {
   if (judged) judge([$("policy").value]);
 }
 
-function answer(i) {
+function answerNode(i) {
   const input = el("input", {id: "answer" + i, maxlength: LONGEST, "aria-label": `response ${i + 1}`});
   const button = (text, label, to) => {
     const made = el("button", {"aria-label": label, ...(to < 0 || to > 3 ? {disabled: ""} : {})}, text);
     made.addEventListener("click", () => move(i, to));
     return made;
   };
-  const handle = el("span", {draggable: "true", class: "handle", title: "drag it to another place", "aria-hidden": "true"}, "\u2261");
+  const handle = el("span", {draggable: "true", class: "handle", title: "drag it to another place",
+    "aria-hidden": "true"}, "\u2261");
   const node = el("li", {}, handle, input, button("\u2191", `move response ${i + 1} up`, i - 1),
                   button("\u2193", `move response ${i + 1} down`, i + 1));
   handle.addEventListener("dragstart", event => event.dataTransfer.setData("text/plain", "response " + i));
@@ -226,17 +241,23 @@ function followTry() {
 
 function startTry() {
   const choose = (id, pairs) => put(id, pairs.map(([value, text]) => el("option", {value}, text)));
-  put("answers", [0, 1, 2, 3].map(answer));
-  choose("policy", ["rl", "rft", "base"].filter(name => data.judge.models[name]).map(name => [name, name]));
+  put("answers", [0, 1, 2, 3].map(answerNode));
+  choose("policy", ["rl", "rft", "base"].map(name => [name, name]));
   choose("samples", [[0, "greedy"], ...[1, 2, 4, 8, 16, 32].map(k => [k, String(k)])]);
   choose("rule", Object.keys(RULES).map(name => [name, name]));
   choose("example", data.judge.examples.map((example, i) => [i, example.title]));
   $("example").addEventListener("change", takeExample);
   $("judge").addEventListener("click", () => judge([$("policy").value]));
-  $("both").addEventListener("click", () => judge(["base", "rft", "rl"].filter(name => data.judge.models[name])));
+  $("both").addEventListener("click", () => judge(["base", "rft", "rl"]));
   $("stop").addEventListener("click", () => job.number++);
-  $("share").addEventListener("click", () => { location.hash = "try=" + encodeURIComponent(JSON.stringify(readControls())); });
-  $("rule").addEventListener("change", () => { if (job.state) { job.state.rule = $("rule").value; showVotes(); } });
+  $("share").addEventListener("click", () => {
+    location.hash = "try=" + encodeURIComponent(JSON.stringify(readControls()));
+  });
+  $("rule").addEventListener("change", () => {
+    if (!job.state) return;
+    job.state.rule = $("rule").value;
+    showVotes();
+  });
   $("written").addEventListener("keydown", event => {                    // arrows walk along the tokens
     const next = {ArrowRight: "next", ArrowLeft: "previous"}[event.key];
     if (!next || !event.target.classList.contains("token")) return;
