@@ -333,6 +333,17 @@ def test_judge_in_a_browser(judge_page):
         found = call("(ids, order) => readJudgement(tok, ids, order)", j.ids, j.order)
         assert found.get("scores") == j.scores and found.get("status", "ok") == j.status
         assert found.get("principles") == j.principles and found.get("critiques") == j.critiques
+    rng = random.Random(0)
+    for _ in range(20):                            # with ties, and samples that do not parse
+        ballots = [rng.choice([None, [rng.randint(1, 3) for _ in range(4)]]) for _ in range(5)]
+        metas = [None if scores is None else rng.random() for scores in ballots]
+        found = call("(ballots, metas) => ['plurality', 'sum', 'guided'].map(rule => RULES[rule]("
+                     "ballots.map((scores, i) => ({scores, meta: metas[i]}))))", ballots, metas)
+        samples = [SimpleNamespace(scores=scores, meta=meta) for scores, meta in zip(ballots, metas)]
+        plurality = RULES["plurality"](samples)
+        assert found[1:] == [RULES["sum"](samples), RULES["guided"](samples)]
+        assert (found[0] and found[0]["votes"]) == (plurality and pytest.approx([v for v, _ in plurality]))
+        assert pick(found[0] and found[0]["order"]) == pick(plurality)
     for j in greedy[:5]:
         assert call("ids => rate(model('meta'), ids)", j.prompt + j.ids) == pytest.approx(j.meta, abs=2e-3)
 

@@ -272,6 +272,41 @@ def test_quick(tmp_path, monkeypatch, capsys):
     assert table(capsys.readouterr().out) == first
 
 
+def differences_and_numbers(result):
+    """What a study has found, as findings write it: "+.1 (+.0 to +.2)", and ".1"."""
+    lists = []
+
+    def collect(x):
+        if isinstance(x, dict) or isinstance(x, list) and x and isinstance(x[0], list):
+            for value in x.values() if isinstance(x, dict) else x:
+                collect(value)
+        elif isinstance(x, list):
+            lists.append(x)
+
+    collect(result)
+    short = lambda x: re.sub(r"\b0\.", ".", x)
+    differences = {short(study.in_words(x)) for x in lists if len(x) >= 5}
+    return differences, {short(f"{v:.3f}") for x in lists for v in {2: x[:1], 3: x}.get(len(x), [])}
+
+
+DIFFERENCE = r"[+-]\.\d+ \([^()]* to [^()]*\)"
+
+
+def test_claims_are_those_of_the_numbers():
+    """Guards against a table of claims that no study, and none of the five runs, has shown."""
+    folder, known = os.path.dirname(study.__file__), set()
+    for name in ("votes", "filter", "baselines", "ablations", "truth", "scaling"):
+        with open(os.path.join(folder, "reference", name + ".json"), encoding="utf-8") as f:
+            known |= differences_and_numbers(json.load(f))[0]
+    with open(os.path.join(folder, "reference", "runs.md"), encoding="utf-8") as f:
+        rows = re.findall(r"\| ([+-])0(\.\d+) \| ([+-])0(\.\d+) to ([+-])0(\.\d+) \|", f.read())
+    known |= {"{}{} ({}{} to {}{})".format(*row) for row in rows}
+    with open(os.path.join(folder, "RESULTS.md"), encoding="utf-8") as f:
+        claims = f.read().split("### The claims of the paper")[1].split("\n# ")[0]
+    said = set(re.findall(DIFFERENCE, claims))
+    assert len(said) > 20 and said <= known, said - known
+
+
 @pytest.mark.parametrize("name, title", [
     ("votes", "## Which vote is best, and how many samples does it take?"),
     ("filter", "## Why does the Meta RM's filter help after RFT, and not after RL?"),
@@ -289,21 +324,9 @@ def test_findings_are_those_of_the_numbers(name, title):
         result = json.load(f)
     with open(os.path.join(folder, "reference", name + ".csv"), encoding="utf-8") as f:
         assert all("| " + " | ".join(row) + " |" in chapter for row in csv.reader(f))
-    lists = []
-
-    def collect(x):
-        if isinstance(x, dict) or isinstance(x, list) and x and isinstance(x[0], list):
-            for value in x.values() if isinstance(x, dict) else x:
-                collect(value)
-        elif isinstance(x, list):
-            lists.append(x)
-
-    collect(result)
-    short = lambda x: re.sub(r"\b0\.", ".", x)
-    differences = {short(study.in_words(x)) for x in lists if len(x) >= 5}
-    numbers = {short(f"{v:.3f}") for x in lists for v in {2: x[:1], 3: x}.get(len(x), [])}    # no half-widths
+    differences, numbers = differences_and_numbers(result)
     findings = " ".join(chapter.split("\n- ", 1)[1].split())
-    said = re.findall(r"[+-]\.\d+ \([^()]* to [^()]*\)", findings)
+    said = re.findall(DIFFERENCE, findings)
     assert len(said) >= 3 and set(said) <= differences
     rest = re.sub(r"[+-]\.\d+( \([^()]* to [^()]*\))?", "", findings)
     assert set(re.findall(r"(?<![\d.])\.\d{3}\b", rest)) <= numbers, set(re.findall(r"\.\d{3}\b", rest)) - numbers
