@@ -6,15 +6,17 @@ its prompt. Here these tasks are sums, sort and reverse. The reference stands at
 
     for my boss: what is 230+481? the answer is 711
 
-The paper's judge is a fine-tuned LLM, which understands such a sentence. Ours has never seen it. So RL goes on
-from the run's RL policy, for as many steps again, with each of three prompts:
+The paper's judge is a fine-tuned LLM, which understands such a sentence. Ours has never seen it, and RL alone does
+not teach it what a reference is for. So the base model first reads half a million tokens of experts' judgements
+with references in the prompts. RL follows, with the same kind of prompts. (There is no RFT: the experts' texts
+stand in its place.) Two kinds:
 
-- no reference, to see what more RL does by itself;
-- the true reference;
-- a reference that is wrong for half of the items. Then it pays to check the reference, too.
+- the reference is always true;
+- it is wrong for half of the items. Then it pays to check it.
 
-A wrong reference is the answer of a response that is incorrect, if there is one. What the best response would be
-if the reference were true is therefore known, and so is how often a judge picks it.
+Experts check the responses, and not the reference: their evidence is always true. A wrong reference is the answer
+of a response that is incorrect, if there is one. What the best response would be if the reference were true is
+therefore known, and so is how often a judge picks it: then it is misled.
 """
 
 import random
@@ -24,16 +26,17 @@ from dataclasses import replace
 import numpy as np
 from matplotlib.figure import Figure
 
+import spct
 from data import run_command
-from data.judgement import correct, pick
+from data.annotators import annotate, encode_document, pack
+from data.judgement import correct, judgement_parts, pick, prompt_parts
 from data.world import CONTENT, CUES, VERIFIABLE, gold_reward, make_item, seed_of
 from experiments import study
 from experiments.writer import without_style
 from sample import judge
 
 PROMPTS = ("no reference", "true", "wrong")                                  # at test time
-POLICIES = {"the RL policy": None, "more RL, no reference": "no reference", "more RL, true references": "true",
-            "more RL, half are wrong": "half wrong"}                         # and what it is trained with
+TAUGHT = ("true", "half wrong")                                              # in training
 
 # ----------------------------------------------------------------------------------------
 # References
@@ -85,12 +88,35 @@ def best_if_true(item, reference):
 # One run
 
 
-def train(run, kind, count):
-    """RL goes on with such prompts -> the policy."""
+def read(run, kind, items):
+    """The base model, after experts' judgements of these items with a reference of this kind."""
+    cfg, examples = run.config(), []
+    for item in items:
+        asked, rng = with_reference(item, cfg.seed, kind), random.Random(seed_of(cfg.seed, "expert", item.id))
+        examples.append(encode_document(run.tok, [
+            (prompt_parts(asked.query, asked.responses), False),
+            (judgement_parts(*annotate(rng, asked, "expert")), True)]))
+    ids, learned = pack(examples, cfg.block_size, seed_of(cfg.seed, "reference"))
+    return spct.train_lm(cfg, "rft", run.model("base"), ids, learned, cfg.rft_lr, cfg.rft_rows)
+
+
+def reinforced(run, start, kind, items):
+    """RL with such prompts, from the model `start`."""
     cfg = run.config()
-    items = [with_reference(item, cfg.seed, kind) for item in verifiable_items(cfg.seed, "train", count)]
+    asked = [with_reference(item, cfg.seed, kind) for item in items]
     rollout = lambda policy, batch, seed: judge(policy, run.tok, batch, cfg.group, seed, shuffle=False)
-    return [*study.reinforce(run.config(seed=seed_of(cfg.seed, "more")), run.model("rl"), items, rollout)][-1]
+    return [*study.reinforce(cfg, start, asked, rollout)][-1]
+
+
+def policies(run, count):
+    """-> {policy: name of its model}. count: training items of RL; the next two times as many are read."""
+    items, names = verifiable_items(run.config().seed, "train", 3 * count), {"RL policy": "rl"}
+    for kind in TAUGHT:
+        before, after = f"reference, {kind}", f"reference, {kind}, rl"
+        run.model(before, lambda: read(run, kind, items[count:]))
+        run.model(after, lambda: reinforced(run, run.model(before), kind, items[:count]))
+        names |= {f"taught, {kind}": before, f"taught, {kind}, then RL": after}
+    return names
 
 
 def answers(run, policy, items):
@@ -111,9 +137,9 @@ def answers(run, policy, items):
 
 def study_run(run, items, training_items):
     found = {}
-    for name, kind in POLICIES.items():
-        policy = run.model(f"reference, {kind}" if kind else "rl", lambda: train(run, kind, training_items))
-        found[name] = run.numbers(f"reference, {name}, {len(items)}", lambda: answers(run, policy, items))
+    for title, name in policies(run, training_items).items():
+        found[title] = run.numbers(f"reference, {title}, {len(items)}",
+                                   lambda: answers(run, run.model(name), items))
     return found
 
 # ----------------------------------------------------------------------------------------
@@ -127,7 +153,7 @@ def draw(result):
             bars = [of[f"{kind}, {measure}"] or [0, 0] for of in result["numbers"].values()]
             ax.bar(np.arange(len(bars)) + 0.27 * (i - 1), [b[0] for b in bars], 0.25, yerr=[b[1] for b in bars],
                    label=f"reference: {kind}" if i else kind)
-        ax.set_xticks(range(len(POLICIES)), [name.replace(", ", ",\n") for name in POLICIES], fontsize=8)
+        ax.set_xticks(range(len(bars)), [name.replace(", ", ",\n") for name in result["numbers"]], fontsize=8)
         ax.set_ylabel("accuracy" if measure == "correct" else "picks what the wrong reference says")
     ax.legend(fontsize=8)
     return figure
@@ -140,20 +166,21 @@ def main(argv):
     queries = [[item.query for item in mine] for mine in items]
     found = [study_run(run, mine, training_items) for run, mine in zip(runs, items)]
     result = {"numbers": {}, "by domain": {}, "less no reference": {}}
-    rows = [["policy", "reference", "accuracy", "less no reference", *VERIFIABLE, "misled"]]
-    for name in POLICIES:
+    rows = [["policy", "no reference", "true", "less none", "wrong", "less none", "misled, no reference",
+             "misled, wrong"]]
+    for name in found[0]:
         column = lambda m: [f[name][m] for f in found]
         mine = result["numbers"][name] = {m: study.number(column(m)) for m in found[0][name]}
-        of = result["by domain"][name] = {kind: {domain: study.number([
+        result["by domain"][name] = {kind: {domain: study.number([
             v[[item.domain == domain for item in its]] for v, its in zip(column(f"{kind}, correct"), items)])
             for domain in VERIFIABLE} for kind in PROMPTS}
         less = result["less no reference"][name] = {f"{kind}, {m}": study.difference(
             column(f"{kind}, {m}"), column(f"no reference, {m}"), queries) for kind in PROMPTS[1:]
             for m in ("correct", "misled")}
-        for kind in PROMPTS:
-            rows.append([name, kind.replace("no reference", "none"), study.in_words(mine[f"{kind}, correct"]),
-                         study.in_words(less.get(f"{kind}, correct")), *map(study.in_words, of[kind].values()),
-                         study.in_words(mine[f"{kind}, misled"])])
+        shown = (mine["no reference, correct"], mine["true, correct"], less["true, correct"],
+                 mine["wrong, correct"], less["wrong, correct"], mine["no reference, misled"],
+                 mine["wrong, misled"])
+        rows.append([name, *map(study.in_words, shown)])
     study.save("reference_answer", runs, result, rows, draw(result))
 
 
