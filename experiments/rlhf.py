@@ -16,7 +16,8 @@ rising (Gao et al., arXiv 2210.10760). The distance from the start is measured a
 KL(policy || start). It does not decide alone: two methods may differ at the same distance.
 
 Beside RL: best-of-n, which picks the best of n responses of the first writer by each reward (for half of the
-queries, since it is slow); the seconds of a step; and whether text in a response that looks like a score gains anything.
+queries, since it is slow); the seconds of a step; and whether text in a response that looks like a score gains
+anything.
 """
 
 import copy
