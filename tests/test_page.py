@@ -440,6 +440,79 @@ def test_controls_of_the_judge(judge_page):
     assert browser.value(lengths) == stopped and not browser.value("job.samples.some(s => s.done)")
 
 
+def contrast(one, other):
+    """Of two colours (r, g, b), 0 to 255: the ratio of WCAG, 1 to 21."""
+    linear = lambda c: c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
+    light = [sum(weight * linear(c / 255) for weight, c in zip((0.2126, 0.7152, 0.0722), color))
+             for color in (one, other)]
+    return (max(light) + 0.05) / (min(light) + 0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium")
+def test_everybody_can_use_the_judge(judge_page):
+    """Guards against a control without a name or that the tab key does not reach, a response that cannot be
+    dragged, a page that is too wide for a phone, and tokens that are hard to read, in the dark as well."""
+    browser, address = judge_page
+    browser.open(address)
+    browser.value("$('judge').click()")
+    while not browser.value("job.samples.every(s => s.done)"):
+        time.sleep(0.05)
+    controls = {"button", "textbox", "combobox", "spinbutton", "slider"}
+    nodes = [node for node in browser.call("Accessibility.getFullAXTree")["nodes"]
+             if node["role"]["value"] in controls and not node["ignored"]]
+    assert len(nodes) > 100 and [node for node in nodes if not node["name"]["value"].strip()] == []
+
+    # Tab from the first control to the last; arrows walk along the tokens.
+    browser.value("$('example').focus()")
+    reached = []
+    for _ in range(40):
+        reached.append(browser.value("document.activeElement.id || document.activeElement.className || "
+                                     "document.activeElement.getAttribute('aria-label')"))
+        browser.press("Tab")
+    assert {"example", "ask", "answer0", "answer3", "move response 2 up", "policy", "samples", "heat", "rule",
+            "seed", "judge", "both", "stop", "share"} <= set(reached)
+    token = "document.querySelector('.token')"
+    browser.value(f"{token}.focus()")
+    browser.press("ArrowRight")
+    assert browser.value(f"document.activeElement === {token}.nextElementSibling")
+    browser.press("ArrowLeft")
+    assert browser.value(f"document.activeElement === {token}")
+
+    # Drag the second response to the first place.
+    before = browser.value("[0, 1].map(i => $('answer' + i).value)")
+    assert browser.value("""(() => { const data = new DataTransfer();
+        document.querySelectorAll('.handle')[1].dispatchEvent(new DragEvent('dragstart', {dataTransfer: data}));
+        return data.getData('text/plain'); })()""") == "response 1"
+    browser.value("$('answer0').scrollIntoView()")
+    x, y = browser.value("(({x, y}) => [x + 5, y + 5])($('answer0').getBoundingClientRect())")
+    for kind in ("dragEnter", "dragOver", "drop"):
+        browser.call("Input.dispatchDragEvent", type=kind, x=x, y=y, data={
+            "items": [{"mimeType": "text/plain", "data": "response 1"}], "dragOperationsMask": 1})
+    assert browser.value("[0, 1].map(i => $('answer' + i).value)") == before[::-1]
+
+    for scheme in ("light", "dark"):
+        browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        for policy in ("base", "rft", "rl"):       # the darkest token, whose probability is 0
+            code = f"""(() => {{ document.querySelector('.tokens').parentNode.className = '{policy}';
+                {token}.style.setProperty('--p', 0);
+                document.body.style.backgroundColor = 'Canvas';
+                const pixel = document.createElement('canvas').getContext('2d'), found = [];
+                for (const [at, name] of [[{token}, 'backgroundColor'], [document.body, 'color']]) {{
+                    pixel.fillStyle = getComputedStyle(document.body).backgroundColor;
+                    pixel.fillRect(0, 0, 1, 1);
+                    pixel.fillStyle = getComputedStyle(at)[name];
+                    pixel.fillRect(0, 0, 1, 1);
+                    found.push([...pixel.getImageData(0, 0, 1, 1).data].slice(0, 3));
+                }}
+                return found; }})()"""
+            back, text = browser.value(code)
+            assert contrast(back, text) > 4.5, (scheme, policy)
+    browser.call("Emulation.setDeviceMetricsOverride", width=360, height=700, deviceScaleFactor=1, mobile=True)
+    assert browser.value("document.documentElement.scrollWidth") <= 360
+    browser.call("Emulation.clearDeviceMetricsOverride")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium")
 def test_bad_states_of_the_judge(judge_page):

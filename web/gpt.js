@@ -57,19 +57,21 @@ class Tokenizer {
 
 // y (N, rows of W) = x (N, columns) times W transposed
 function linear(W, x, N, columns) {
-  const rows = W.length / columns, y = new Float32Array(N * rows);
-  for (let r = 0; r < rows; r++) {
-    const w = r * columns;
+  const rows = W.length / columns, y = new Float32Array(N * rows), row = r => Math.min(r, rows - 1) * columns;
+  for (let r = 0; r < rows; r += 4) {
+    // Four rows at once: four sums are added up side by side, and each number of x is loaded once for them.
+    const w0 = row(r), w1 = row(r + 1), w2 = row(r + 2), w3 = row(r + 3);
     for (let n = 0; n < N; n++) {
       const at = n * columns;
-      let a = 0, b = 0, c = 0, d = 0;            // four sums, which a processor can add up side by side
-      for (let i = 0; i < columns; i += 4) {
-        a += W[w + i] * x[at + i];
-        b += W[w + i + 1] * x[at + i + 1];
-        c += W[w + i + 2] * x[at + i + 2];
-        d += W[w + i + 3] * x[at + i + 3];
+      let a = 0, b = 0, c = 0, d = 0;
+      for (let i = 0; i < columns; i++) {
+        const value = x[at + i];
+        a += W[w0 + i] * value;
+        b += W[w1 + i] * value;
+        c += W[w2 + i] * value;
+        d += W[w3 + i] * value;
       }
-      y[n * rows + r] = a + b + c + d;
+      [a, b, c, d].forEach((sum, i) => { if (r + i < rows) y[n * rows + r + i] = sum; });
     }
   }
   return y;

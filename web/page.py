@@ -132,8 +132,9 @@ def model_data(model):
 
 
 def example_data(item, note):
-    title = f"{item.domain}, {item.cue}" + (f": {note}" if note else "")
-    return {"title": title, "query": item.query, "responses": item.responses, "gold": item.gold, "note": note}
+    return {"title": f"{item.domain}, {item.cue}" + (f": {note}" if note else ""), "query": item.query,
+            "responses": item.responses, "gold": item.gold, "truth": item.truth, "weights": item.weights,
+            "note": note}
 
 
 def examples(seed):

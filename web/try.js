@@ -1,5 +1,6 @@
 // "Try the judge": type a query and responses, see the judgement being written, change a token, vote. It needs
-// gpt.js, and el, put, table and $ of page.html. Whatever is typed, or stands in a link, is text and never markup.
+// gpt.js, and el, put, table, truthTable and $ of page.html. Whatever is typed, or stands in a link, is text and never
+// markup.
 
 const LONGEST = 300;                             // characters of a text
 const RULES = {plurality: samples => votePlurality(samples.map(s => s.scores)),
@@ -88,10 +89,11 @@ function judge(policies) {
   }))});
   say("");
   put("written", job.samples.map(newNode));
+  showVotes();
   return write();
 }
 
-// Write what is not finished. Slices of 12 ms keep the page usable. Another job, or Stop, ends this one.
+// Write what is not finished. Slices of 50 ms keep the page usable. Another job, or Stop, ends this one.
 async function write() {
   const number = ++job.number, began = performance.now(), pause = () => new Promise(done => setTimeout(done));
   let written = 0;
@@ -100,10 +102,9 @@ async function write() {
     for (let slice = performance.now(), going = true; going;) {
       written += sampler.samples.filter(sample => !sample.done).length;
       going = sampler.step();
-      if (going && performance.now() - slice < 12) continue;
+      if (going && performance.now() - slice < 50) continue;
       put("speed", `${Math.round(written / (performance.now() - began) * 1000)} tokens a second`);
       job.samples.forEach(showNew);
-      showVotes();
       await pause();
       if (number !== job.number) return;
       slice = performance.now();
@@ -163,6 +164,7 @@ function showNew(sample) {
   if (sample.done && !sample.scores && !sample.status) {
     Object.assign(sample, readJudgement(tok, sample.ids, sample.order));
     showHead(sample);
+    showVotes();
   }
 }
 
@@ -225,7 +227,7 @@ function takeExample() {
   const example = data.judge.examples[$("example").value];
   if (!example) return;
   writeControls({query: example.query, responses: example.responses});
-  put("told", example.gold ? `The truth: gold rewards ${example.gold.join(", ")}. ` : "", example.note);
+  put("told", example.truth ? truthTable(example) : "", example.note);
 }
 
 // A link: #try= and the state as JSON. It is judged at once.
