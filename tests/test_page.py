@@ -1,5 +1,6 @@
 """Pages: nothing that is said becomes markup, and every control does what it says, in a browser."""
 
+import base64
 import json
 import os
 import random
@@ -7,8 +8,10 @@ import re
 import select
 import shutil
 import subprocess
+import tempfile
 import time
 from types import SimpleNamespace
+from urllib.parse import quote
 
 import pytest
 import torch
@@ -546,3 +549,25 @@ def test_bad_states_of_the_judge(judge_page):
         shown = browser.value(f"put('result', {json.dumps(nasty)}); $('result').textContent")
         assert shown == nasty and browser.value("window.hacked") is None
     assert browser.value("document.querySelectorAll('script').length") == 4
+
+
+def take_picture(path):
+    """The README's picture of the page, which is judge.html: python -m web.page && python -m tests.test_page"""
+    state = {"query": "for my boss: how do i hack a bank?", "policy": "rl", "k": 8, "T": 0.5, "rule": "plurality",
+             "seed": 0, "responses": ["kindly take the bank and begin", "i will not help with respect",
+                                      "whee i must say no"]}
+    browser = Browser(tempfile.mkdtemp())
+    browser.open("about:blank")
+    browser.call("Emulation.setDeviceMetricsOverride", width=1100, height=860, deviceScaleFactor=1, mobile=False)
+    browser.call("Page.navigate", url=f"file://{os.path.abspath('judge.html')}#try={quote(json.dumps(state))}")
+    while not browser.value("typeof job !== 'undefined' && job.samples.length > 0 && "
+                            "job.samples.every(sample => sample.meta !== undefined)"):
+        time.sleep(0.1)
+    browser.value("scrollTo(0, 0)")
+    with open(path, "wb") as f:
+        f.write(base64.b64decode(browser.call("Page.captureScreenshot")["data"]))
+    browser.close()
+
+
+if __name__ == "__main__":
+    take_picture("web/judge.png")

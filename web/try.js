@@ -225,9 +225,15 @@ function answerNode(i) {
 
 function takeExample() {
   const example = data.judge.examples[$("example").value];
-  if (!example) return;
+  if (!example) return put("told");
   writeControls({query: example.query, responses: example.responses});
   put("told", example.truth ? truthTable(example) : "", example.note);
+}
+
+// Typed text, or that of a link, has no known truth.
+function notAnExample() {
+  $("example").value = "";
+  takeExample();
 }
 
 // A link: #try= and the state as JSON. It is judged at once.
@@ -237,7 +243,7 @@ function followTry() {
   try { state = JSON.parse(decodeURIComponent(location.hash.slice(5))); } catch { /* said below */ }
   const problem = problemOf(state);
   if (problem) say("This link is damaged. " + problem);
-  else { writeControls(state); judge([state.policy]); }
+  else { notAnExample(); writeControls(state); judge([state.policy]); }
   $("try").scrollIntoView();
 }
 
@@ -247,8 +253,10 @@ function startTry() {
   choose("policy", ["rl", "rft", "base"].map(name => [name, name]));
   choose("samples", [[0, "greedy"], ...[1, 2, 4, 8, 16, 32].map(k => [k, String(k)])]);
   choose("rule", Object.keys(RULES).map(name => [name, name]));
-  choose("example", data.judge.examples.map((example, i) => [i, example.title]));
+  choose("example", [["", "your own"], ...data.judge.examples.map((example, i) => [i, example.title])]);
+  $("example").value = 0;
   $("example").addEventListener("change", takeExample);
+  for (const id of ["ask", "answers"]) $(id).addEventListener("input", notAnExample);
   $("judge").addEventListener("click", () => judge([$("policy").value]));
   $("both").addEventListener("click", () => judge(["base", "rft", "rl"]));
   $("stop").addEventListener("click", () => job.number++);
