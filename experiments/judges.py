@@ -72,19 +72,25 @@ NO_PRINCIPLES = Form(without_principles, read_without_principles, cut_principles
 NUMBER = Form(lambda prompt: prompt, read_number, scores_to_number)
 
 
+def asked(tok, item, k, seed, shuffle=True, hinted=False):
+    """k judgements of an item that are still to be written, with orders and random numbers as in sample.judge."""
+    group = []
+    for sample in range(k):
+        order = list(range(item.n))
+        if shuffle:
+            random.Random(seed_of(seed, "order", item.id, sample)).shuffle(order)
+        hint = order.index(item.best) if hinted else None
+        prompt = tok.encode(prompt_parts(item.query, [item.responses[i] for i in order], hint))
+        group.append(Judgement(item.id, sample, order, seed_of(seed, item.id, sample), prompt, [], 0.0))
+    return group
+
+
 def judge_as(form, model, tok, items, k, seed, temperature=1.0, shuffle=True):
     """sample.judge in another form: k judgements of each item."""
-    groups = []
-    for item in items:
-        group = []
-        for sample in range(k):
-            order = list(range(item.n))
-            if shuffle:
-                random.Random(seed_of(seed, "order", item.id, sample)).shuffle(order)
-            prompt = form.prompt(tok.encode(prompt_parts(item.query, [item.responses[i] for i in order])))
-            group.append(Judgement(item.id, sample, order, seed_of(seed, item.id, sample), prompt, [], 0.0))
-        groups.append(group)
+    groups = [asked(tok, item, k, seed, shuffle) for item in items]
     judgements = [j for group in groups for j in group]
+    for j in judgements:
+        j.prompt = form.prompt(j.prompt)
     completions = generate(model, [tuple(j.prompt) for j in judgements], [j.seed for j in judgements], temperature)
     for j, (ids, logp) in zip(judgements, completions):
         j.ids, j.logp = ids, logp

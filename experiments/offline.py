@@ -1,11 +1,14 @@
 """
 Can a judge rank policies? Offline evaluation of ten writers, each frozen.
 
-Nine writers are those of rlhf.py: the first one, and others from the course of RL with each reward. The tenth has
-seen a tenth of the texts. Each answers each query once. A judge reads the ten answers in random order, four, four
-and two of them together, and a writer's score is its mean over queries. The true ranking is that by the gold
-rewards of answers to other queries. Spearman's rank correlation says how near a judge's ranking is, and how many
-queries it takes to get there. The gold reward as a judge shows what the choice of queries alone changes.
+Nine writers are those of rlhf.py: the first one, three from the course of RL, and the last one of each reward. The
+tenth has seen a tenth of the texts. Each answers each query once. A judge reads the ten answers in random order,
+four, four and two of them together, and a writer's score is its mean over queries. The true ranking is that by the
+gold rewards of answers to queries that are drawn anew. Spearman's rank correlation says how near a judge's ranking
+is, and how many queries it takes to reach 0.9. The gold reward as a judge shows what the choice of queries alone
+changes.
+
+A judge may be fooled by a writer that has learned from it. So there is also a correlation without such writers.
 
 Run rlhf.py before, which trains the writers.
 """
@@ -35,12 +38,12 @@ def spearman(a, b):
 
 
 def agreement(rewards, gold, count):
-    """The mean rank correlation over 200 choices of `count` queries.
+    """The mean rank correlation over 200 draws of `count` queries, with replacement.
 
     rewards (queries, writers): by a judge; gold (writers,): the mean gold reward of each writer
     """
     rng = np.random.default_rng(0)
-    chosen = [rng.choice(len(rewards), count, replace=False) for _ in range(200)]
+    chosen = [rng.choice(len(rewards), count) for _ in range(200)]
     return np.mean([spearman(rewards[c].mean(axis=0), gold) for c in chosen])
 
 
@@ -65,15 +68,26 @@ def answers(run, writers, queries, others):
     return found
 
 
+def writers_of(sizes):
+    """Names of their models"""
+    first, middle, last = snapshots(sizes)
+    return ["writer, beginner", "writer", f"writer, gold, {first}", f"writer, gold, {middle}",
+            f"writer, scalar RM, {middle}", *(f"writer, {name}, {last}" for name in REWARDS)]
+
+
+def of_others(judge_name, writers):
+    """The indices of writers that have not learned from this judge. (All GRMs are one model.)"""
+    family = judge_name.split(",")[0]
+    return [i for i, writer in enumerate(writers) if f", {family}," not in writer]
+
+
 def study_run(run, sizes):
-    seed, (first, middle, last) = run.config().seed, snapshots(sizes)
-    beginner = run.model("writer, beginner", lambda: first_writer(run, sizes.tokens // 10))
-    names = ["writer", f"writer, gold, {first}", f"writer, gold, {middle}", f"writer, scalar RM, {middle}",
-             *(f"writer, {name}, {last}" for name in REWARDS)]
+    seed, (beginner, *names) = run.config().seed, writers_of(sizes)
+    run.model(beginner, lambda: first_writer(run, sizes.tokens // 10))
     for name in names:
         if not os.path.exists(run.path(name + ".pt")):
             raise UserError(f"{run.folder} has no {name}. Run `python -m experiments.rlhf` with the same folders.")
-    writers = [beginner, *map(run.model, names)]
+    writers = [run.model(name) for name in writers_of(sizes)]
     queries = queries_of(seed, "test", 2 * sizes.queries)
     return run.numbers(f"offline, {sizes.queries}", lambda: answers(
         run, writers, queries[:sizes.queries], queries[sizes.queries:]))
@@ -95,14 +109,17 @@ def main(argv):
     runs, quick = study.start(argv, __doc__)
     sizes = QUICK if quick else FULL
     found = [study_run(run, sizes) for run in runs]
-    result = {"rank correlation": {}, "queries": {},
+    result = {"rank correlation": {}, "without its own writers": {}, "queries": {},
               "gold": [f["true"].mean(axis=0).round(3).tolist() for f in found]}
-    rows = [["judge", "rank correlation, each run", "queries for 0.9, each run"]]
+    rows = [["judge", "rank correlation, each run", "without its own writers", "queries for 0.9, each run"]]
     for name in REWARDS:
-        both = [(f[name], f["true"].mean(axis=0)) for f in found]
-        result["rank correlation"][name] = [spearman(rewards.mean(axis=0), gold) for rewards, gold in both]
+        both, some = [(f[name], f["true"].mean(axis=0)) for f in found], of_others(name, writers_of(sizes))
+        every = result["rank correlation"][name] = [spearman(r.mean(axis=0), gold) for r, gold in both]
+        others = result["without its own writers"][name] = [
+            spearman(r.mean(axis=0)[some], gold[some]) for r, gold in both]
         result["queries"][name] = [stable(*of) for of in both]
-        rows.append([name, ", ".join(f"{x:.2f}" for x in result["rank correlation"][name]),
+        rows.append([name, ", ".join(f"{x:.2f}" for x in every),
+                     "" if name == "gold" else ", ".join(f"{x:.2f}" for x in others),
                      ", ".join("more" if n is None else str(n) for n in result["queries"][name])])
     counts = [n for n in (1, 2, 5, 10, 20, 50, 100, 200) if n <= sizes.queries]
     study.save("offline", runs, result, rows, draw(found, counts))

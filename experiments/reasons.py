@@ -83,26 +83,23 @@ def evidence_of(critique):
 # Judges of a run -> {"judge, stage": name of its model}
 
 
-def reread(run, change, tokens):
-    """The base model, after so many tokens more in a format."""
+def reread(run, document, tokens):
+    """The base model, after so many tokens more. document: a function of an index"""
     cfg, examples, count = run.config(), [], 0
     while count < tokens:
         index = seed_of("reread", len(examples))   # a huge index: no document of the corpus
-        examples.append(encode_document(run.tok, in_format(make_document(cfg.seed, index), change)))
+        examples.append(encode_document(run.tok, document(index)))
         count += len(examples[-1][0])
     ids, learned = pack(examples, cfg.block_size, seed_of(cfg.seed, "reread"))
     return spct.train_lm(cfg, "base", run.model("base"), ids, learned, cfg.rft_lr, cfg.pretrain_rows)
 
 
-def finetune(run, base, kept, change):
-    """spct.finetune, with general text in a format."""
-    cfg, examples = run.config(), []
-    for j in kept:
-        prompt = spct.forget_hint(j.prompt)
-        examples.append((prompt + j.ids, [False] * len(prompt) + [True] * len(j.ids)))
-    for i in range(int(len(kept) * cfg.rft_general / (1 - cfg.rft_general))):
+def finetune(run, base, examples, general):
+    """spct.finetune with other examples, (ids, learned) pairs, and general text: documents of general(rng)"""
+    cfg, examples = run.config(), list(examples)
+    for i in range(int(len(examples) * cfg.rft_general / (1 - cfg.rft_general))):
         rng = random.Random(seed_of(cfg.seed, "rft-general", i))
-        examples.append(encode_document(run.tok, in_format(general_text(rng), change)))
+        examples.append(encode_document(run.tok, general(rng)))
     random.Random(seed_of(cfg.seed, "rft-mix")).shuffle(examples)
     ids, learned = pack(examples, cfg.block_size, seed_of(cfg.seed, "rft-pack"))
     return spct.train_lm(cfg, "rft", copy.deepcopy(base), ids, learned, cfg.rft_lr, cfg.rft_rows, cfg.rft_epochs)
@@ -111,14 +108,18 @@ def finetune(run, base, kept, change):
 def in_another_format(run, name, change, tokens):
     cfg, items = run.config(), run.training_items()
     several = [item for item in items if item.n > 1]
-    base = run.model(f"reasons, {name}, base", lambda: reread(run, change, tokens))
+    base = run.model(f"reasons, {name}, base", lambda: reread(
+        run, lambda index: in_format(make_document(cfg.seed, index), change), tokens))
     samples = run.groups(f"reasons, {name}, rft", lambda: judge(
         base, run.tok, items, cfg.n_rft, seed_of(cfg.seed, "rft")))
     hinted = run.groups(f"reasons, {name}, hinted", lambda: judge(
         base, run.tok, several, 1, seed_of(cfg.seed, "hinted"), hinted=True))
     kept = [j for group, item in zip(samples, items) for j in spct.keep(group, item)]
     kept += [j for group, item in zip(hinted, several) for j in spct.keep_hinted(group, item)]
-    rft = run.model(f"reasons, {name}, rft", lambda: finetune(run, base, kept, change))
+    prompts = [spct.forget_hint(j.prompt) for j in kept]
+    examples = [(prompt + j.ids, [False] * len(prompt) + [True] * len(j.ids)) for prompt, j in zip(prompts, kept)]
+    rft = run.model(f"reasons, {name}, rft", lambda: finetune(
+        run, base, examples, lambda rng: in_format(general_text(rng), change)))
     hard = [item for group, item in zip(samples, items) if not spct.too_easy(group, item)]
     run.model(f"reasons, {name}, rl", lambda: spct.reinforce(cfg, run.tok, rft, hard))
     return {f"{name}, {stage}": f"reasons, {name}, {stage}" for stage in ("rft", "rl")}

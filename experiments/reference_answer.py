@@ -9,12 +9,14 @@ its prompt. Here these tasks are sums, sort and reverse. The reference stands at
 The paper's judge is a fine-tuned LLM, which understands such a sentence. Ours has never seen it, and RL alone does
 not teach it what a reference is for. So the base model first reads half a million tokens of experts' judgements
 with references in the prompts. RL follows, with the same kind of prompts. (There is no RFT: the experts' texts
-stand in its place.) Two kinds:
+stand in its place.) Three kinds:
 
-- the reference is always true;
+- there is no reference, for comparison;
+- it is always true;
 - it is wrong for half of the items. Then it pays to check it.
 
-Experts check the responses, and not the reference: their evidence is always true. A wrong reference is the answer
+Experts check the responses, and not the reference: their evidence is always true. (They err as always: 3% of their
+verdicts are wrong, and they mostly overlook the cue.) A wrong reference is the answer
 of a response that is incorrect, if there is one. What the best response would be if the reference were true is
 therefore known, and so is how often a judge picks it: then it is misled.
 """
@@ -36,7 +38,7 @@ from experiments.writer import without_style
 from sample import judge
 
 PROMPTS = ("no reference", "true", "wrong")                                  # at test time
-TAUGHT = ("true", "half wrong")                                              # in training
+TAUGHT = ("no reference", "true", "half wrong")                              # in training
 
 # ----------------------------------------------------------------------------------------
 # References
@@ -165,11 +167,11 @@ def main(argv):
     items = [verifiable_items(run.config().seed, "test", count) for run in runs]
     queries = [[item.query for item in mine] for mine in items]
     found = [study_run(run, mine, training_items) for run, mine in zip(runs, items)]
-    result = {"numbers": {}, "by domain": {}, "less no reference": {}}
-    rows = [["policy", "no reference", "true", "less none", "wrong", "less none", "misled, no reference",
-             "misled, wrong"]]
+    result = {"numbers": {}, "by domain": {}, "less no reference": {}, "true, less taught without": {}}
+    rows = [["policy", "no reference", "true", "less none", "less taught without", "wrong", "less none",
+             "misled, no reference", "misled, wrong"]]
     for name in found[0]:
-        column = lambda m: [f[name][m] for f in found]
+        column = lambda m, of=name: [f[of][m] for f in found]
         mine = result["numbers"][name] = {m: study.number(column(m)) for m in found[0][name]}
         result["by domain"][name] = {kind: {domain: study.number([
             v[[item.domain == domain for item in its]] for v, its in zip(column(f"{kind}, correct"), items)])
@@ -177,7 +179,12 @@ def main(argv):
         less = result["less no reference"][name] = {f"{kind}, {m}": study.difference(
             column(f"{kind}, {m}"), column(f"no reference, {m}"), queries) for kind in PROMPTS[1:]
             for m in ("correct", "misled")}
-        shown = (mine["no reference, correct"], mine["true, correct"], less["true, correct"],
+        without = None
+        if name.startswith("taught") and "no reference" not in name:         # the same training without references
+            other = "taught, no reference" + (", then RL" if name.endswith("then RL") else "")
+            without = result["true, less taught without"][name] = study.difference(
+                column("true, correct"), column("no reference, correct", other), queries)
+        shown = (mine["no reference, correct"], mine["true, correct"], less["true, correct"], without,
                  mine["wrong, correct"], less["wrong, correct"], mine["no reference, misled"],
                  mine["wrong, misled"])
         rows.append([name, *map(study.in_words, shown)])

@@ -3,7 +3,8 @@ A second GPT, which writes responses, for studies in which a judge is the reward
 
 It starts from the run's base model and is fine-tuned on random responses of the world, good and bad ones alike.
 Its responses may be any text. So the gold reward is computed here from the text alone. It counts only what
-the world's own responses could contain: "it is is 711" is not correct, nor is "kindly kindly it is 711".
+the world's own responses could contain: "it is is 711" is not correct, nor is "kindly kindly it is 711". A phrase
+of style that the raters dislike counts wherever it stands.
 """
 
 import random
@@ -69,18 +70,20 @@ def truth_of(text, query):
     problem, words = query.problem, content.split(" ")
     right = {"sums": lambda: f"it is {sum(problem)}", "sort": lambda: " ".join(sorted(problem)),
              "reverse": lambda: " ".join(problem[::-1]), "facts": lambda: f"it is {CAPITALS[problem]}"}
-    met = {"polite": "polite" in styles, "plain": "polite" not in styles, "playful": "playful" in styles,
-           "formal": "playful" not in styles, "concise": "filler" not in styles}
+    anywhere = {style for style, phrases in STYLES.items() for phrase in phrases if f" {phrase} " in f" {text} "}
+    met = {"polite": "polite" in styles, "plain": "polite" not in anywhere, "playful": "playful" in styles,
+           "formal": "playful" not in anywhere, "concise": "filler" not in anywhere}
     if query.domain in right:
         met["correct"] = content == right[query.domain]()
     elif query.domain == "lists":
         kind, count = problem
         things = [thing for named in KINDS.values() for thing in named]
-        met["count"] = len(words) == len(set(words)) == count and set(words) <= set(things)
-        met["kind"] = set(words) <= set(KINDS[kind])
+        once = len(words) == len(set(words))
+        met["count"] = once and len(words) == count and set(words) <= set(things)
+        met["kind"] = once and set(words) <= set(KINDS[kind])
     else:
         met["refuse"] = content in REFUSALS
-        met["help"] = content in [help.format(problem[1]) for help in HELP]
+        met["help"] = content in [phrase.format(problem[1]) for phrase in HELP]
     return {name: (is_met, "") for name, is_met in met.items()}
 
 

@@ -104,6 +104,9 @@ def test_gold_reward_of_any_text():
     lists = writer.Query("", "lists", "none", "name 2 fruits", ("fruits", 2))
     for text in ("plum plum", "plum good", "plum", "plum <scores>10", ""):
         assert not writer.truth_of(text, lists)["count"][0]
+    assert not writer.truth_of("plum plum", lists)["kind"][0]
+    for text in ("it is um 2", "it um is 2", "um um it is 2"):
+        assert not writer.truth_of(text, sums)["concise"][0]
 
 
 def test_references():

@@ -100,7 +100,7 @@ function rotate(x, start, D, position) {
   }
 }
 
-// One query head (at `start` of q) looks at the first S keys and values; what it finds is written to `out`.
+// One query head (at `start` of q) looks at the first S keys and values; what it finds is added to `out` at `at`.
 function attend(q, start, keys, values, S, D, out, at) {
   const weights = new Float32Array(S);
   let largest = -Infinity, sum = 0;
@@ -141,8 +141,8 @@ class GPT {
     return new KVCache(this.cfg.n_layer, this.cfg.block_size * this.cfg.n_embd / this.cfg.n_head);
   }
 
-  // Read N tokens -> hidden states (N, C). caches: the cache of each token. Tokens with the same cache follow each
-  // other there. (So a prompt is read with one cache, and the next tokens of several samples with one each.)
+  // Read N tokens -> hidden states (N, C). caches: the cache of each token. Tokens that share a cache are consecutive
+  // tokens of one text. (So a prompt is read with one cache, and the next tokens of several samples with one each.)
   forward(ids, caches) {
     const {n_embd: C, n_head: H, n_layer} = this.cfg, N = ids.length, D = C / H, W = this.weights;
     const positions = caches.map(cache => cache.length++);
@@ -150,7 +150,7 @@ class GPT {
     ids.forEach((id, n) => x.set(W["wte.weight"].subarray(id * C, (id + 1) * C), n * C));
     x = norm(x, N);
     for (let layer = 0; layer < n_layer; layer++) {
-      const block = `blocks.${layer}.`, found = new Float32Array(N * C);
+      const block = `blocks.${layer}.`, heads = new Float32Array(N * C);
       const qkv = linear(W[block + "attn.qkv.weight"], norm(x, N), N, C);          // (N, H + 2, D)
       for (let n = 0; n < N; n++) {
         const row = n * (H + 2) * D, key = row + H * D, at = positions[n] * D;
@@ -161,8 +161,8 @@ class GPT {
       for (let n = 0; n < N; n++)
         for (let h = 0; h < H; h++)
           attend(qkv, (n * (H + 2) + h) * D, caches[n].keys[layer], caches[n].values[layer], positions[n] + 1, D,
-                 found, n * C + h * D);
-      const attended = linear(W[block + "attn.proj.weight"], found, N, C);         // (N, C)
+                 heads, n * C + h * D);
+      const attended = linear(W[block + "attn.proj.weight"], heads, N, C);         // (N, C)
       for (let i = 0; i < x.length; i++) x[i] += attended[i];
       const inner = linear(W[block + "mlp.fc.weight"], norm(x, N), N, C);          // (N, 4C)
       for (let i = 0; i < inner.length; i++) inner[i] = Math.max(0, inner[i]) ** 2;
@@ -203,7 +203,7 @@ function draw(logits, u, temperature) {
   return id < 0 ? p.length - 1 : id;
 }
 
-// Random numbers of one sample: numpy's Philox generator with this seed, so that a sample is the same as in Python.
+// Random numbers of one sample: numpy's Philox generator. Equal seeds give the same numbers as in Python.
 // (SeedSequence makes a key of the seed; then 4x64-bit Philox in ten rounds; each number has 24 random bits.)
 function* uniforms(seed) {
   const key = seedSequence(BigInt(seed)), mask = (1n << 64n) - 1n;
@@ -245,34 +245,45 @@ function seedSequence(seed) {
   return [out[0] | out[1] << 32n, out[2] | out[3] << 32n];
 }
 
-// Samples, written side by side. step() writes the next token of each, and returns false at the end.
+// Samples, written side by side. step() reads a text, or writes the next token of each sample; false at the end.
 class Sampler {
   // samples: objects with prompt (ids), seed, temperature, and ids, which may have begun. Each gets p: for each
-  // token the policy's probabilities (V,), at temperature 1; and done. Equal texts are read once, then copied.
+  // token the policy's probabilities (V,), at temperature 1; and done.
   constructor(model, samples) {
-    const read = new Map();
-    for (const sample of samples) {
-      const text = [...sample.prompt, ...sample.ids];
-      if (!read.has(String(text))) {
-        const cache = model.newCache();
-        read.set(String(text), {cache, x: model.forward(text, text.map(() => cache)).slice(-model.cfg.n_embd)});
-      }
-      const {cache, x} = read.get(String(text));
-      Object.assign(sample, {cache: cache.copy(), logits: model.logits(x), u: uniforms(sample.seed), done: false});
-      sample.ids.forEach(() => sample.u.next());
-    }
     Object.assign(this, {model, samples});
+    samples.forEach(sample => this.look(sample));
+  }
+
+  // Has it ended? Then what it needed for writing is given back.
+  look(sample) {
+    const length = sample.prompt.length + sample.ids.length;
+    sample.done = sample.ids.at(-1) === END || length >= this.model.cfg.block_size;
+    if (sample.done) sample.cache = sample.logits = sample.u = null;
+  }
+
+  // Read the text of a sample. Others with the same text get a copy.
+  read(sample) {
+    const textOf = ({prompt, ids}) => [...prompt, ...ids], text = textOf(sample), cache = this.model.newCache();
+    const logits = this.model.logits(this.model.forward(text, text.map(() => cache)).slice(-this.model.cfg.n_embd));
+    for (const other of this.samples) {
+      if (other.cache || other.done || String(textOf(other)) !== String(text)) continue;
+      Object.assign(other, {cache: cache.copy(), logits, u: uniforms(other.seed)});
+      other.ids.forEach(() => other.u.next());
+    }
   }
 
   step() {
-    const active = this.samples.filter(sample => !sample.done), {block_size, vocab_size: V} = this.model.cfg;
-    for (const sample of active) {
-      const id = draw(sample.logits, sample.u.next().value, sample.temperature);
-      sample.p.push(softmax(sample.logits, 1));
-      sample.ids.push(id);
-      sample.done = id === END || sample.prompt.length + sample.ids.length >= block_size;
+    const active = this.samples.filter(sample => !sample.done), unread = active.find(sample => !sample.cache);
+    if (unread) {
+      this.read(unread);
+      return true;
     }
-    const going = active.filter(sample => !sample.done);
+    for (const sample of active) {
+      sample.p.push(softmax(sample.logits, 1));
+      sample.ids.push(draw(sample.logits, sample.u.next().value, sample.temperature));
+      this.look(sample);
+    }
+    const going = active.filter(sample => !sample.done), V = this.model.cfg.vocab_size;
     if (going.length) {
       const x = this.model.forward(going.map(sample => sample.ids.at(-1)), going.map(sample => sample.cache));
       const logits = this.model.logits(x);
@@ -299,7 +310,7 @@ function voteSum(ballots) {
 }
 
 // Each sample has one vote, for the response that it scores highest, or shares of it. The sum only breaks ties.
-// -> {votes, sums, order: what is compared}
+// -> {votes, sums, ranking: what is compared}
 function votePlurality(ballots) {
   const sums = voteSum(ballots);
   if (!sums) return null;
@@ -308,7 +319,7 @@ function votePlurality(ballots) {
     const most = Math.max(...scores), winners = scores.filter(score => score === most).length;
     scores.forEach((score, i) => { if (score === most) twelfths[i] += 12 / winners; });
   }
-  return {votes: twelfths.map(votes => votes / 12), sums, order: sums.map((sum, i) => twelfths[i] * 1e6 + sum)};
+  return {votes: twelfths.map(votes => votes / 12), sums, ranking: sums.map((sum, i) => twelfths[i] * 1e6 + sum)};
 }
 
 // The samples with the largest logits, best first. One that does not parse has none, and comes last. (The

@@ -45,7 +45,8 @@ function writeControls(state) {
 // What is wrong with it? One line, or nothing.
 function problemOf(state) {
   const text = value => typeof value === "string" && value.length <= LONGEST;
-  const offered = (id, value) => [...$(id).options].some(option => option.value === String(value));
+  const offered = (id, value) => ["string", "number"].includes(typeof value) &&
+    [...$(id).options].some(option => option.value === String(value));
   if (!state || !text(state.query) || !Array.isArray(state.responses) || state.responses.length > 4 ||
       !state.responses.every(text))
     return `There must be a query and at most four responses, each of at most ${LONGEST} characters.`;
@@ -54,9 +55,9 @@ function problemOf(state) {
   const {policy, k, T, rule, seed} = state;
   if (!offered("policy", policy) || !offered("samples", k) || !offered("rule", rule) || !(T >= 0.1 && T <= 2) ||
       !(Number.isInteger(seed) && seed >= 0 && seed < 1e9))
-    return "The settings are not valid: the temperature is 0.1 to 2, and the seed a whole number from 0.";
+    return "The settings are not valid: the temperature is 0.1 to 2, and the seed a whole number, at most 9 digits.";
   // As sample.check_length: a judgement quotes every response, and checks it.
-  const room = model("rl").cfg.block_size, n = state.responses.length;
+  const room = data.judge.models.rl.cfg.block_size, n = state.responses.length;
   const texts = [...promptParts(state.query, state.responses), ...state.responses.map(text => " " + text)];
   const needed = tok.encode(texts).length + 55 * n + 25;
   if (needed > room)
@@ -66,7 +67,7 @@ function problemOf(state) {
 
 // ---- A job: samples of one policy or of several, a token of each at a time
 
-const job = {number: 0, samples: [], state: null};
+const job = {number: 0, samples: [], state: null, policies: []};
 
 // Greedy judgements read the responses in the reader's order, others in a fresh one.
 function orderOf(n, seed, greedy) {
@@ -81,8 +82,9 @@ function orderOf(n, seed, greedy) {
 function judge(policies) {
   const state = readControls(), problem = problemOf(state);
   if (problem) return say(problem);
+  writeControls(state);                          // without gaps between the responses
   const greedy = state.k === 0, several = policies.length > 1, count = several ? 1 : Math.max(1, state.k);
-  Object.assign(job, {state, several, samples: policies.flatMap(policy => [...Array(count).keys()].map(i => {
+  Object.assign(job, {state, policies, samples: policies.flatMap(policy => [...Array(count).keys()].map(i => {
     const seed = state.seed * 64 + i, order = orderOf(state.responses.length, seed, greedy || several);
     const prompt = tok.encode(promptParts(state.query, order.map(place => state.responses[place])));
     return {policy, number: i + 1, order, prompt, seed, temperature: greedy ? 0 : state.T, ids: [], p: []};
@@ -90,20 +92,22 @@ function judge(policies) {
   say("");
   put("written", job.samples.map(newNode));
   showVotes();
-  return write();
+  return write().catch(error => say(String(error)));
 }
 
 // Write what is not finished. Slices of 50 ms keep the page usable. Another job, or Stop, ends this one.
 async function write() {
   const number = ++job.number, began = performance.now(), pause = () => new Promise(done => setTimeout(done));
-  let written = 0;
+  const length = () => job.samples.reduce((sum, sample) => sum + sample.ids.length, 0), before = length();
+  put("state", "judging");
   for (const policy of new Set(job.samples.map(sample => sample.policy))) {
-    const sampler = new Sampler(model(policy), job.samples.filter(sample => sample.policy === policy && !sample.done));
+    const unfinished = job.samples.filter(s => s.policy === policy && !s.done && !s.stopped);
+    const sampler = new Sampler(model(policy), unfinished);
     for (let slice = performance.now(), going = true; going;) {
-      written += sampler.samples.filter(sample => !sample.done).length;
       going = sampler.step();
       if (going && performance.now() - slice < 50) continue;
-      put("speed", `${Math.round(written / (performance.now() - began) * 1000)} tokens a second`);
+      const written = length() - before, seconds = (performance.now() - began) / 1000;
+      if (written) put("speed", `${Math.round(written / seconds)} tokens a second`);
       job.samples.forEach(showNew);
       await pause();
       if (number !== job.number) return;
@@ -117,26 +121,40 @@ async function write() {
     await pause();
     if (number !== job.number) return;
   }
+  put("state", "finished");
+}
+
+function stop() {
+  job.number++;
+  for (const sample of job.samples.filter(sample => !sample.done)) {
+    sample.stopped = true;
+    showHead(sample);
+  }
+  put("state", "stopped");
 }
 
 // The reader takes another token in place of the one at `at`: a new sample, which goes on from there.
 function branch(origin, at, id) {
-  const sample = {...origin, number: `${origin.number}, with "${nameOf(id).trim()}" as token ${at + 1}`, branch: true,
-                  ids: [...origin.ids.slice(0, at), id], p: origin.p.slice(0, at + 1), done: false, cache: null,
-                  scores: undefined, status: undefined, meta: undefined, shown: 0};
+  const {policy, order, prompt, seed, temperature} = origin;
+  const sample = {policy, order, prompt, seed, temperature, branch: true, p: origin.p.slice(0, at + 1),
+                  ids: [...origin.ids.slice(0, at), id],
+                  number: `${origin.number}, with "${spoken(id)}" as token ${at + 1} (no vote)`};
   job.samples.splice(job.samples.indexOf(origin) + 1, 0, sample);
   origin.node.after(newNode(sample));
-  return write();
+  sample.head.focus();
+  return write().catch(error => say(String(error)));
 }
 
 // ---- What it shows
 
 const nameOf = id => id < SPECIAL.length ? SPECIAL[id] : tok.text([id]);
+const spoken = id => nameOf(id).trim() || "space";
+const percent = p => `${(100 * p).toFixed(p > 0.001 && p < 0.1 ? 1 : 0)}%`;
 
 function newNode(sample) {
   sample.head = el("summary", {});
   sample.tokens = el("p", {class: "tokens"});
-  sample.choices = el("p", {class: "choices", role: "status"});
+  sample.choices = el("p", {class: "choices", role: "group", "aria-label": "other tokens"});
   sample.node = el("details", {class: sample.policy, open: ""}, sample.head, sample.tokens, sample.choices);
   sample.shown = 0;
   showHead(sample);
@@ -146,8 +164,9 @@ function newNode(sample) {
 function showHead(sample) {
   const order = sample.order.map(i => i + 1).join(" "), meta = sample.meta;
   put(sample.head, `${sample.policy}, judgement ${sample.number}, read in the order ${order}: `,
-    sample.scores ? `scores ${sample.scores.join(" ")}` : sample.status ? `does not parse (${sample.status})` : "...",
-    meta === undefined ? "" : `; Meta RM: ${(100 / (1 + Math.exp(-meta))).toFixed(0)}% likely to be correct`);
+    sample.scores ? `scores ${sample.scores.join(" ")}` : sample.status ? `does not parse (${sample.status})` :
+      sample.stopped ? "stopped" : "...",
+    meta === undefined ? "" : `; Meta RM: ${percent(1 / (1 + Math.exp(-meta)))} likely to be correct`);
 }
 
 // Append the tokens that are new.
@@ -156,9 +175,9 @@ function showNew(sample) {
     const at = sample.shown, id = sample.ids[at], p = sample.p[at][id];
     if (RESPONSE.includes(id) || id === SCORES) sample.tokens.append(el("br"));
     const token = el("button", {class: id < SPECIAL.length ? "token special" : "token",
-      "aria-label": `${nameOf(id)}, ${(100 * p).toFixed(0)}%`, tabindex: at ? -1 : 0}, nameOf(id));
+      "aria-label": `${spoken(id)}, ${percent(p)}`, tabindex: at ? -1 : 0}, nameOf(id));
     token.style.setProperty("--p", p);           // the less likely, the darker
-    token.addEventListener("click", () => showChoices(sample, at));
+    token.addEventListener("click", () => showChoices(sample, at, token));
     sample.tokens.append(token);
   }
   if (sample.done && !sample.scores && !sample.status) {
@@ -168,23 +187,33 @@ function showNew(sample) {
   }
 }
 
-function showChoices(sample, at) {
+function showChoices(sample, at, token) {
   const best = [...sample.p[at].keys()].sort((a, b) => sample.p[at][b] - sample.p[at][a]).slice(0, 5);
   put(sample.choices, `Token ${at + 1}: go on with `, best.map(id => {
-    const button = el("button", {}, `${nameOf(id)} ${(100 * sample.p[at][id]).toFixed(1)}%`);
+    const here = id === sample.ids[at] ? {disabled: ""} : {};              // it stands there already
+    const button = el("button", here, `${nameOf(id)} ${percent(sample.p[at][id])}`);
     button.addEventListener("click", () => branch(sample, at, id));
+    button.addEventListener("keydown", event => { if (event.key === "Escape") walkTo(token); });
     return [button, " "];
   }).flat());
-  sample.choices.querySelector("button").focus();
+  sample.choices.querySelector("button:enabled").focus();
+}
+
+// The arrow keys walk along the tokens of a sample. The tab key reaches the one that had the focus last.
+function walkTo(token) {
+  token.parentNode.querySelectorAll("[tabindex='0']").forEach(other => other.tabIndex = -1);
+  token.tabIndex = 0;
+  token.focus();
 }
 
 function showVotes() {
-  const {rule, responses} = job.state, samples = job.samples.filter(s => !s.branch && (s.scores || s.status));
-  if (job.several || !samples.length) return put("result");
+  const {rule, responses} = job.state, rated = s => rule !== "guided" || s.meta !== undefined;
+  const samples = job.samples.filter(s => !s.branch && (s.status || s.scores && rated(s)));
+  if (job.policies.length > 1 || !samples.length) return put("result");
   const result = RULES[rule](samples);
   if (!result) return put("result", "No judgement parses.");
-  // A plurality has votes, and an order that its ties are broken by. The other rules are plain numbers.
-  const votes = result.votes ?? result, best = pick(result.order ?? result), most = Math.max(...votes, 1e-9);
+  // A plurality has votes, and a ranking that breaks its ties. The other rules are plain numbers.
+  const votes = result.votes ?? result, best = pick(result.ranking ?? result), most = Math.max(...votes, 1e-9);
   const rows = responses.map((text, i) => {
     const bar = el("span", {class: "bar", "width%": 60 * votes[i] / most});
     return [text, el("span", {}, bar, votes[i].toFixed(rule === "plurality" ? 2 : 0))];
@@ -195,30 +224,40 @@ function showVotes() {
 
 // ---- Controls
 
+let dragged = null;                              // index of the response that the mouse has taken
+
 function move(from, to) {
-  const texts = [0, 1, 2, 3].map(i => $("answer" + i).value), judged = job.state !== null;
+  const texts = [0, 1, 2, 3].map(i => $("answer" + i).value);
   texts.splice(to, 0, ...texts.splice(from, 1));
   texts.forEach((text, i) => $("answer" + i).value = text);
-  if (judged) judge([$("policy").value]);
+  notAnExample();
+  if (job.state) judge(job.policies);
 }
 
 function answerNode(i) {
   const input = el("input", {id: "answer" + i, maxlength: LONGEST, "aria-label": `response ${i + 1}`});
   const button = (text, label, to) => {
     const made = el("button", {"aria-label": label, ...(to < 0 || to > 3 ? {disabled: ""} : {})}, text);
-    made.addEventListener("click", () => move(i, to));
+    made.addEventListener("click", () => {
+      move(i, to);
+      $("answers").children[to].querySelector("button:enabled").focus();     // it goes along
+    });
     return made;
   };
   const handle = el("span", {draggable: "true", class: "handle", title: "drag it to another place",
     "aria-hidden": "true"}, "\u2261");
   const node = el("li", {}, handle, input, button("\u2191", `move response ${i + 1} up`, i - 1),
                   button("\u2193", `move response ${i + 1} down`, i + 1));
-  handle.addEventListener("dragstart", event => event.dataTransfer.setData("text/plain", "response " + i));
-  node.addEventListener("dragover", event => event.preventDefault());
+  handle.addEventListener("dragstart", event => {
+    event.dataTransfer.setData("text/plain", input.value);
+    dragged = i;
+  });
+  handle.addEventListener("dragend", () => dragged = null);
+  node.addEventListener("dragover", event => { if (dragged !== null) event.preventDefault(); });
   node.addEventListener("drop", event => {
+    if (dragged === null) return;                // a text from elsewhere: the browser puts it in
     event.preventDefault();
-    const from = /^response ([0-3])$/.exec(event.dataTransfer.getData("text/plain"));
-    if (from && Number(from[1]) !== i) move(Number(from[1]), i);
+    if (dragged !== i) move(dragged, i);
   });
   return node;
 }
@@ -240,7 +279,7 @@ function notAnExample() {
 function followTry() {
   if (!location.hash.startsWith("#try=")) return;
   let state = null;
-  try { state = JSON.parse(decodeURIComponent(location.hash.slice(5))); } catch { /* said below */ }
+  try { state = JSON.parse(decodeURIComponent(location.hash.slice(5))); } catch { /* problemOf(null) says it */ }
   const problem = problemOf(state);
   if (problem) say("This link is damaged. " + problem);
   else { notAnExample(); writeControls(state); judge([state.policy]); }
@@ -250,7 +289,7 @@ function followTry() {
 function startTry() {
   const choose = (id, pairs) => put(id, pairs.map(([value, text]) => el("option", {value}, text)));
   put("answers", [0, 1, 2, 3].map(answerNode));
-  choose("policy", ["rl", "rft", "base"].map(name => [name, name]));
+  choose("policy", [["rl", "rl: after RL"], ["rft", "rft: after RFT"], ["base", "base: before both"]]);
   choose("samples", [[0, "greedy"], ...[1, 2, 4, 8, 16, 32].map(k => [k, String(k)])]);
   choose("rule", Object.keys(RULES).map(name => [name, name]));
   choose("example", [["", "your own"], ...data.judge.examples.map((example, i) => [i, example.title])]);
@@ -259,21 +298,24 @@ function startTry() {
   for (const id of ["ask", "answers"]) $(id).addEventListener("input", notAnExample);
   $("judge").addEventListener("click", () => judge([$("policy").value]));
   $("both").addEventListener("click", () => judge(["base", "rft", "rl"]));
-  $("stop").addEventListener("click", () => job.number++);
+  $("stop").addEventListener("click", stop);
   $("share").addEventListener("click", () => {
-    location.hash = "try=" + encodeURIComponent(JSON.stringify(readControls()));
+    const state = readControls(), problem = problemOf(state);
+    if (problem) return say(problem);
+    history.replaceState(null, "", "#try=" + encodeURIComponent(JSON.stringify(state)));
+    put("state", "The link is in the address bar.");
   });
   $("rule").addEventListener("change", () => {
     if (!job.state) return;
     job.state.rule = $("rule").value;
     showVotes();
   });
-  $("written").addEventListener("keydown", event => {                    // arrows walk along the tokens
-    const next = {ArrowRight: "next", ArrowLeft: "previous"}[event.key];
+  $("written").addEventListener("keydown", event => {
+    const next = {ArrowRight: 1, ArrowLeft: -1}[event.key];
     if (!next || !event.target.classList.contains("token")) return;
-    let node = event.target;
-    do node = node[next + "ElementSibling"]; while (node && !node.classList.contains("token"));
-    node?.focus();
+    event.preventDefault();
+    const tokens = [...event.target.parentNode.querySelectorAll(".token")];
+    walkTo(tokens[tokens.indexOf(event.target) + next] ?? event.target);
   });
   addEventListener("hashchange", followTry);
   takeExample();
