@@ -84,12 +84,14 @@ def evidence_of(critique):
 
 
 def reread(run, document, tokens):
-    """The base model, after so many tokens more. document: a function of an index"""
-    cfg, examples, count = run.config(), [], 0
+    """The base model, after so many tokens more. document: a function of an index. Too long ones are left out."""
+    cfg, examples, count, number = run.config(), [], 0, 0
     while count < tokens:
-        index = seed_of("reread", len(examples))   # a huge index: no document of the corpus
-        examples.append(encode_document(run.tok, document(index)))
-        count += len(examples[-1][0])
+        ids, learned = encode_document(run.tok, document(seed_of("reread", number)))     # none of the corpus
+        if len(ids) <= cfg.block_size:
+            examples.append((ids, learned))
+            count += len(ids)
+        number += 1
     ids, learned = pack(examples, cfg.block_size, seed_of(cfg.seed, "reread"))
     return spct.train_lm(cfg, "base", run.model("base"), ids, learned, cfg.rft_lr, cfg.pretrain_rows)
 

@@ -14,9 +14,9 @@ A call is run only if it stands after <checks>, and is one of the three function
 is left where it is: the judgement then has a special token too many, and does not parse. Nothing is ever executed
 from text: a name is looked up, and its arguments are matched.
 
-Two judges of each run: the base model reads a million tokens more, in which experts always call a tool where one
-applies, or never (the control). RFT and RL follow. Bound: all verdicts on sums, sort and reverse are true, and
-nothing else changes.
+Two judges of each run: the base model reads a million tokens more, in which experts call a tool for the first
+response where one applies, or never (the control). RFT and RL follow. Bound: all verdicts on sums, sort and
+reverse are true, and nothing else changes.
 """
 
 import copy
@@ -162,14 +162,15 @@ def call_for(query):
 
 
 def with_calls(query, judgement):
-    """An expert's judgement, as parts -> (parts, learned) pairs, in which each check of "correct" with evidence
-    begins with a call."""
+    """An expert's judgement, as parts -> (parts, learned) pairs, in which the first check of "correct" that has
+    evidence begins with a call. (The result then stands there for the other responses, too.)"""
     call, document = call_for(query), [([], True)]
     for part in judgement:
         before, criterion, after = part.partition(" correct:") if isinstance(part, str) else (part, "", "")
         if call and criterion and not after.startswith((" good", " bad")):
             document[-1][0].extend([before + criterion, CALL, call, RESULT])
             document += [([result_of(call)], False), ([after], True)]
+            call = None
         else:
             document[-1][0].append(part)
     return document
