@@ -411,12 +411,20 @@ def test_controls_of_the_judge(judge_page):
     first, other = browser.value("[job.samples[0].ids, job.samples[1].ids]")
     assert first[:at] == other[:at] and first[at] != other[at] and text("result") == before
     assert browser.value("job.samples.length") == 9 and "bad" in browser.value("job.samples[1].head.textContent")
+    browser.value("branch(job.samples[0], 3, END)")                          # nothing is written after <end>
+    wait()
+    assert browser.value("[job.samples[1].ids.length, job.samples[1].status]") == [4, "bad structure"]
+    set_to("rule", "guided")                       # what the Meta RM has not rated cannot be filtered
+    assert "guided of 8" in text("result")
+    browser.value("job.samples.forEach(s => s.meta = undefined); showVotes()")
+    assert text("result") == ""
 
     # A link holds everything, and gives the same judgements.
     set_to("seed", "7")
-    click("share")
     click("judge")
     wait()
+    click("share")
+    assert browser.value("job.samples.every(s => s.done)")                   # a link does not judge again
     ids = browser.value("job.samples.map(s => s.ids)")
     link = browser.value("location.href")
     browser.open(link)                             # it judges at once
@@ -441,6 +449,7 @@ def test_controls_of_the_judge(judge_page):
     stopped = browser.value(lengths)
     time.sleep(0.2)
     assert browser.value(lengths) == stopped and not browser.value("job.samples.some(s => s.done)")
+    assert "stopped" in browser.value("job.samples[0].head.textContent")
 
 
 def contrast(one, other):

@@ -15,15 +15,30 @@ import torch
 import metarm
 import sample
 import spct
-from data.annotators import annotate
+from data.annotators import annotate, encode_document
 from data.judgement import Judgement, correct, judgement_parts, pick, prompt_parts, vote_plurality, vote_sum
-from data.world import RATERS, draw_query, gold_reward, make_item, make_items, make_response
-from experiments import baselines, filter, judges, offline, reasons, reference_answer, study, truth, votes, writer
+from data.tokenizer import CHECKS, CRITIQUE, END, HINT, QUERY, RESPONSE, TOTAL
+from data.world import RATERS, VERIFIABLE, draw_query, gold_reward, make_item, make_items, make_response
+from experiments import (
+    baselines,
+    filter,
+    judges,
+    offline,
+    principles,
+    reasons,
+    reference_answer,
+    study,
+    tools,
+    truth,
+    votes,
+    writer,
+)
 from metarm import vote_guided
 from report import auc
 
 
-@pytest.mark.parametrize("module", [baselines, filter, judges, offline, reasons, truth], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [
+    baselines, filter, judges, offline, principles, reasons, tools, truth], ids=lambda m: m.__name__)
 def test_examples_in_docstrings(module):
     """Guards against an example that gives something else."""
     assert doctest.testmod(module).failed == 0
@@ -208,6 +223,116 @@ def test_other_forms_of_a_judgement(tok):
         for wrong in (j.ids, number.ids[:-1], number.ids[:-2] + tok.encode(["3"]) + number.ids[-1:]):
             with pytest.raises(ValueError):
                 judges.read_number(tok, wrong, j.order)
+
+# ----------------------------------------------------------------------------------------
+# Tools, principles
+
+def test_calls_are_taken_out_again(tok):
+    """Guards against a corpus in which a call changes a judgement, and against results that the policy learns."""
+    calls = 0
+    for index in range(40):
+        item = make_item(0, "train", index, least=2)
+        judgement = judgement_parts(*annotate(random.Random(index), item, "expert"))
+        document = tools.with_calls(" " + item.query, judgement)
+        ids, learned = encode_document(tok, document)
+        assert tools.without_calls(tok, ids) == tok.encode(judgement) and tools.chosen(tok, ids) == learned
+        found = tools.calls_of(tok, ids)
+        assert len(found) == (item.domain in VERIFIABLE)
+        for start, result, end in found:
+            problem = item.query.split(" ")[-1] if item.domain == "sums" else None
+            right = str(sum(map(int, problem[:-1].split("+")))) if problem else None
+            assert right in (None, tok.text(ids[result:end]).strip())
+            calls += 1
+    assert calls > 8
+
+
+def test_what_is_no_proper_call_stays(tok):
+    """Guards against text that is executed, and calls in a quote or of unknown functions."""
+    good = [RESPONSE[0], " it is 3", CHECKS, " correct:", HINT, " sum 1 2", QUERY]
+    assert tools.forced_after(tok, tok.encode(good)) == tok.encode([" 3"])
+    assert tools.forced_after(tok, tok.encode([*good, " 3", HINT, " sort b a", QUERY])) == tok.encode([" a b"])
+    for bad in ([RESPONSE[0], HINT, " sum 1 2", QUERY], [CHECKS, HINT, " exit", QUERY],
+                [CHECKS, HINT, " sum 1 x", QUERY], [CHECKS, " <hint> sum 1 2", QUERY],
+                [CHECKS, HINT, HINT, " sum 1 2", QUERY], [CHECKS, HINT, QUERY], [HINT, " sum 1 2", QUERY],
+                [CHECKS, TOTAL, " sum 1 2", QUERY], [QUERY], [HINT, QUERY]):
+        ids = tok.encode(bad)
+        assert tools.forced_after(tok, ids) == [] and tools.without_calls(tok, ids) == ids
+        assert all(tools.chosen(tok, ids))
+
+
+def test_sampler_with_tools(tok, tiny, monkeypatch):
+    """Guards against a sampler that differs where no tool is called, and against results that are not written."""
+    model, items = tiny(tok.vocab_size, 200), make_items(0, "test", 3, least=2)
+    for how in ((2, 7, 0.5, True), (1, 7, 0, False)):
+        for mine, theirs in zip(tools.judge(model, tok, items, *how), sample.judge(model, tok, items, *how)):
+            assert [(j.ids, j.order, j.seed) for j in mine] == [(j.ids, j.order, j.seed) for j in theirs]
+    script = [CHECKS, HINT, *tok.encode([" sum 230 481"]), QUERY, *[40] * 200]
+    steps = iter(script)
+    monkeypatch.setattr(tools, "draw", lambda logits, u, T: (torch.full((len(u),), next(steps)), None))
+    monkeypatch.setattr(tools, "END", 40)
+    at = script.index(40)
+    result = tok.encode([" 711"])
+    [ids, same] = tools.complete(model, tok, [[2, 3], [2, 3, 4]], [0, 1], 1.0)
+    assert ids == same == script[:at] + result + [40]
+
+
+def test_rl_without_loss_on_results(tok, tmp_path, tiny, monkeypatch):
+    """Guards against a copy of RL that differs where no tool is called, and a gradient of what was not chosen."""
+    items = make_items(0, "train", 4, least=2)
+    cfg = spct.Config(out=str(tmp_path), device="cpu", dtype="float32", rl_steps=2, rl_items=2, group=3)
+    run = SimpleNamespace(config=lambda: cfg, tok=tok)
+    call = tok.encode([CHECKS, HINT, " sum 1 2", QUERY])
+
+    def rollout(added):
+        def judged(policy, tok, batch, k, seed, shuffle):
+            rng = random.Random(seed)
+            ids = lambda: rng.choices(range(300, 400), k=4) + added
+            scores = lambda item: [rng.randint(1, 9) for _ in range(item.n)]
+            return [[Judgement(item.id, i, [0, 1], 0, [2, 3], ids(), 0.0, scores=scores(item)) for i in range(3)]
+                    for item in batch]
+        return judged
+    start = tiny(tok.vocab_size)
+    monkeypatch.setattr(tools, "judge", rollout([]))
+    monkeypatch.setattr(spct, "judge", rollout([]))
+    monkeypatch.setattr(spct.report, "describe", lambda *args: {})
+    policy, curve = tools.reinforce(run, start, items)
+    core = spct.reinforce(cfg, SimpleNamespace(readable=str), start, items)
+    assert curve == [0.0, 0.0]
+    for p, q in zip(policy.parameters(), core.parameters()):
+        assert torch.allclose(p, q, atol=1e-6)
+    # The end of a judgement is a result: which one it is makes no difference.
+    ends = []
+    for result in (tok.encode([" 3"]), [350] * len(tok.encode([" 3"]))):
+        monkeypatch.setattr(tools, "judge", rollout(call + result))
+        ends.append(tools.reinforce(run, start, items)[0])
+    for p, q in zip(ends[0].parameters(), ends[1].parameters()):
+        assert torch.equal(p, q)
+
+
+def test_judging_by_given_principles(tok, tiny):
+    """Guards against stored principles that the judgement does not begin with, or that are read wrongly."""
+    model, items = tiny(tok.vocab_size, 200), make_items(0, "test", 3, least=2)
+    run = SimpleNamespace(tok=tok)
+    own = principles.judge_by(run, model, items, [None] * 3, 2, 7, 0.5)
+    assert own == sample.judge(model, tok, items, 2, 7, 0.5)
+    given = principles.judge_by(run, model, items, [{"polite": 10}] * 3, 2, 7, 0.5)
+    begin = tok.encode([" polite 10", CRITIQUE])
+    assert all(j.ids[:len(begin)] == begin for group in given for j in group)
+    assert [[j.prompt for j in group] for group in given] == [[j.prompt for j in group] for group in own]
+    read = lambda parts: principles.read_principles(tok, tok.encode(parts))
+    assert read([" correct 4, polite 6", END]) == {"correct": 4, "polite": 6}
+    for bad in ([" correct 4"], [" correct", END], [" correct 4", CRITIQUE, END], [END], [" correct 11", END], []):
+        assert read(bad) is None
+    for seed in range(200):                        # means have the sum 10, and differ from the exact ones by < 1
+        rng = random.Random(seed)
+        several = [dict(zip(rng.sample(["a", "b", "c", "d"], 3), rng.choices(range(1, 9), k=3))) for _ in range(5)]
+        whole = principles.mean_principles(several)
+        scale = 10 / sum(sum(weights.values()) for weights in several)
+        assert sum(whole.values()) == 10
+        for name in "abcd":
+            assert abs(whole.get(name, 0) - scale * sum(w.get(name, 0) for w in several)) < 1
+    item = items[0]
+    assert principles.agreement(item.weights, item) == 1 and principles.agreement(None, item) == 0
 
 # ----------------------------------------------------------------------------------------
 # Filter, truth
