@@ -23,6 +23,7 @@ score gains anything. (A judge scores four responses at a time. Best-of-n compar
 """
 
 import copy
+import re
 import time
 from collections import namedtuple
 
@@ -158,19 +159,25 @@ def best_of_n(run, writer, queries, counts):
 # What a writer writes, and whether text in a response can gain anything
 
 
+LIKE_A_SCORE = re.compile(r"<|score|total|good|bad|principle|\b10\b")
+
+
 def habits(queries, texts):
-    """{what responses have: a number for each query}, to see how a reward was earned."""
-    found = {name: [] for name in ("content", "manners", "words", "refusals", "repeats")}
+    """{what responses have: a number for each query}, to see how a reward was earned: the share of criteria of
+    content and of style that are met, words, and the shares of refusals, of repeated words in the content, and of
+    texts that look like a score."""
+    found = {name: [] for name in ("content", "style", "words", "refusals", "repeats", "scores")}
     for q, group in zip(queries, texts):
         truths = [truth_of(text, q) for text in group]
         met = lambda names: np.mean([truth[name][0] for truth in truths for name in names if name in truth])
         weights = RATERS[q.domain][q.cue]
         found["content"].append(met([name for name in weights if name in CONTENT_CRITERIA]))
-        found["manners"].append(met([name for name in weights if name in STYLE_CRITERIA]))
+        found["style"].append(met([name for name in weights if name in STYLE_CRITERIA]))
         found["words"].append(np.mean([len(text.split(" ")) for text in group]))
         found["refusals"].append(np.mean([without_style(text)[0] in REFUSALS for text in group]))
         contents = [without_style(text)[0].split(" ") for text in group]
         found["repeats"].append(np.mean([len(set(words)) < len(words) for words in contents]))
+        found["scores"].append(np.mean([bool(LIKE_A_SCORE.search(text)) for text in group]))
     return {name: np.array(values) for name, values in found.items()}
 
 
