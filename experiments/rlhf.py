@@ -51,7 +51,7 @@ from sample import judge
 
 # tokens that the writer reads; test queries; steps of RL; steps between two checkpoints; n of best-of-n
 Sizes = namedtuple("Sizes", "tokens queries steps every counts")
-FULL = Sizes(1_000_000, 200, 200, 20, (1, 4, 16, 64))
+FULL = Sizes(1_000_000, 200, 120, 12, (1, 4, 16, 64))
 QUICK = Sizes(40_000, 4, 2, 1, (1, 4))
 LR = 1e-3   # of 3e-4 and 1e-3, the one that moved the writer farther on validation queries of one run
 
