@@ -17,8 +17,6 @@ if it is what the world says, to the letter.
 
 Then each judge is the reward of a writer (rlhf.py), for fewer steps than there. What predicts the gold reward that
 the writer reaches: the judge's accuracy, or its reasons? (R-Align, arXiv 2602.06763, finds: the reasons.)
-
-Run rlhf.py before: it makes the first writer.
 """
 
 import copy
@@ -83,7 +81,7 @@ def evidence_of(critique):
 # Judges of a run -> {"judge, stage": name of its model}
 
 
-def reread(run, document, tokens):
+def reread(run, document, tokens, base=None):
     """The base model, after so many tokens more. document: a function of an index. Too long ones are left out."""
     cfg, examples, count, number = run.config(), [], 0, 0
     while count < tokens:
@@ -93,7 +91,7 @@ def reread(run, document, tokens):
             count += len(ids)
         number += 1
     ids, learned = pack(examples, cfg.block_size, seed_of(cfg.seed, "reread"))
-    return spct.train_lm(cfg, "base", run.model("base"), ids, learned, cfg.rft_lr, cfg.pretrain_rows)
+    return spct.train_lm(cfg, "base", base or run.model("base"), ids, learned, cfg.rft_lr, cfg.pretrain_rows)
 
 
 def finetune(run, base, examples, general):
@@ -184,6 +182,17 @@ def study_run(run, sizes):
 MEASURES = ("accuracy", "true checks", "true evidence", "well-founded, of correct")
 
 
+def correlations(means, measure):
+    """Spearman's, between a measure of judges and the gold reward of their writers: of all judges in each run, and of
+    those after RL in all runs (less the mean of their run, since runs have other writers)."""
+    table = lambda m, titles: np.array([means[title][m] for title in titles])                # (judges, runs)
+    after_rl = [title for title in means if title.endswith(", rl")]
+    pairs = zip(table(measure, means).T, table("gold after", means).T)
+    centred = lambda m: (table(m, after_rl) - table(m, after_rl).mean(axis=0)).flatten()
+    return {"each run": [spearman(*pair) for pair in pairs],
+            "after RL": [spearman(centred(measure), centred("gold after"))]}
+
+
 def draw(points):
     figure = Figure(figsize=(10, 4))
     for ax, measure in zip(figure.subplots(1, 2), ("test, accuracy", "test, true checks")):
@@ -203,13 +212,10 @@ def main(argv):
     column = lambda title, m: [f[title][m] for f in found]
     means = {title: {m: [float(np.nanmean(v)) for v in column(title, m)] for m in found[0][title]}
              for title in found[0]}
-    every = lambda m: np.concatenate([of[m] for of in means.values()])
     result = {
         "numbers": {title: {m: study.number(column(title, m)) for m in found[0][title]} for title in found[0]},
         "rl less rft": {}, "less the default": {}, "less more reading": {},
-        # Spearman's, over judges and runs. (The second number stands where others have an interval.)
-        "rank correlation with the gold reward": {
-            f"test, {m}": [spearman(every(f"test, {m}"), every("gold after")), 0.0] for m in MEASURES}}
+        "rank correlation with the gold reward": {m: correlations(means, f"test, {m}") for m in MEASURES}}
     less = lambda a, b: {f"test, {m}": study.difference(column(a, f"test, {m}"), column(b, f"test, {m}"), queries)
                          for m in MEASURES}
     rows = [["judge", *MEASURES, "ood, accuracy", "ood, well-founded, of correct", "gold reward of its writer"]]

@@ -21,6 +21,7 @@ from data.tokenizer import CHECKS, CRITIQUE, END, HINT, QUERY, RESPONSE, TOTAL
 from data.world import RATERS, VERIFIABLE, draw_query, gold_reward, make_item, make_items, make_response
 from experiments import (
     baselines,
+    depth,
     filter,
     judges,
     offline,
@@ -38,7 +39,7 @@ from report import auc
 
 
 @pytest.mark.parametrize("module", [
-    baselines, filter, judges, offline, principles, reasons, tools, truth], ids=lambda m: m.__name__)
+    baselines, depth, filter, judges, offline, principles, reasons, tools, truth], ids=lambda m: m.__name__)
 def test_examples_in_docstrings(module):
     """Guards against an example that gives something else."""
     assert doctest.testmod(module).failed == 0
@@ -225,7 +226,36 @@ def test_other_forms_of_a_judgement(tok):
                 judges.read_number(tok, wrong, j.order)
 
 # ----------------------------------------------------------------------------------------
-# Tools, principles
+# Tools, depth, principles
+
+def test_long_evidence_is_true(tok):
+    """Guards against steps that do not add up, another verdict, and documents that do not fit."""
+    for domain, lengths in depth.LENGTHS.items():
+        for length in lengths:
+            for index in range(6):
+                item = depth.item_of(0, "test", domain, length, index)
+                assert depth.length_of(item) == length and item.gold == [
+                    gold_reward(item.weights, truth) for truth in item.truth]
+                long = depth.step_by_step(item)
+                for before, after in zip(item.truth, long.truth):
+                    assert before["correct"][0] == after["correct"][0] and not set(",:") & set(after["correct"][1])
+                    way, compared = after["correct"][1].split(" so ")
+                    assert before["correct"][1].endswith(compared.split(" got ")[1])
+                    right = compared.split(" got ")[0]
+                    if domain == "sums":
+                        steps = [step.split("=") for step in way.split(" ")]
+                        assert len(steps) == length and right == steps[-1][1] + "".join(
+                            total[-1] for _, total in steps[-2::-1])
+                        assert all(sum(map(int, left.split("+"))) == int(total) for left, total in steps)
+                    else:
+                        assert right.split(" ") == sorted(right.split(" ")) and len(way.split(" has ")) == length
+                    parts = judgement_parts(*annotate(random.Random(index), long, "expert"))
+                    ids = tok.encode(prompt_parts(item.query, item.responses) + parts)
+                    assert len(ids) < depth.CONTEXT
+                    j = Judgement("", 0, [0, 1], 0, [], [], 0.0)
+                    j.critiques = sample.read_judgement(tok, tok.encode(parts), [0, 1])[1]
+                    assert depth.is_long(j)
+
 
 def test_calls_are_taken_out_again(tok):
     """Guards against a corpus in which a call changes a judgement, and against results that the policy learns."""
