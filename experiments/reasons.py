@@ -183,8 +183,8 @@ MEASURES = ("accuracy", "true checks", "true evidence", "well-founded, of correc
 
 
 def correlations(means, measure):
-    """Spearman's, between a measure of judges and the gold reward of their writers: of all judges in each run, and of
-    those after RL in all runs (less the mean of their run, since runs have other writers)."""
+    """Spearman's, between a measure of judges and the gold reward of their writers: of all judges in each run, and
+    of those after RL in all runs (less the mean of their run, since runs have other writers)."""
     table = lambda m, titles: np.array([means[title][m] for title in titles])                # (judges, runs)
     after_rl = [title for title in means if title.endswith(", rl")]
     pairs = zip(table(measure, means).T, table("gold after", means).T)
