@@ -1,18 +1,24 @@
 """
 When is longer thinking worth its tokens?
 
-The world has a dial for how many serial steps a check needs: digits to add (2 to 5), letters to sort (3 to 9). A
-check can be written in one step, or step by step:
+The world gets a dial: digits to add (2 to 5), letters to sort (3 to 9). A check can be written in one step, or
+step by step:
 
     correct: 230+481=711 got 7 7 1 1 1 1, good
     correct: 0+1=1 3+8=11 2+4+1=7 so 711 got 7 7 1 1 1 1, good
     correct: sort c c d d a b, bad
     correct: c d b has b c d has c so b c d got b c, bad
 
-The base model reads two million tokens more, of items of two responses and all lengths. Half of the experts'
-checks are step by step, a few percent of the corpus, and some of the general text adds two digits. RFT and RL
-follow: does RL take the long way, and does it do so where it pays? The same once more with training on short
-problems alone (2 and 3 digits, 3 to 5 letters). Beside the judge: a scalar RM and CLoud, from the same items.
+The base model reads two million tokens more, about items of these two kinds. In one half of its general text's
+checks, and of its experts' judgements, evidence goes step by step, and some of the general text practises sums of
+single digits. RFT and RL follow: does RL take the long way, and does it do so where it pays? Three judges:
+
+- mixed: as above;
+- short evidence: never step by step, and no practice of single digits;
+- short problems: as mixed, but with problems of 2 and 3 digits and of 3 to 5 letters only.
+
+(The run's base model has read about 3 digits, and about 5 and 6 letters, before.) Beside the judges: a scalar RM,
+trained on the items of the first two.
 """
 
 import os
@@ -26,30 +32,22 @@ from matplotlib.figure import Figure
 
 import spct
 from data import run_command
-from data.annotators import (
-    GENERAL,
-    HINTED,
-    HINTED_SKILLS,
-    SKILLS,
-    annotate,
-    checking,
-    general_text,
-)
+from data.annotators import GENERAL, HINTED, HINTED_SKILLS, SKILLS, annotate, checking, general_text
 from data.judgement import correct, judgement_parts, prompt_parts, read_judgements, vote_plurality
 from data.tokenizer import END
-from data.world import CUES, LETTERS, RATERS, Item, gold_reward, make_response, seed_of, split_of
+from data.world import CUES, LETTERS, RATERS, Item, gold_reward, make_response, seed_of, side_by_side, split_of
 from experiments import study
-from experiments.baselines import cloud, scalar_rm
-from experiments.reasons import reread
+from experiments.baselines import scalar_rm
+from experiments.truth import share
 from model import GPT
 from sample import judge
 
 LENGTHS = {"sums": (2, 3, 4, 5), "sort": (3, 4, 5, 6, 7, 8, 9)}
 SHORT = {"sums": (2, 3), "sort": (3, 4, 5)}
-ARMS = {"all lengths": LENGTHS, "short ones": SHORT}
+Arm = namedtuple("Arm", "lengths long")            # long: the share of evidence that goes step by step
+ARMS = {"mixed": Arm(LENGTHS, 0.5), "short evidence": Arm(LENGTHS, 0.0), "short problems": Arm(SHORT, 0.5)}
 CONTEXT = 448
 K = 8                                              # samples of a vote
-PRACTICE = 0.15                                    # share of general text that adds two digits
 
 # ----------------------------------------------------------------------------------------
 # Problems of any length
@@ -64,19 +62,32 @@ def problem_of(rng, domain, length):
     return f"sort {' '.join(letters)}", letters
 
 
+def response_of(rng, domain, problem, weights):
+    """As make_response. But a wrong sum is off in any of its digits, not in the last three alone."""
+    text, truth = make_response(rng, domain, problem, weights)
+    if domain == "sums" and not truth["correct"][0]:
+        right, was = sum(problem), re.search(r"it is -?\d+", text)[0]
+        off = 10 ** rng.randrange(len(str(max(problem))))
+        wrong = right + (off if rng.random() < 0.5 or off >= right else -off)
+        evidence = f"{problem[0]}+{problem[1]}={right} got {side_by_side(str(right), str(wrong))}"
+        text, truth = text.replace(was, f"it is {wrong}"), {**truth, "correct": (False, evidence)}
+    return text, truth
+
+
 def item_of(seed, split, domain, length, index):
-    """An item of two responses, one of them the best."""
-    rng = random.Random(seed_of(seed, "depth", split, domain, length, index))
+    """An item of two responses, one of them the best. One in ten of the training split has one response."""
+    id = f"{split}-{domain}{length}-{index}"
+    rng = random.Random(seed_of(seed, "depth", id))
+    n = 1 if split == "train" and rng.random() < 0.1 else 2
     while True:
         cue = rng.choice(list(CUES))
         task, problem = problem_of(rng, domain, length)
         if split_of(domain, cue, task) != split:
             continue
         weights = RATERS[domain][cue]
-        texts, truth = zip(*[make_response(rng, domain, problem, weights) for _ in range(2)])
+        texts, truth = zip(*[response_of(rng, domain, problem, weights) for _ in range(n)])
         gold = [gold_reward(weights, t) for t in truth]
-        if gold[0] != gold[1]:
-            id = f"{split}-{domain}{length}-{index}"
+        if len(set(texts)) == n and gold.count(max(gold)) == 1:
             return Item(id, domain, CUES[cue] + task, list(texts), gold, cue, split, list(truth))
 
 
@@ -85,9 +96,6 @@ def items_of(seed, split, lengths, count):
     cells = [(domain, length) for domain in lengths for length in lengths[domain]]
     return [item_of(seed, split, *cells[i % len(cells)], i // len(cells)) for i in range(count)]
 
-
-def length_of(item):
-    return int(re.search(r"(\d+)-", item.id)[1])
 
 # ----------------------------------------------------------------------------------------
 # Evidence, step by step
@@ -132,40 +140,43 @@ def step_by_step(item):
     return replace(item, truth=truths)
 
 
-def is_long(judgement):
-    """Are at least half of a judgement's checks of "correct" step by step?"""
-    given = [evidence for c in judgement.critiques or [] for name, evidence, _ in c["checks"] if name == "correct"]
-    return bool(given) and 2 * sum(" so " in (evidence or "") for evidence in given) >= len(given)
-
 # ----------------------------------------------------------------------------------------
 # The corpus
 
 
-def two_digits(rng):
-    """General text: a few sums of two digits, with a carry or without."""
+def single_digits(rng):
+    """A few sums of single digits, with a carry or without."""
     pairs = [(rng.randint(0, 9), rng.randint(0, 9), rng.random() < 0.4) for _ in range(6)]
     text = " ".join(f"{a}+{b}{'+1' if carry else ''}={a + b + carry}" for a, b, carry in pairs)
     return [([f" {text}", END], True)]
 
 
-def document(seed, index, lengths):
-    """As make_document, of items in turn of all lengths"""
+def random_item(rng, seed, arm):
+    domain = rng.choice(list(arm.lengths))
+    item = item_of(seed, "train", domain, rng.choice(arm.lengths[domain]), rng.getrandbits(40))
+    return step_by_step(item) if rng.random() < arm.long else item
+
+
+def general(rng, seed, arm):
+    """A document of general text: practice of single digits, checks of these items, or as ever"""
+    kind = rng.random()
+    if arm.long and kind < 0.15:
+        return single_digits(rng)
+    if kind < 0.5:
+        return general_text(rng)
+    item = random_item(rng, seed, arm)
+    return checking(rng, item.query, list(zip(item.responses, item.truth)))
+
+
+def document(seed, index, arm):
+    """As make_document, about these items"""
     rng = random.Random(seed_of(seed, "document", index))
-    domain = rng.choice(list(lengths))
-    item = item_of(seed, "train", domain, rng.choice(lengths[domain]), index)
-    long = rng.random() < 0.5
     if rng.random() < GENERAL:
-        kind = rng.random()
-        if kind < PRACTICE:
-            return two_digits(rng)
-        if kind < 0.5:
-            return general_text(rng)
-        told = step_by_step(item) if long else item
-        return checking(rng, item.query, list(zip(told.responses, told.truth)))
-    hint = item.best if rng.random() < HINTED else None
+        return general(rng, seed, arm)
+    item = random_item(rng, seed, arm)
+    hint = item.best if item.n > 1 and rng.random() < HINTED else None
     skills = SKILLS if hint is None else HINTED_SKILLS
-    skill = rng.choices(list(skills), skills.values())[0]
-    judgement = judgement_parts(*annotate(rng, step_by_step(item) if long else item, skill, hint))
+    judgement = judgement_parts(*annotate(rng, item, rng.choices(list(skills), skills.values())[0], hint))
     return [(prompt_parts(item.query, item.responses, hint), False), (judgement, True)]
 
 # ----------------------------------------------------------------------------------------
@@ -173,19 +184,18 @@ def document(seed, index, lengths):
 
 
 class Deep(study.Run):
-    """A run that has learned from items of some lengths. Its models are in a folder of their own."""
+    """What a run becomes in an arm of this study. Its files are in a folder of their own."""
 
-    def __init__(self, run, arm, sizes):
-        self.folder = os.path.join(run.folder, "studies", f"depth, {arm}")
+    def __init__(self, run, name, sizes):
+        self.folder = os.path.join(run.folder, "studies", f"depth, {name}")
         self.config_of_run = {**run.config_of_run, "block_size": CONTEXT}
-        self.tok, self.lengths, self.sizes, self.start = run.tok, ARMS[arm], sizes, run.model("base")
+        self.tok, self.arm, self.sizes, self.start = run.tok, ARMS[name], sizes, run.model("base")
         os.makedirs(self.path(""), exist_ok=True)
 
     def training_items(self):
-        return items_of(self.config().seed, "train", self.lengths, self.sizes.items)
+        return items_of(self.config().seed, "train", self.arm.lengths, self.sizes.items)
 
-    def before(self):
-        """The run's base model, with a longer context"""
+    def with_longer_context(self):
         model = GPT(replace(self.start.cfg, block_size=CONTEXT))
         model.load_state_dict(self.start.state_dict())
         return model
@@ -193,46 +203,51 @@ class Deep(study.Run):
 
 def learn(deep):
     """Reading, RFT and RL. They make base, rft and rl.pt, and keep RL's rollouts."""
-    cfg, tok, items = deep.config(), deep.tok, deep.training_items()
-    base = deep.model("base", lambda: reread(deep, lambda index: document(cfg.seed, index, deep.lengths),
-                                             deep.sizes.tokens, deep.before()))
-    samples = deep.groups("rft-samples", lambda: judge(base, tok, items, cfg.n_rft, seed_of(cfg.seed, "rft")))
-    hinted = deep.groups("hinted", lambda: judge(base, tok, items, 1, seed_of(cfg.seed, "hinted"), hinted=True))
-    kept = [j for group, item in zip(samples, items) for j in spct.keep(group, item)]
-    kept += [j for group, item in zip(hinted, items) for j in spct.keep_hinted(group, item)]
-    rft = deep.model("rft", lambda: spct.finetune(cfg, tok, base, kept))
-    hard = [item for group, item in zip(samples, items) if not spct.too_easy(group, item)]
-    deep.model("rl", lambda: spct.reinforce(cfg, tok, rft, hard))
+    cfg, arm = deep.config(), deep.arm
+    base = deep.model("base", lambda: study.reread(
+        deep, lambda index: document(cfg.seed, index, arm), deep.sizes.tokens, deep.with_longer_context()))
+    policy, hard, _ = study.rft(deep, "samples", base, deep.training_items(),
+                                lambda rng: general(rng, cfg.seed, arm))
+    deep.model("rft", lambda: policy)
+    deep.model("rl", lambda: spct.reinforce(cfg, deep.tok, policy, hard))
 
 
-def long_way(deep):
-    """The share of rollouts that go step by step: (steps of RL, domains and lengths), nan where there are none"""
+def of_checks(judgement, item):
+    """-> [(step by step?, is the verdict true?)] of the checks of "correct" that have evidence"""
+    return [(" so " in evidence, good == truth["correct"][0])
+            for critique, truth in zip(judgement.critiques or [], item.truth)
+            for name, evidence, good in critique["checks"] if name == "correct" and evidence]
+
+
+def training(deep):
+    """Of judgements at temperature 1, in which both ways occur -> "RL, long": the share of checks that go step by
+    step, (steps, cells); "before RL, short", "before RL, long": each way's share of true verdicts, (cells,)"""
     def make():
-        cells = [(domain, length) for domain in deep.lengths for length in deep.lengths[domain]]
-        groups = read_judgements(os.path.join(deep.config().out, "judgements-rl.jsonl"))
-        size, rows = deep.config().rl_items, []
-        for start in range(0, len(groups), size):
-            found = {cell: [] for cell in cells}
-            for group in groups[start:start + size]:
-                domain, length = re.match(r"train-([a-z]+)(\d+)-", group[0].item).groups()
-                found[domain, int(length)] += [is_long(j) for j in group]
-            rows.append([np.mean(values) if values else np.nan for values in found.values()])
-        return {"long": np.array(rows)}
-    return deep.numbers("long way", make)["long"]
+        rollouts = read_judgements(os.path.join(deep.config().out, "judgements-rl.jsonl"))
+        samples, size = read_judgements(deep.path("samples, rft.jsonl")), deep.config().rl_items
+        item_of_id = {item.id: item for item in deep.training_items()}
+        checks = lambda groups, cell: [c for group in groups if cell_of(item_of_id[group[0].item]) == cell
+                                       for j in group for c in of_checks(j, item_of_id[j.item])]
+        early = {way: [share([true for long, true in checks(samples, cell) if long == (way == "long")])
+                       for cell in CELLS] for way in ("short", "long")}
+        steps = [rollouts[i:i + size] for i in range(0, len(rollouts), size)]
+        return {"RL, long": np.array([[share([long for long, _ in checks(step, cell)]) for cell in CELLS]
+                                      for step in steps]),
+                **{f"before RL, {way}": np.array(values) for way, values in early.items()}}
+    return deep.numbers("training", make)
 
 
 def measure(deep, items):
-    """-> {"system, measure": a number for each item}, of the scalar RM, CLoud and the judge"""
+    """-> {"stage, measure": a number for each item}"""
     cfg, found = deep.config(), {}
-    for name, make in (("scalar RM", scalar_rm), ("CLoud", cloud)):
-        scores = make(deep)(items, 1)[0]["answer"]
-        found[name] = np.array([float(correct(s, item.gold)) for s, item in zip(scores, items)])
     for stage in ("rft", "rl"):
         policy, seed = deep.model(stage), seed_of(cfg.seed, "study", "depth")
         one = [group[0] for group in judge(policy, deep.tok, items, 1, seed, 0, shuffle=False)]
         groups = judge(policy, deep.tok, items, K, seed, cfg.temperature)
+        checks = [of_checks(j, item) for j, item in zip(one, items)]
         found[f"{stage}, greedy"] = np.array([float(correct(j.scores, i.gold)) for j, i in zip(one, items)])
-        found[f"{stage}, long"] = np.array([float(is_long(j)) for j in one])
+        found[f"{stage}, long"] = np.array([share([long for long, _ in mine]) for mine in checks])
+        found[f"{stage}, true"] = np.array([share([true for _, true in mine]) for mine in checks])
         found[f"{stage}, tokens"] = np.array([float(len(j.ids)) for j in one])
         found[f"{stage}, plurality"] = np.array([float(correct(vote_plurality([j.scores for j in group]), i.gold))
                                                  for group, i in zip(groups, items)])
@@ -240,71 +255,81 @@ def measure(deep, items):
 
 
 def study_run(run, items, sizes):
-    """-> {arm: {measure: a number for each item}}, {arm: the share of the long way in RL}"""
-    found, curves = {}, {}
-    for arm in ARMS:
-        deep = Deep(run, arm, sizes)
+    """-> {arm: {measure: a number for each item}}, and what the training of "mixed" shows"""
+    found = {}
+    for name in ARMS:
+        deep = Deep(run, name, sizes)
         learn(deep)
-        found[arm] = deep.numbers(f"measured, {len(items)}", lambda: measure(deep, items))
-        curves[arm] = long_way(deep)
-    return found, curves
+        found[name] = deep.numbers(f"measured, {len(items)}", lambda: measure(deep, items))
+    mixed = Deep(run, "mixed", sizes)
+    scores = scalar_rm(mixed)(items, 1)[0]["answer"]
+    found["mixed"]["scalar RM"] = np.array([float(correct(s, item.gold)) for s, item in zip(scores, items)])
+    return found, training(mixed)
 
 # ----------------------------------------------------------------------------------------
 # Table and figure
 
+CELLS = [(domain, length) for domain in LENGTHS for length in LENGTHS[domain]]
+Sizes = namedtuple("Sizes", "items tokens")
 
-def draw(result, curves):
+
+def cell_of(item):
+    return item.domain, int(re.search(r"(\d+)-", item.id)[1])
+
+
+def draw(result):
     figure = Figure(figsize=(12, 4))
-    systems = {"scalar RM": "scalar RM", "CLoud": "CLoud", "rl, greedy": "GRM", "rl, plurality": f"GRM, {K} votes"}
+    lines = [("mixed", "scalar RM"), *((name, "rl, greedy") for name in ARMS), ("mixed", "rl, plurality")]
     *panels, last = figure.subplots(1, 3)
     for ax, domain in zip(panels, LENGTHS):
-        for i, (measure, label) in enumerate(systems.items()):
-            for arm, style in zip(ARMS, ("-", "--")):
-                values = [result["cells"][f"{domain} {length}"][arm][measure][0] for length in LENGTHS[domain]]
-                ax.plot(LENGTHS[domain], values, style, color=f"C{i}", label=label if style == "-" else None)
-        ax.set(xlabel=f"{domain}: serial steps (dashed: trained on short ones)", ylabel="accuracy")
+        for name, m in lines:
+            values = [result["cells"][f"{domain}, {length}"][name][m][0] for length in LENGTHS[domain]]
+            ax.plot(LENGTHS[domain], values, "o-", ms=3, label=f"{name}: {m.removeprefix('rl, ')}")
+        ax.set(xlabel=f"{domain}: digits or letters", ylabel="accuracy")
         ax.grid(alpha=0.3)
-    panels[0].legend(fontsize=8)
-    for i, (cell, values) in enumerate(curves.items()):
-        last.plot(values, color=f"C{i % 10}", ls="-" if "sums" in cell else "--", label=cell)
-    last.set(xlabel="step of RL, all lengths", ylabel="share that goes step by step", ylim=(0, 1))
+    panels[0].legend(fontsize=7)
+    for i, (cell, values) in enumerate(result["long way in RL"].items()):
+        last.plot([np.nan if v is None else v for v in values], color=f"C{i % 10}",
+                  ls="-" if "sums" in cell else "--", label=cell)
+    last.set(xlabel="step of RL, mixed", ylabel="share of checks that go step by step", ylim=(0, 1))
     last.legend(fontsize=6)
     return figure
 
 
-Sizes = namedtuple("Sizes", "items tokens")
-
-
 def main(argv):
     runs, quick = study.start(argv, __doc__)
-    count, sizes = (11, Sizes(24, 8000)) if quick else (1100, Sizes(2200, 2_000_000))
+    count, sizes = (11, Sizes(24, 8000)) if quick else (1100, Sizes(3000, 2_000_000))
     items = [items_of(run.config().seed, "test", LENGTHS, count) for run in runs]
-    found, curves = zip(*[study_run(run, mine, sizes) for run, mine in zip(runs, items)])
-    cells = [(domain, length) for domain in LENGTHS for length in LENGTHS[domain]]
-    where = [[(item.domain, length_of(item)) for item in mine] for mine in items]
-    of_cell = lambda values, cell: [v[[at == cell for at in mine]] for v, mine in zip(values, where)]
-    queries = [[item.query for item in its] for its in items]
-    result = {"cells": {}, "all": {}, "plurality less greedy": {}, "greedy less the scalar RM": {}}
-    shown = ("scalar RM", "CLoud", "rl, greedy", "rl, plurality", "rft, long", "rl, long", "rl, tokens")
-    rows = [["problem", "scalar RM", "CLoud", "greedy", f"plurality of {K}", "step by step: RFT", "RL", "tokens",
-             "trained on short ones: greedy"]]
-    for domain, length in cells:
-        cell = result["cells"][f"{domain} {length}"] = {arm: {m: study.number(of_cell(
-            [f[arm][m] for f in found], (domain, length))) for m in found[0][arm]} for arm in ARMS}
-        here = cell["all lengths"]
-        rows.append([f"{domain}, {length}", *(study.in_words(here[m]) for m in shown[:-1]),
-                     f"{here['rl, tokens'][0]:.0f}", study.in_words(cell["short ones"]["rl, greedy"])])
-    for arm in ARMS:
-        column = lambda m: [f[arm][m] for f in found]
-        result["all"][arm] = {m: study.number(column(m)) for m in found[0][arm]}
-        less = lambda a, b: study.difference(column(a), column(b), queries)
-        result["plurality less greedy"][arm] = less("rl, plurality", "rl, greedy")
-        result["greedy less the scalar RM"][arm] = less("rl, greedy", "scalar RM")
-    shares = np.array([c["all lengths"] for c in curves])                    # (runs, steps, cells)
-    result["long way in RL"] = {f"{domain} {length}": [
-        None if np.isnan(step).all() else round(float(np.nanmean(step)), 3) for step in shares[:, :, i].T]
-        for i, (domain, length) in enumerate(cells)}
-    study.save("depth", runs, result, rows, draw(result, result["long way in RL"]))
+    found, of_training = zip(*[study_run(run, mine, sizes) for run, mine in zip(runs, items)])
+    where, queries = [[cell_of(i) for i in mine] for mine in items], [[i.query for i in mine] for mine in items]
+    rounded = lambda values: [None if np.isnan(v).all() else round(float(np.nanmean(v)), 3) for v in values]
+    result = {"cells": {}, "all": {}, "mixed less short evidence": {}, "mixed less short problems": {},
+              "plurality less greedy": {}, "greedy less the scalar RM": None,
+              "long way in RL": {f"{c[0]}, {c[1]}": rounded(np.array([t["RL, long"][:, i] for t in of_training]).T)
+                                 for i, c in enumerate(CELLS)},
+              "true verdicts before RL": {way: rounded(np.array([t[f"before RL, {way}"] for t in of_training]).T)
+                                          for way in ("short", "long")}}
+    rows = [["problem", "scalar RM", "greedy", f"plurality of {K}", "step by step: RFT", "RL", "tokens",
+             "short evidence: greedy", "tokens", "short problems: greedy"]]
+    for cell in CELLS:
+        here = [[at == cell for at in mine] for mine in where]
+        numbers = result["cells"][f"{cell[0]}, {cell[1]}"] = {name: {m: study.number(
+            [f[name][m][mask] for f, mask in zip(found, here)]) for m in found[0][name]} for name in ARMS}
+        mixed, short, few = (numbers[name] for name in ARMS)
+        shown = (mixed["scalar RM"], mixed["rl, greedy"], mixed["rl, plurality"], mixed["rft, long"],
+                 mixed["rl, long"])
+        rows.append([f"{cell[0]}, {cell[1]}", *map(study.in_words, shown), f"{mixed['rl, tokens'][0]:.0f}",
+                     study.in_words(short["rl, greedy"]), f"{short['rl, tokens'][0]:.0f}",
+                     study.in_words(few["rl, greedy"])])
+    less = lambda a, b: study.difference([f[a[0]][a[1]] for f in found], [f[b[0]][b[1]] for f in found], queries)
+    for name in ARMS:
+        result["all"][name] = {m: study.number([f[name][m] for f in found]) for m in found[0][name]}
+        result["plurality less greedy"][name] = less((name, "rl, plurality"), (name, "rl, greedy"))
+    for m in ("rl, greedy", "rl, plurality", "rl, true"):
+        result["mixed less short evidence"][m] = less(("mixed", m), ("short evidence", m))
+        result["mixed less short problems"][m] = less(("mixed", m), ("short problems", m))
+    result["greedy less the scalar RM"] = less(("mixed", "rl, greedy"), ("mixed", "scalar RM"))
+    study.save("depth", runs, result, rows, draw(result))
 
 
 if __name__ == "__main__":

@@ -6,13 +6,19 @@ judgements of its responses. Here they come from the judge's prompt without resp
 
     <query> for my boss: what is 230+481? <principles>
 
-which the judge completes with principles and <end>, an exercise of pre-training. Those of m samples can be
-averaged. A judgement then begins with the stored principles, in place of its own, and goes on with <critique>.
+which the judge completes with principles and <end>, an exercise of pre-training and of RFT's general text. (RL
+has no such prompts. What is no list of principles is left out.) A judgement then begins with stored principles, in
+place of its own, and goes on with <critique>. They come from:
 
-Compared, for each judge: its own principles, written with the responses in view; its stored ones; those that
-another judge has stored; and the raters' own weights, which are the bound. What travels from judge to judge?
+- own: the judgement's own, written with the responses in view;
+- greedy: the most likely ones for the query alone;
+- one for each sample: of a vote, each sample has others;
+- mean, most frequent: of 32 samples for the query;
+- the RL policy's, another seed's: the mean of 32 by another judge, to see whether they can be handed on;
+- the raters' own weights, which are the bound.
 """
 
+import functools
 from collections import Counter
 
 import numpy as np
@@ -34,10 +40,10 @@ from experiments.judges import asked
 from sample import generate
 
 K = 8                                              # samples of a vote
-# For each judge: where its principles come from. "stored, m": the mean of m samples by the judge itself.
-SOURCES = {"base": ("own", "stored, 32", "RL policy's", "raters'"),
-           "rft": ("own", "stored, 32", "RL policy's", "raters'"),
-           "rl": ("own", "stored, 1", "stored, 8", "stored, 32", "another seed's", "raters'")}
+SOURCES = {"base": ("own", "mean", "the RL policy's", "the raters'"),
+           "rft": ("own", "mean", "the RL policy's", "the raters'"),
+           "rl": ("own", "greedy", "one for each sample", "mean", "most frequent", "another seed's",
+                  "the raters'")}
 
 # ----------------------------------------------------------------------------------------
 # Principles from the query alone
@@ -52,44 +58,60 @@ def read_principles(tok, ids):
 
 
 def mean_principles(samples):
-    """The mean of principles, in whole numbers with the sum 10 (largest remainders). None if no sample parses.
+    """The mean of principles, in whole numbers with the sum 10 (largest remainders). [] if there is no sample.
 
-    >>> mean_principles([{"correct": 6, "polite": 4}, {"correct": 4, "polite": 5, "plain": 1}, None])
-    {'correct': 5, 'polite': 5}
-    >>> mean_principles([{"help": 20}])
-    {'help': 10}
+    >>> mean_principles([{"correct": 6, "polite": 4}, {"correct": 4, "polite": 5, "plain": 1}])
+    [{'correct': 5, 'polite': 5}]
+    >>> mean_principles([{"help": 20}]), mean_principles([])
+    ([{'help': 10}], [])
     """
     total = Counter()
     for weights in samples:
-        total.update(weights or {})
-    exact = {name: 10 * weight / sum(total.values()) for name, weight in total.items()}
+        total.update({name: weight / sum(weights.values()) for name, weight in weights.items()})
+    exact = {name: 10 * share / len(samples) for name, share in total.items()}
     whole = {name: int(weight) for name, weight in exact.items()}
     rest = sorted(exact, key=lambda name: whole[name] - exact[name])         # the largest remainder first
     for name in rest[:10 - sum(whole.values())]:
         whole[name] += 1
-    return {name: weight for name, weight in whole.items() if weight} or None
+    return [{name: weight for name, weight in whole.items() if weight}] if samples else []
 
 
-def written(run, policy, queries, m, seed):
-    """{query: m principles or None, written from the query alone}"""
-    prompts = [tuple(run.tok.encode(prompt_parts(query, []))) for query in queries for _ in range(m)]
-    seeds = [seed_of(seed, "principles", query, i) for query in queries for i in range(m)]
-    done = [read_principles(run.tok, ids) for ids, _ in generate(policy, prompts, seeds, 1.0)]
-    return {query: done[i * m:(i + 1) * m] for i, query in enumerate(queries)}
+def most_frequent(samples):
+    """
+    >>> most_frequent([{"help": 10}, {"help": 9, "plain": 1}, {"help": 10}]), most_frequent([])
+    ([{'help': 10}], [])
+    """
+    counts = Counter(tuple(weights.items()) for weights in samples)
+    return [dict(weights) for weights, _ in counts.most_common(1)]
+
+
+@functools.cache
+def stored(writer, name, run, split, count, m):
+    """{query: the principles of m samples that parse}, for the queries of a run's items. A policy of the run
+    `writer` writes them. m = 0: the greedy ones."""
+    seed, many = seed_of(run.config().seed, "study", name), max(1, m)
+    queries = sorted({item.query for item in run.items(split, count)})
+    prompts = [tuple(writer.tok.encode(prompt_parts(query, []))) for query in queries for _ in range(many)]
+    seeds = [seed_of(seed, "principles", query, i) for query in queries for i in range(many)]
+    done = [read_principles(writer.tok, ids)
+            for ids, _ in generate(writer.model(name), prompts, seeds, float(m > 0))]
+    return {query: [found for found in done[i * many:(i + 1) * many] if found] for i, query in enumerate(queries)}
 
 # ----------------------------------------------------------------------------------------
 # Judging by given principles
 
 
-def judge_by(run, policy, items, weights, k, seed, temperature):
-    """As sample.judge, but a judgement begins with given principles. weights: {criterion: weight} for each item;
-    None leaves them to the judge."""
+def judge_by(run, policy, items, stores, k, seed, temperature):
+    """As sample.judge, but judgements begin with given principles. stores: for each item a list of {criterion:
+    weight}, of which the samples take one each, in turn. If it is empty, they write their own."""
     groups = [asked(run.tok, item, k, seed, temperature > 0) for item in items]
-    flat = [(j, run.tok.encode([principles_text(w), CRITIQUE]) if w else [])
-            for group, w in zip(groups, weights) for j in group]
-    done = generate(policy, [tuple(j.prompt + given) for j, given in flat], [j.seed for j, _ in flat], temperature)
-    for (j, given), (ids, logp) in zip(flat, done):
-        j.ids, j.logp = given + ids, logp
+    given = [run.tok.encode([principles_text(store[j.sample % len(store)]), CRITIQUE]) if store else []
+             for group, store in zip(groups, stores) for j in group]
+    flat = [j for group in groups for j in group]
+    done = generate(policy, [tuple(j.prompt + begin) for j, begin in zip(flat, given)], [j.seed for j in flat],
+                    temperature)
+    for j, begin, (ids, logp) in zip(flat, given, done):
+        j.ids, j.logp = begin + ids, logp
         try:
             j.principles, j.critiques, j.scores = read_judgement(run.tok, j.ids, j.order)
         except ValueError as reason:
@@ -100,68 +122,65 @@ def judge_by(run, policy, items, weights, k, seed, temperature):
 # One run
 
 
-def stored(run, name, items):
-    """{query: 32 principles or None} by a policy of a run"""
-    policy, seed = run.model(name), run.config().seed
-    return written(run, policy, sorted({item.query for item in items}), 32, seed_of(seed, "study", name))
-
-
-def weights_from(source, name, run, other, items):
-    """The principles of each item, for the judge `name` of a run. other: the run of another seed."""
-    if source == "own":
-        return [None] * len(items)
-    if source == "raters'":
-        return [item.weights for item in items]
-    whose, writer = {"RL policy's": (run, "rl"), "another seed's": (other, "rl")}.get(source, (run, name))
-    m = int(source.removeprefix("stored, ")) if source.startswith("stored") else 32
-    found = stored(whose, writer, items)
-    return [mean_principles(found[item.query][:m]) for item in items]
+def stores_from(source, name, run, other, split, count):
+    """-> for each item the principles that the judge `name` is given (see judge_by). other: another seed's run"""
+    items = run.items(split, count)
+    if source in ("own", "the raters'"):
+        return [[item.weights] if source == "the raters'" else [] for item in items]
+    writer, policy = {"the RL policy's": (run, "rl"), "another seed's": (other, "rl")}.get(source, (run, name))
+    samples = stored(writer, policy, run, split, count, 0 if source == "greedy" else 32)
+    choose = {"greedy": list, "one for each sample": lambda found: found[:K],
+              "most frequent": most_frequent}.get(source, mean_principles)
+    return [choose(samples[item.query]) for item in items]
 
 
 def agreement(weights, item):
     """The share of the raters' weights that principles {criterion: weight} have: 1 if they are equal."""
-    return sum(min(weight, (weights or {}).get(name, 0)) for name, weight in item.weights.items()) / 10
+    return sum(min(weight, weights.get(name, 0)) for name, weight in item.weights.items()) / 10
 
 
 def measure(run, other, name, source, count):
     """-> {measure: a number for each item} of a judge with principles from a source"""
     cfg, policy, found = run.config(), run.model(name), {}
     for split, n in (("test", count), ("ood", count // 2)):
-        items = run.items(split, n)
-        weights = weights_from(source, name, run, other, items)
-        seed = seed_of(cfg.seed, "study", split)
-        one = [group[0] for group in judge_by(run, policy, items, weights, 1, seed, 0)]
-        found[f"{split}, greedy"] = np.array([float(correct(j.scores, item.gold)) for j, item in zip(one, items)])
-        found[f"{split}, agreement"] = np.array([agreement(dict(j.principles or {}), item)
-                                                 for j, item in zip(one, items)])
-        if split == "test":
-            groups = judge_by(run, policy, items, weights, K, seed, cfg.temperature)
-            found["plurality"] = np.array([float(correct(vote_plurality([j.scores for j in group]), item.gold))
-                                           for group, item in zip(groups, items)])
-            begun = [len(run.tok.encode([principles_text(w), CRITIQUE])) if w else 0 for w in weights]
-            found["tokens"] = np.array([len(j.ids) - given for j, given in zip(one, begun)], float)
-    return found
+        items, seed = run.items(split, n), seed_of(cfg.seed, "study", split)
+        stores = stores_from(source, name, run, other, split, n)
+        one = [group[0] for group in judge_by(run, policy, items, stores, 1, seed, 0)]
+        groups = judge_by(run, policy, items, stores, K, seed, cfg.temperature)
+        begun = [len(run.tok.encode([principles_text(store[0]), CRITIQUE])) if store else 0 for store in stores]
+        found |= {f"{split}, greedy": [correct(j.scores, item.gold) for j, item in zip(one, items)],
+                  f"{split}, plurality": [correct(vote_plurality([j.scores for j in group]), item.gold)
+                                          for group, item in zip(groups, items)],
+                  f"{split}, agreement": [agreement(dict(j.principles), item) if j.scores else np.nan
+                                          for j, item in zip(one, items)],
+                  f"{split}, given": [bool(store) for store in stores],
+                  f"{split}, tokens": [len(j.ids) - length for j, length in zip(one, begun)]}
+    return {m: np.array(values, float) for m, values in found.items()}
 
 
 def study_run(run, other, count):
-    return {f"{name}, {source}": run.numbers(f"principles, {name}, {source}, {count}", lambda: measure(
-        run, other, name, source, count)) for name, sources in SOURCES.items() for source in sources}
+    found = {}
+    for name, sources in SOURCES.items():
+        for source in sources:
+            if source != "another seed's" or other is not run:
+                found[f"{name}, {source}"] = run.numbers(f"principles, {name}, {source}, {count}", lambda: measure(
+                    run, other, name, source, count))
+    return found
 
 # ----------------------------------------------------------------------------------------
 # Table and figure
 
-MEASURES = ("test, greedy", "plurality", "ood, greedy", "test, agreement", "ood, agreement", "tokens")
+SHOWN = ("test, greedy", "test, plurality", "ood, greedy", "ood, plurality")
 
 
 def draw(numbers):
-    figure = Figure(figsize=(8, 4))
+    figure = Figure(figsize=(8, 5))
     ax = figure.subplots()
-    for i, (measure, label) in enumerate((("test, greedy", "greedy"), ("plurality", f"plurality of {K}"),
-                                          ("ood, greedy", "greedy, out of distribution"))):
+    for i, measure in enumerate(SHOWN):
         values = [of[measure] for of in numbers.values()]
-        ax.barh(np.arange(len(values)) + 0.27 * i, [v[0] for v in values], 0.25, xerr=[v[1] for v in values],
-                label=label)
-    ax.set_yticks(np.arange(len(numbers)) + 0.27, list(numbers))
+        ax.barh(np.arange(len(values)) + 0.2 * i, [v[0] for v in values], 0.18, xerr=[v[1] for v in values],
+                label=measure)
+    ax.set_yticks(np.arange(len(numbers)) + 0.3, list(numbers))
     ax.set_xlabel("accuracy")
     ax.invert_yaxis()
     ax.legend(fontsize=8)
@@ -171,21 +190,23 @@ def draw(numbers):
 def main(argv):
     runs, quick = study.start(argv, __doc__)
     count = 8 if quick else 600
-    queries = [[item.query for item in run.items("test", count)] for run in runs]
+    queries = {split: [[item.query for item in run.items(split, n)] for run in runs]
+               for split, n in (("test", count), ("ood", count // 2))}
     found = [study_run(run, runs[(i + 1) % len(runs)], count) for i, run in enumerate(runs)]
     column = lambda title, m: [f[title][m] for f in found]
-    result = {"numbers": {title: {m: study.number(column(title, m)) for m in MEASURES} for title in found[0]},
-              "less own": {}}
-    rows = [["judge, principles", "greedy", "less own", f"plurality of {K}", "less own", "out of distribution",
-             "agreement with the raters", "tokens"]]
+    numbers = {title: {m: study.number(column(title, m)) for m in found[0][title]} for title in found[0]}
+    result = {"numbers": numbers, "less own": {}}
+    rows = [["judge, principles", "greedy", "less own", f"plurality of {K}", "less own",
+             "out of distribution, greedy", "less own", "agreement with the raters", "tokens"]]
     for title, of in result["numbers"].items():
         own = title.split(", ")[0] + ", own"
-        less = result["less own"][title] = {} if title == own else {
-            m: study.difference(column(title, m), column(own, m), queries) for m in ("test, greedy", "plurality")}
-        rows.append([title, study.in_words(of["test, greedy"]), study.in_words(less.get("test, greedy")),
-                     study.in_words(of["plurality"]), study.in_words(less.get("plurality")),
-                     study.in_words(of["ood, greedy"]), study.in_words(of["test, agreement"]),
-                     f"{of['tokens'][0]:.0f}"])
+        less = result["less own"][title] = {m: study.difference(
+            column(title, m), column(own, m), queries[m.split(",")[0]]) for m in SHOWN}
+        shown = lambda m: "" if title == own else study.in_words(less[m])
+        rows.append([title, study.in_words(of["test, greedy"]), shown("test, greedy"),
+                     study.in_words(of["test, plurality"]), shown("test, plurality"),
+                     study.in_words(of["ood, greedy"]), shown("ood, greedy"),
+                     study.in_words(of["test, agreement"]), f"{of['test, tokens'][0]:.0f}"])
     study.save("principles", runs, result, rows, draw(result["numbers"]))
 
 

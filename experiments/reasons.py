@@ -19,8 +19,6 @@ Then each judge is the reward of a writer (rlhf.py), for fewer steps than there.
 the writer reaches: the judge's accuracy, or its reasons? (R-Align, arXiv 2602.06763, finds: the reasons.)
 """
 
-import copy
-import random
 import re
 
 import numpy as np
@@ -28,7 +26,7 @@ from matplotlib.figure import Figure
 
 import spct
 from data import run_command
-from data.annotators import encode_document, general_text, make_document, pack
+from data.annotators import general_text, make_document
 from data.world import seed_of
 from experiments import rlhf, study
 from experiments.offline import spearman
@@ -81,48 +79,14 @@ def evidence_of(critique):
 # Judges of a run -> {"judge, stage": name of its model}
 
 
-def reread(run, document, tokens, base=None):
-    """The base model, after so many tokens more. document: a function of an index. Too long ones are left out."""
-    cfg, examples, count, number = run.config(), [], 0, 0
-    while count < tokens:
-        ids, learned = encode_document(run.tok, document(seed_of("reread", number)))     # none of the corpus
-        if len(ids) <= cfg.block_size:
-            examples.append((ids, learned))
-            count += len(ids)
-        number += 1
-    ids, learned = pack(examples, cfg.block_size, seed_of(cfg.seed, "reread"))
-    return spct.train_lm(cfg, "base", base or run.model("base"), ids, learned, cfg.rft_lr, cfg.pretrain_rows)
-
-
-def finetune(run, base, examples, general):
-    """spct.finetune with other examples, (ids, learned) pairs, and general text: documents of general(rng)"""
-    cfg, examples = run.config(), list(examples)
-    for i in range(int(len(examples) * cfg.rft_general / (1 - cfg.rft_general))):
-        rng = random.Random(seed_of(cfg.seed, "rft-general", i))
-        examples.append(encode_document(run.tok, general(rng)))
-    random.Random(seed_of(cfg.seed, "rft-mix")).shuffle(examples)
-    ids, learned = pack(examples, cfg.block_size, seed_of(cfg.seed, "rft-pack"))
-    return spct.train_lm(cfg, "rft", copy.deepcopy(base), ids, learned, cfg.rft_lr, cfg.rft_rows, cfg.rft_epochs)
-
-
 def in_another_format(run, name, change, tokens):
-    cfg, items = run.config(), run.training_items()
-    several = [item for item in items if item.n > 1]
-    base = run.model(f"reasons, {name}, base", lambda: reread(
+    cfg, title = run.config(), f"reasons, {name}"
+    base = run.model(f"{title}, base", lambda: study.reread(
         run, lambda index: in_format(make_document(cfg.seed, index), change), tokens))
-    samples = run.groups(f"reasons, {name}, rft", lambda: judge(
-        base, run.tok, items, cfg.n_rft, seed_of(cfg.seed, "rft")))
-    hinted = run.groups(f"reasons, {name}, hinted", lambda: judge(
-        base, run.tok, several, 1, seed_of(cfg.seed, "hinted"), hinted=True))
-    kept = [j for group, item in zip(samples, items) for j in spct.keep(group, item)]
-    kept += [j for group, item in zip(hinted, several) for j in spct.keep_hinted(group, item)]
-    prompts = [spct.forget_hint(j.prompt) for j in kept]
-    examples = [(prompt + j.ids, [False] * len(prompt) + [True] * len(j.ids)) for prompt, j in zip(prompts, kept)]
-    rft = run.model(f"reasons, {name}, rft", lambda: finetune(
-        run, base, examples, lambda rng: in_format(general_text(rng), change)))
-    hard = [item for group, item in zip(samples, items) if not spct.too_easy(group, item)]
-    run.model(f"reasons, {name}, rl", lambda: spct.reinforce(cfg, run.tok, rft, hard))
-    return {f"{name}, {stage}": f"reasons, {name}, {stage}" for stage in ("rft", "rl")}
+    policy, hard, _ = study.rft(run, title, base, run.training_items(),
+                                lambda rng: in_format(general_text(rng), change))
+    run.model(f"{title}, rl", lambda: spct.reinforce(cfg, run.tok, policy, hard))
+    return {f"{name}, {stage}": f"{title}, {stage}" for stage in ("rft", "rl")}
 
 
 def with_true_checks(judgement, item):

@@ -15,6 +15,7 @@ import csv
 import json
 import os
 import platform
+import random
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ import torch
 import metarm
 import spct
 from data import UserError, new_file
+from data.annotators import encode_document, general_text, pack
 from data.judgement import read_judgements, write_judgements
 from data.tokenizer import load_tokenizer
 from data.world import make_items, seed_of
@@ -127,6 +129,44 @@ def reinforce(cfg, reference, items, rollout, reward=spct.reward):
             loss.backward()
         optimizer.step(learning_rate(cfg.rl_lr, step, cfg.rl_steps, warmup=5, decay=0.3))
         yield policy
+
+
+def reread(run, document, tokens, base=None):
+    """The base model, after so many tokens more. document: a function of an index -> a document, as make_document.
+    What is longer than the context is left out."""
+    cfg, examples, count, number = run.config(), [], 0, 0
+    while count < tokens:
+        ids, learned = encode_document(run.tok, document(seed_of("reread", number)))     # none of the corpus
+        if len(ids) <= cfg.block_size:
+            examples.append((ids, learned))
+            count += len(ids)
+        number += 1
+    ids, learned = pack(examples, cfg.block_size, seed_of(cfg.seed, "reread"))
+    return spct.train_lm(cfg, "base", base or run.model("base"), ids, learned, cfg.rft_lr, cfg.pretrain_rows)
+
+
+def rft(run, name, base, items, general=general_text, judge=judge, chosen=lambda ids: [True] * len(ids)):
+    """RFT of another base model, as in spct.main -> the policy, the items that are left for RL, what was kept.
+    general(rng): a document of general text; chosen(ids): which tokens of a judgement are learned."""
+    cfg, several = run.config(), [item for item in items if item.n > 1]
+    samples = run.groups(f"{name}, rft", lambda: judge(base, run.tok, items, cfg.n_rft, seed_of(cfg.seed, "rft")))
+    hinted = run.groups(f"{name}, hinted", lambda: judge(
+        base, run.tok, several, 1, seed_of(cfg.seed, "hinted"), hinted=True))
+    kept = [j for group, item in zip(samples, items) for j in spct.keep(group, item)]
+    kept += [j for group, item in zip(hinted, several) for j in spct.keep_hinted(group, item)]
+
+    def make():
+        prompts = [spct.forget_hint(j.prompt) for j in kept]
+        examples = [(prompt + j.ids, [False] * len(prompt) + chosen(j.ids)) for prompt, j in zip(prompts, kept)]
+        for i in range(int(len(kept) * cfg.rft_general / (1 - cfg.rft_general))):
+            rng = random.Random(seed_of(cfg.seed, "rft-general", i))
+            examples.append(encode_document(run.tok, general(rng)))
+        random.Random(seed_of(cfg.seed, "rft-mix")).shuffle(examples)
+        ids, learned = pack(examples, cfg.block_size, seed_of(cfg.seed, "rft-pack"))
+        return spct.train_lm(cfg, "rft", copy.deepcopy(base), ids, learned, cfg.rft_lr, cfg.rft_rows,
+                             cfg.rft_epochs)
+    policy = run.model(f"{name}, rft", make)
+    return policy, [item for group, item in zip(samples, items) if not spct.too_easy(group, item)], kept
 
 
 def start(argv, doc, alike=True):

@@ -4,23 +4,21 @@ A tool inside the critique: does a judge learn to call it, and what does that wi
 The paper leaves tools to others (one is TIR-Judge, arXiv 2510.23038). Here the judge may write a call while it
 checks a response. The sampler then runs one of three pure functions, and writes the result's tokens itself:
 
-    <checks> correct:<hint> sum 230 481<query> 711 230+481=711 got 7 7 1 1 1 1, good 4 polite: ...
+    <checks> correct:[ sum 230 481] 711 230+481=711 got 7 7 1 1 1 1, good 4 polite: ...
 
-<hint> begins a call and <query> ends it: two special tokens that no judgement has otherwise. (The vocabulary has
-no free one.) The result's tokens, " 711", were not chosen by the policy: they carry no loss, neither in RFT nor in
-RL. Before a judgement is read, its calls are taken out again.
+The brackets stand for two tokens that no text has: the bytes 0xFE and 0xFF. The result's tokens, " 711", were not
+chosen by the policy: they carry no loss, neither in RFT nor in RL. Before a judgement is read, its calls are taken
+out again. If one of the two tokens is left then, the judgement does not parse.
 
-A call is run only if it stands after <checks>, and is one of the three functions with proper arguments. Any other
-is left where it is: the judgement then has a special token too many, and does not parse. Nothing is ever executed
-from text: a name is looked up, and its arguments are matched.
+A call is run only if it stands after <checks>, and is one of the three functions with proper arguments. Nothing is
+ever executed from text: a name is looked up, and its arguments are matched.
 
-Two judges of each run: the base model reads a million tokens more, in which experts call a tool for the first
-response where one applies, or never (the control). RFT and RL follow. Bound: all verdicts on sums, sort and
-reverse are true, and nothing else changes.
+Two judges of each run. For the first, the base model reads a million tokens more, in which experts call a tool for
+the first response of sums, sort and reverse, and so do exercises of checking. RFT and RL follow. The second is the
+control: the same without calls. Bound: with true verdicts on sums, sort and reverse, and nothing else changed.
 """
 
 import copy
-import random
 import re
 
 import numpy as np
@@ -29,18 +27,17 @@ from matplotlib.figure import Figure
 
 import spct
 from data import run_command
-from data.annotators import GENERAL, general_text, judgement_document
+from data.annotators import general_text, make_document
 from data.judgement import correct, read_judgement, vote_plurality
-from data.tokenizer import CHECKS, END, HINT, PAD, QUERY, SPECIAL
+from data.tokenizer import CHECKS, END, PAD, SPECIAL
 from data.world import VERIFIABLE, seed_of
 from experiments import study
 from experiments.judges import asked
-from experiments.reasons import finetune, reread
 from model import Optimizer, learning_rate, pad_left, save_model, token_logp
 from sample import LOOK_EVERY, ROWS, draw, uniforms
 
-CALL, RESULT = HINT, QUERY
-ARMS = {"control": False, "tools": True}
+CALL, RUN = len(SPECIAL) + 0xFE, len(SPECIAL) + 0xFF                         # they begin and end a call
+ARMS = ("control", "tools")
 K = 8                                              # samples of a vote
 
 # ----------------------------------------------------------------------------------------
@@ -64,21 +61,22 @@ def result_of(call):
 
 
 def forced_after(tok, ids):
-    """What the sampler writes after ids that end with <query>: the ids of a result. [] if that is no proper call
-    among checks."""
-    where = [i for i, token in enumerate(ids) if token < len(SPECIAL)][-3:]
-    before, special = [ids[i] for i in where[:1]], [ids[i] for i in where[1:]]
-    if before not in ([CHECKS], [RESULT]) or special != [CALL, RESULT]:
+    """What the sampler writes after ids that end with RUN: the ids of a result. [] if that is no proper call."""
+    if CALL not in ids:
         return []
-    result = result_of(tok.text(ids[where[1] + 1:-1]))
+    start = max(i for i, token in enumerate(ids) if token == CALL)
+    structure, inside = [token for token in ids[:start] if token < len(SPECIAL)], ids[start + 1:-1]
+    if structure[-1:] != [CHECKS] or RUN in inside or min(inside, default=0) < len(SPECIAL):
+        return []
+    result = result_of(tok.text(inside))
     return tok.encode([result]) if result else []
 
 
 def calls_of(tok, ids):
-    """The proper calls of a judgement: (start, result, end), where <hint>, the result and what follows stand."""
+    """The proper calls of a judgement, (start, result, end) of each: where CALL, result, and rest begin."""
     found = []
     for i, token in enumerate(ids):
-        if token == RESULT and (forced := forced_after(tok, ids[:i + 1])):
+        if token == RUN and (forced := forced_after(tok, ids[:i + 1])):
             start = max(at for at in range(i) if ids[at] == CALL)
             found.append((start, i + 1, min(len(ids), i + 1 + len(forced))))
     return found
@@ -115,7 +113,7 @@ def complete(model, tok, prompts, seeds, temperature):
         for row, forced in enumerate(waiting):
             if forced:
                 tokens[row, t] = forced.pop(0)
-        for row in (tokens[:, t] == RESULT).nonzero()[:, 0].tolist():
+        for row in (tokens[:, t] == RUN).nonzero()[:, 0].tolist():
             waiting[row] = forced_after(tok, tokens[row, :t + 1].tolist())
         if (t + 1) % LOOK_EVERY == 0 or t + 1 == steps:
             ended = (tokens == END).any(dim=1) | (t + 1 >= limit)            # (B,)
@@ -138,9 +136,11 @@ def judge(model, tok, items, k, seed, temperature=1.0, shuffle=True, hinted=Fals
         batch = flat[start:start + ROWS]
         for j, ids in zip(batch, complete(model, tok, [j.prompt for j in batch], [j.seed for j in batch],
                                           temperature)):
-            j.ids = ids
+            j.ids, plain = ids, without_calls(tok, ids)
             try:
-                j.principles, j.critiques, j.scores = read_judgement(tok, without_calls(tok, ids), j.order)
+                if {CALL, RUN} & set(plain):
+                    raise ValueError("bad call")
+                j.principles, j.critiques, j.scores = read_judgement(tok, plain, j.order)
             except ValueError as reason:
                 j.status = str(reason)
     return groups
@@ -161,28 +161,22 @@ def call_for(query):
     return " " + letters[0] if letters else None
 
 
-def with_calls(query, judgement):
-    """An expert's judgement, as parts -> (parts, learned) pairs, in which the first check of "correct" that has
-    evidence begins with a call. (The result then stands there for the other responses, too.)"""
-    call, document = call_for(query), [([], True)]
-    for part in judgement:
-        before, criterion, after = part.partition(" correct:") if isinstance(part, str) else (part, "", "")
-        if call and criterion and not after.startswith((" good", " bad")):
-            document[-1][0].extend([before + criterion, CALL, call, RESULT])
-            document += [([result_of(call)], False), ([after], True)]
-            call = None
-        else:
-            document[-1][0].append(part)
-    return document
-
-
-def document(seed, index, calls):
-    """As make_document. calls: do experts call tools?"""
-    rng = random.Random(seed_of(seed, "document", index))
-    if rng.random() < GENERAL:
-        return general_text(rng)
-    prompt, (judgement, _) = judgement_document(seed, index, rng)
-    return [prompt, *(with_calls(prompt[0][1], judgement) if calls else [(judgement, True)])]
+def with_calls(document):
+    """A document in which the first check of "correct" that has evidence begins with a call. (The result then
+    stands there for the other responses, too.)"""
+    call, found = call_for(next(part for part in document[0][0] if isinstance(part, str))), []
+    for parts, learned in document:
+        found.append(([], learned))
+        for part in parts:
+            text = part if learned and isinstance(part, str) else ""
+            before, criterion, after = text.partition(" correct:")
+            if call and criterion and not after.startswith((" good", " bad")):
+                found[-1][0].extend([before + criterion, CALL, call, RUN])
+                found += [([result_of(call)], False), ([after], True)]
+                call = None
+            else:
+                found[-1][0].append(part)
+    return found
 
 # ----------------------------------------------------------------------------------------
 # RL, without loss on results
@@ -196,7 +190,8 @@ def reinforce(run, reference, items):
     for step in range(cfg.rl_steps):
         batch = [items[i % len(items)] for i in range(step * cfg.rl_items, (step + 1) * cfg.rl_items)]
         groups = judge(policy, tok, batch, cfg.group, seed_of(cfg.seed, "rl", step), shuffle=False)
-        curve.append(calls_in(tok, [group for group, item in zip(groups, batch) if item.domain in VERIFIABLE]))
+        curve.append(calls_in(tok, [j for group, item in zip(groups, batch) if item.domain in VERIFIABLE
+                                    for j in group]))
         rewards = [[spct.reward(j, item) for j in group] for group, item in zip(groups, batch)]
         advantages = spct.group_advantages(torch.tensor(rewards)).flatten()                  # (P * G,)
 
@@ -219,49 +214,42 @@ def reinforce(run, reference, items):
     return policy, curve
 
 
-def calls_in(tok, groups):
-    """The mean number of proper calls in a judgement"""
-    counts = [len(calls_of(tok, j.ids)) for group in groups for j in group]
-    return float(np.mean(counts)) if counts else 0.0
+def calls_in(tok, judgements):
+    """The mean number of proper calls in a judgement. nan if there is none"""
+    return float(np.mean([len(calls_of(tok, j.ids)) for j in judgements])) if judgements else np.nan
 
 # ----------------------------------------------------------------------------------------
 # One run
 
 
 def policies(run, arm, tokens):
-    """-> {stage: name of a model}, and the curve of calls over the steps of RL"""
-    cfg, items = run.config(), run.training_items()
-    names = {stage: f"{arm}, {stage}" for stage in ("base", "rft", "rl")}
-    base = run.model(names["base"], lambda: reread(run, lambda i: document(cfg.seed, i, ARMS[arm]), tokens))
-    samples = run.groups(f"{arm}, rft", lambda: judge(base, run.tok, items, cfg.n_rft, seed_of(cfg.seed, "rft")))
-    several = [item for item in items if item.n > 1]
-    hinted = run.groups(f"{arm}, hinted", lambda: judge(
-        base, run.tok, several, 1, seed_of(cfg.seed, "hinted"), hinted=True))
-    kept = [j for group, item in zip(samples, items) for j in spct.keep(group, item)]
-    kept += [j for group, item in zip(hinted, several) for j in spct.keep_hinted(group, item)]
-    prompts = [spct.forget_hint(j.prompt) for j in kept]
-    examples = [(prompt + j.ids, [False] * len(prompt) + chosen(run.tok, j.ids))
-                for prompt, j in zip(prompts, kept)]
-    rft = run.model(names["rft"], lambda: finetune(run, base, examples, general_text))
+    """-> {stage: name of a model}, {"RL", "kept": calls at each step of RL, and in what RFT has learned from}"""
+    cfg, items, title = run.config(), run.training_items(), f"tools, {arm}"
+    change = with_calls if arm == "tools" else lambda document: document
+    base = run.model(f"{title}, base", lambda: study.reread(
+        run, lambda index: change(make_document(cfg.seed, index)), tokens))
+    start, hard, kept = study.rft(run, title, base, items, lambda rng: change(general_text(rng)), judge,
+                                  lambda ids: chosen(run.tok, ids))
 
     def make():
-        hard = [item for group, item in zip(samples, items) if not spct.too_easy(group, item)]
-        policy, curve = reinforce(run, rft, hard)
-        save_model(run.path(names["rl"] + ".pt"), policy)
-        return {"calls": np.array(curve)}
-    return names, run.numbers(f"{arm}, curve", make)["calls"]
+        policy, curve = reinforce(run, start, hard)
+        save_model(run.path(f"{title}, rl.pt"), policy)
+        domain = {item.id: item.domain for item in items}
+        return {"RL": np.array(curve), "kept": np.array([calls_in(
+            run.tok, [j for j in kept if domain[j.item] in VERIFIABLE])])}
+    calls = run.numbers(f"{title}, calls in training", make)
+    return {stage: f"{title}, {stage}" for stage in ("base", "rft", "rl")}, calls
 
 
 def bound(j, item):
     """The scores of a judgement, if its verdicts on "correct" were true. None if it does not parse."""
-    if j.scores is None:
-        return None
+    weight = dict(j.principles or {}).get("correct", 0)
+    if j.scores is None or item.domain not in VERIFIABLE:
+        return j.scores
     scores = []
-    for critique, truth in zip(j.critiques, item.truth):
-        good = {name: is_good for name, _, is_good in critique["checks"]}
-        if "correct" in truth:
-            good["correct"] = truth["correct"][0]
-        scores.append(max(1, sum(weight for name, weight in j.principles if good.get(name))))
+    for score, critique, truth in zip(j.scores, j.critiques, item.truth):
+        good = any(name == "correct" and verdict for name, _, verdict in critique["checks"])
+        scores.append(score + weight * (truth["correct"][0] - good))
     return scores
 
 
@@ -275,6 +263,8 @@ def measure(run, name, count):
         found[f"{split}, calls"] = np.array([float(len(calls_of(run.tok, j.ids))) for j in one])
         found[f"{split}, bound"] = np.array([float(correct(bound(j, item), item.gold))
                                              for j, item in zip(one, items)])
+        found[f"{split}, parses"] = np.array([float(j.scores is not None) for j in one])
+        found[f"{split}, tokens"] = np.array([float(len(j.ids)) for j in one])
     items = run.items("test", count)
     groups = judge(model, run.tok, items, K, seed_of(cfg.seed, "study", "votes"), cfg.temperature)
     found["plurality"] = np.array([float(correct(vote_plurality([j.scores for j in group]), item.gold))
@@ -286,8 +276,7 @@ def study_run(run, sizes):
     tokens, count = sizes
     found = {}
     for arm in ARMS:
-        names, curve = policies(run, arm, tokens)
-        found[f"{arm}, curve"] = curve
+        names, found[f"{arm}, calls"] = policies(run, arm, tokens)
         for stage, name in names.items():
             found[f"{arm}, {stage}"] = run.numbers(f"{name}, {count}", lambda: measure(run, name, count))
     return found
@@ -314,31 +303,45 @@ def draw_figure(result):
 def main(argv):
     runs, quick = study.start(argv, __doc__)
     sizes = (6000, 12) if quick else (1_000_000, 600)
-    items = [run.items("test", sizes[1]) for run in runs]
-    queries = [[item.query for item in mine] for mine in items]
+    items = {split: [run.items(split, count) for run in runs]
+             for split, count in (("test", sizes[1]), ("ood", sizes[1] // 2))}
     found = [study_run(run, sizes) for run in runs]
-    column = lambda title, m: [f[title][m] for f in found]
-    of_domains = lambda values, names: [v[[item.domain in names for item in its]] for v, its in zip(values, items)]
-    result = {"numbers": {}, "by domain": {}, "less the control": {}, "less the greedy judgement": {},
-              "calls in RL": np.mean([f["tools, curve"] for f in found], axis=0).round(3).tolist()}
-    rows = [["judge", "greedy", "less the control", f"plurality of {K}", *VERIFIABLE, "out of distribution",
-             "calls in verifiable items", "bound"]]
+
+    def column(title, measure, domains=None):
+        """A measure of each run, of the items of some domains"""
+        its = items["ood" if measure.startswith("ood") else "test"]
+        return [f[title][measure][[domains is None or item.domain in domains for item in mine]]
+                for f, mine in zip(found, its)]
+
+    def less(title, other, measure, domains=None, of=None):
+        its = items["ood" if measure.startswith("ood") else "test"]
+        queries = [[item.query for item in mine if domains is None or item.domain in domains] for mine in its]
+        return study.difference(column(title, measure, domains), column(other, of or measure, domains), queries)
+
+    rounded = lambda values: [round(float(x), 3) for x in values]
+    result = {"numbers": {}, "by domain": {}, "less the control": {}, "bound less greedy": {},
+              "calls in RL": rounded(np.nanmean([f["tools, calls"]["RL"] for f in found], axis=0)),
+              "calls in what RFT learned from": rounded([f["tools, calls"]["kept"][0] for f in found])}
+    rows = [["judge", "greedy", "less the control", f"plurality of {K}", *VERIFIABLE,
+             "out of distribution, verifiable", "less the control", "calls in verifiable items", "bound"]]
     for arm in ARMS:
         for stage in ("base", "rft", "rl"):
-            title = f"{arm}, {stage}"
+            title, other = f"{arm}, {stage}", f"control, {stage}"
             mine = result["numbers"][title] = {m: study.number(column(title, m)) for m in found[0][title]}
-            mine["calls, verifiable"] = study.number(of_domains(column(title, "test, calls"), VERIFIABLE))
-            by = result["by domain"][title] = {domain: study.number(of_domains(
-                column(title, "test, greedy"), [domain])) for domain in VERIFIABLE}
-            less = result["less the control"][title] = {m: study.difference(
-                column(title, m), column(f"control, {stage}", m), queries) for m in ("test, greedy", "plurality")}
-            result["less the greedy judgement"][title] = study.difference(
-                column(title, "test, bound"), column(title, "test, greedy"), queries)
-            rows.append([title, study.in_words(mine["test, greedy"]),
-                         study.in_words(less["test, greedy"]) if arm == "tools" else "",
+            for measure in ("test, calls", "ood, greedy", "ood, parses", "ood, tokens"):
+                mine[f"{measure}, verifiable"] = study.number(column(title, measure, VERIFIABLE))
+            by = result["by domain"][title] = {domain: study.number(column(title, "test, greedy", [domain]))
+                                               for domain in VERIFIABLE}
+            d = {m: less(title, other, m) for m in ("test, greedy", "plurality", "ood, greedy")}
+            d |= {f"{m}, verifiable": less(title, other, m, VERIFIABLE)
+                  for m in ("test, greedy", "plurality", "ood, greedy")}
+            result["less the control"][title] = d
+            result["bound less greedy"][title] = less(title, title, "test, bound", of="test, greedy")
+            shown = lambda m: study.in_words(d[m]) if arm == "tools" else ""
+            rows.append([title, study.in_words(mine["test, greedy"]), shown("test, greedy"),
                          study.in_words(mine["plurality"]), *map(study.in_words, by.values()),
-                         study.in_words(mine["ood, greedy"]), study.in_words(mine["calls, verifiable"]),
-                         study.in_words(mine["test, bound"])])
+                         study.in_words(mine["ood, greedy, verifiable"]), shown("ood, greedy, verifiable"),
+                         study.in_words(mine["test, calls, verifiable"]), study.in_words(mine["test, bound"])])
     study.save("tools", runs, result, rows, draw_figure(result))
 
 

@@ -17,7 +17,7 @@ import sample
 import spct
 from data.annotators import annotate, encode_document
 from data.judgement import Judgement, correct, judgement_parts, pick, prompt_parts, vote_plurality, vote_sum
-from data.tokenizer import CHECKS, CRITIQUE, END, HINT, QUERY, RESPONSE, TOTAL
+from data.tokenizer import CHECKS, CRITIQUE, END, RESPONSE, TOTAL
 from data.world import RATERS, VERIFIABLE, draw_query, gold_reward, make_item, make_items, make_response
 from experiments import (
     baselines,
@@ -180,6 +180,30 @@ def test_rl_is_that_of_the_core(tmp_path, tiny, monkeypatch):
         assert torch.equal(p, q) and not torch.equal(p, start)
 
 
+def test_rft_is_that_of_the_core(tok, tmp_path, tiny):
+    """Guards against a copy of RFT that keeps or learns something else than spct.main does."""
+    items = make_items(0, "train", 30)
+    cfg = spct.Config(out=str(tmp_path), device="cpu", dtype="float32", block_size=200, rft_rows=2, rft_epochs=1,
+                      rft_general=0.2)
+
+    def judged(base, tok, items, k, seed, hinted=False):
+        rng = random.Random(seed)
+        return [[Judgement(item.id, i, [0, 1], 0, [2, 3], rng.choices(range(300, 400), k=9), 0.0, scores=[
+            rng.randint(1, 9) for _ in range(item.n)]) for i in range(k)] for item in items]
+    make_it = lambda name, make: make()
+    run = SimpleNamespace(config=lambda: cfg, tok=tok, groups=make_it, model=make_it)
+    base = tiny(tok.vocab_size, 200)
+    policy, hard, kept = study.rft(run, "", base, items, judge=judged)
+    samples = judged(base, tok, items, cfg.n_rft, study.seed_of(0, "rft"))
+    several = [item for item in items if item.n > 1]
+    hinted = judged(base, tok, several, 1, study.seed_of(0, "hinted"))
+    expected = [j for group, item in zip(samples, items) for j in spct.keep(group, item)]
+    expected += [j for group, item in zip(hinted, several) for j in spct.keep_hinted(group, item)]
+    assert kept == expected and hard == [i for group, i in zip(samples, items) if not spct.too_easy(group, i)]
+    for p, q in zip(policy.parameters(), spct.finetune(cfg, tok, base, expected).parameters()):
+        assert torch.equal(p, q)
+
+
 def test_training_of_the_meta_rm_learns_what_it_can(tiny):
     """Guards against labels of other judgements: here a token tells whether a judgement is correct."""
     item = make_item(0, "train", 1, least=2, most=2)
@@ -234,7 +258,7 @@ def test_long_evidence_is_true(tok):
         for length in lengths:
             for index in range(6):
                 item = depth.item_of(0, "test", domain, length, index)
-                assert depth.length_of(item) == length and item.gold == [
+                assert depth.cell_of(item) == (domain, length) and item.gold == [
                     gold_reward(item.weights, truth) for truth in item.truth]
                 long = depth.step_by_step(item)
                 for before, after in zip(item.truth, long.truth):
@@ -254,7 +278,7 @@ def test_long_evidence_is_true(tok):
                     assert len(ids) < depth.CONTEXT
                     j = Judgement("", 0, [0, 1], 0, [], [], 0.0)
                     j.critiques = sample.read_judgement(tok, tok.encode(parts), [0, 1])[1]
-                    assert depth.is_long(j)
+                    assert [is_long for is_long, _ in depth.of_checks(j, item)] == [True, True]
 
 
 def test_calls_are_taken_out_again(tok):
@@ -263,7 +287,7 @@ def test_calls_are_taken_out_again(tok):
     for index in range(40):
         item = make_item(0, "train", index, least=2)
         judgement = judgement_parts(*annotate(random.Random(index), item, "expert"))
-        document = tools.with_calls(" " + item.query, judgement)
+        document = tools.with_calls([(prompt_parts(item.query, item.responses), False), (judgement, True)])[1:]
         ids, learned = encode_document(tok, document)
         assert tools.without_calls(tok, ids) == tok.encode(judgement) and tools.chosen(tok, ids) == learned
         found = tools.calls_of(tok, ids)
@@ -278,16 +302,20 @@ def test_calls_are_taken_out_again(tok):
 
 def test_what_is_no_proper_call_stays(tok):
     """Guards against text that is executed, and calls in a quote or of unknown functions."""
-    good = [RESPONSE[0], " it is 3", CHECKS, " correct:", HINT, " sum 1 2", QUERY]
+    CALL, RUN = tools.CALL, tools.RUN
+    good = [RESPONSE[0], " it is 3", CHECKS, " correct:", CALL, " sum 1 2", RUN]
     assert tools.forced_after(tok, tok.encode(good)) == tok.encode([" 3"])
-    assert tools.forced_after(tok, tok.encode([*good, " 3", HINT, " sort b a", QUERY])) == tok.encode([" a b"])
-    for bad in ([RESPONSE[0], HINT, " sum 1 2", QUERY], [CHECKS, HINT, " exit", QUERY],
-                [CHECKS, HINT, " sum 1 x", QUERY], [CHECKS, " <hint> sum 1 2", QUERY],
-                [CHECKS, HINT, HINT, " sum 1 2", QUERY], [CHECKS, HINT, QUERY], [HINT, " sum 1 2", QUERY],
-                [CHECKS, TOTAL, " sum 1 2", QUERY], [QUERY], [HINT, QUERY]):
+    assert tools.forced_after(tok, tok.encode([*good, " 3", CALL, " sort b a", RUN])) == tok.encode([" a b"])
+    for bad in ([RESPONSE[0], CALL, " sum 1 2", RUN], [CHECKS, CALL, " exit", RUN],
+                [CHECKS, CALL, " sum 1 x", RUN], [CHECKS, CALL, CALL, " sum", RUN],
+                [CHECKS, CALL, RUN], [CALL, " sum 1 2", RUN],
+                [RUN, CALL, " sum 1 2", RUN], [CHECKS, TOTAL, CALL, " sum 1 2", RUN], [RUN], [CALL, RUN],
+                [CHECKS, CALL, " sum 1 2", END, RUN], [CHECKS, CALL, " sum 1", RUN, " 2", RUN],
+                [CHECKS, " [ sum 1 2]", RUN]):
         ids = tok.encode(bad)
         assert tools.forced_after(tok, ids) == [] and tools.without_calls(tok, ids) == ids
         assert all(tools.chosen(tok, ids))
+    assert {CALL, RUN}.isdisjoint(tok.encode(["".join(map(chr, range(1, 3000)))]))
 
 
 def test_sampler_with_tools(tok, tiny, monkeypatch):
@@ -296,7 +324,7 @@ def test_sampler_with_tools(tok, tiny, monkeypatch):
     for how in ((2, 7, 0.5, True), (1, 7, 0, False)):
         for mine, theirs in zip(tools.judge(model, tok, items, *how), sample.judge(model, tok, items, *how)):
             assert [(j.ids, j.order, j.seed) for j in mine] == [(j.ids, j.order, j.seed) for j in theirs]
-    script = [CHECKS, HINT, *tok.encode([" sum 230 481"]), QUERY, *[40] * 200]
+    script = [CHECKS, tools.CALL, *tok.encode([" sum 230 481"]), tools.RUN, *[40] * 200]
     steps = iter(script)
     monkeypatch.setattr(tools, "draw", lambda logits, u, T: (torch.full((len(u),), next(steps)), None))
     monkeypatch.setattr(tools, "END", 40)
@@ -308,10 +336,10 @@ def test_sampler_with_tools(tok, tiny, monkeypatch):
 
 def test_rl_without_loss_on_results(tok, tmp_path, tiny, monkeypatch):
     """Guards against a copy of RL that differs where no tool is called, and a gradient of what was not chosen."""
-    items = make_items(0, "train", 4, least=2)
+    items = [item for item in make_items(0, "train", 40, least=2) if item.domain in VERIFIABLE][:4]
     cfg = spct.Config(out=str(tmp_path), device="cpu", dtype="float32", rl_steps=2, rl_items=2, group=3)
     run = SimpleNamespace(config=lambda: cfg, tok=tok)
-    call = tok.encode([CHECKS, HINT, " sum 1 2", QUERY])
+    call = tok.encode([CHECKS, tools.CALL, " sum 1 2", tools.RUN])
 
     def rollout(added):
         def judged(policy, tok, batch, k, seed, shuffle):
@@ -343,12 +371,14 @@ def test_judging_by_given_principles(tok, tiny):
     """Guards against stored principles that the judgement does not begin with, or that are read wrongly."""
     model, items = tiny(tok.vocab_size, 200), make_items(0, "test", 3, least=2)
     run = SimpleNamespace(tok=tok)
-    own = principles.judge_by(run, model, items, [None] * 3, 2, 7, 0.5)
+    own = principles.judge_by(run, model, items, [[]] * 3, 2, 7, 0.5)
     assert own == sample.judge(model, tok, items, 2, 7, 0.5)
-    given = principles.judge_by(run, model, items, [{"polite": 10}] * 3, 2, 7, 0.5)
-    begin = tok.encode([" polite 10", CRITIQUE])
-    assert all(j.ids[:len(begin)] == begin for group in given for j in group)
-    assert [[j.prompt for j in group] for group in given] == [[j.prompt for j in group] for group in own]
+    given = principles.judge_by(run, model, items, [[{"polite": 10}, {"plain": 10}]] * 3, 3, 7, 0.5)
+    for group in given:
+        for j, name in zip(group, ("polite", "plain", "polite")):
+            begin = tok.encode([f" {name} 10", CRITIQUE])
+            assert j.ids[:len(begin)] == begin
+    assert [[j.prompt for j in group[:2]] for group in given] == [[j.prompt for j in group] for group in own]
     read = lambda parts: principles.read_principles(tok, tok.encode(parts))
     assert read([" correct 4, polite 6", END]) == {"correct": 4, "polite": 6}
     for bad in ([" correct 4"], [" correct", END], [" correct 4", CRITIQUE, END], [END], [" correct 11", END], []):
@@ -356,13 +386,12 @@ def test_judging_by_given_principles(tok, tiny):
     for seed in range(200):                        # means have the sum 10, and differ from the exact ones by < 1
         rng = random.Random(seed)
         several = [dict(zip(rng.sample(["a", "b", "c", "d"], 3), rng.choices(range(1, 9), k=3))) for _ in range(5)]
-        whole = principles.mean_principles(several)
-        scale = 10 / sum(sum(weights.values()) for weights in several)
+        [whole] = principles.mean_principles(several)
         assert sum(whole.values()) == 10
         for name in "abcd":
-            assert abs(whole.get(name, 0) - scale * sum(w.get(name, 0) for w in several)) < 1
+            assert abs(whole.get(name, 0) - sum(2 * w.get(name, 0) / sum(w.values()) for w in several)) < 1
     item = items[0]
-    assert principles.agreement(item.weights, item) == 1 and principles.agreement(None, item) == 0
+    assert principles.agreement(item.weights, item) == 1 and principles.agreement({}, item) == 0
 
 # ----------------------------------------------------------------------------------------
 # Filter, truth
