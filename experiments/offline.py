@@ -1,7 +1,7 @@
 """
 Can a judge rank policies? Offline evaluation of ten writers, each frozen.
 
-Nine writers are those of rlhf.py: the first one, three from the course of RL, and the last one of each reward. The
+Nine writers are those of rlhf.py: the first one, two from the course of RL, and the last one of each reward. The
 tenth has seen a tenth of the texts. Each answers each query once. A judge reads the ten answers in random order,
 four, four and two of them together, and a writer's score is its mean over queries. The true ranking is that by the
 gold rewards of answers to queries that are drawn anew. Spearman's rank correlation says how near a judge's ranking
@@ -71,8 +71,8 @@ def answers(run, writers, queries, others):
 def writers_of(sizes):
     """Names of their models"""
     first, middle, last = snapshots(sizes)
-    return ["writer, beginner", "writer", f"writer, gold, {first}", f"writer, gold, {middle}",
-            f"writer, scalar RM, {middle}", *(f"writer, {name}, {last}" for name in REWARDS)]
+    return ["writer, beginner", "writer", f"writer, gold, {first}", f"writer, scalar RM, {middle}",
+            *(f"writer, {name}, {last}" for name in REWARDS)]
 
 
 def of_others(judge_name, writers):
