@@ -190,8 +190,8 @@ def habits(queries, texts):
 
 
 def seen_by_the_judge(run, queries, texts):
-    """What a greedy judgement sees in responses: the share that it does not quote word for word; and of its checks of
-    content where the truth is bad, the share that say good."""
+    """What a greedy judgement sees in responses: the share that it does not quote word for word; and the share of
+    its checks of content that say good, of those of bad content."""
     items = [Item(q.id, "", q.text, list(dict.fromkeys(group))) for q, group in zip(queries, texts)]
     groups = judge(run.model("rl"), run.tok, items, 1, 0, temperature=0)
     found = {"misquoted": [], "false praise": []}
