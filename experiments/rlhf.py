@@ -284,9 +284,11 @@ def main(argv):
               "best of n": {m: study.number(column("best of n", m)) for m in found[0]["best of n"]},
               "habits": {name: {m: study.number(column(name, m)) for m in found[0]["writer"]}
                          for name in (*REWARDS, "writer")}}
-    most = f"best of {sizes.counts[-1]}"
-    rows = [["reward", "gold at its peak", "gold at the end", "end less peak", "end less the scalar RM's",
-             "root of KL: peak, end", most, f"end less {most}", "gain of a forged score", "seconds a step"]]
+    most, shown = f"best of {sizes.counts[-1]}", ("content", "style", "repeats", "misquoted", "false praise")
+    rows = [["reward", "gold at the end", "end less peak", "end less the scalar RM's", most,
+             "gain of a forged score", *shown, "seconds a step"],
+            ["(first writer)", study.in_words(result["numbers"]["start"]), "", "", "", "",
+             *(f"{result['habits']['writer'][m][0]:.2f}" for m in shown), ""]]
     for name in REWARDS:
         mean = {m: np.mean([of[:, some].mean(axis=1) for of in column(name, m)], axis=0)
                 for m in ("gold", "proxy", "KL")}
@@ -304,12 +306,11 @@ def main(argv):
             "forged": study.difference(column(name, "forged"), [0 * v for v in column(name, "forged")], queries)}
         result["seconds"][name] = round(float(np.mean(column(name, "seconds"))), 3)
         at_end = peak * sizes.every == sizes.steps
-        rows.append([name, study.in_words(mine["gold, peak"]), study.in_words(mine["gold, end"]),
+        rows.append([name, study.in_words(mine["gold, end"]),
                      "the peak" if at_end else study.in_words(d["end less peak"]),
                      "" if name == "scalar RM" else study.in_words(d["end less scalar RM"]),
-                     f"{np.sqrt(max(0, mean['KL'][peak])):.1f}, {np.sqrt(max(0, mean['KL'][-1])):.1f}",
-                     study.in_words(study.number(best)), study.in_words(d[f"end less {most}"]),
-                     study.in_words(d["forged"]), f"{result['seconds'][name]:.2f}"])
+                     study.in_words(study.number(best)), study.in_words(d["forged"]),
+                     *(f"{result['habits'][name][m][0]:.2f}" for m in shown), f"{result['seconds'][name]:.2f}"])
     study.save("rlhf", runs, result, rows, draw(result, sizes.counts))
 
 
