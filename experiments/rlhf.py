@@ -262,8 +262,8 @@ def draw(result, counts):
                   color=f"C{i}")
         proxy = np.array(of["proxy"])
         right.plot(distance, (proxy - proxy[0]) / (proxy.max() - proxy[0] or 1), "o-", ms=3, color=f"C{i}")
-    left.set(xlabel="square root of KL (dashed: best of n)", ylabel="gold reward")
-    right.set(xlabel="square root of KL", ylabel="proxy reward: share of its rise")
+    left.set(xlabel="distance from the first writer: square root of KL (dashed: best of n)", ylabel="gold reward")
+    right.set(xlabel="square root of KL", ylabel="the reward itself, 0 to 1: start to largest")
     left.legend(fontsize=8)
     for ax in (left, right):
         ax.grid(alpha=0.3)
@@ -284,10 +284,10 @@ def main(argv):
               "best of n": {m: study.number(column("best of n", m)) for m in found[0]["best of n"]},
               "habits": {name: {m: study.number(column(name, m)) for m in found[0]["writer"]}
                          for name in (*REWARDS, "writer")}}
-    most, shown = f"best of {sizes.counts[-1]}", ("content", "style", "repeats", "misquoted", "false praise")
-    rows = [["reward", "gold at the end", "end less peak", "end less the scalar RM's", most,
+    most, shown = f"best of {sizes.counts[-1]}", ("content", "style", "misquoted", "false praise")
+    rows = [["reward", "gold at the end", "end less start", "each run", "end less peak", f"{most} by this reward",
              "gain of a forged score", *shown, "seconds a step"],
-            ["(first writer)", study.in_words(result["numbers"]["start"]), "", "", "", "",
+            ["(first writer)", study.in_words(result["numbers"]["start"]), "", "", "", "", "",
              *(f"{result['habits']['writer'][m][0]:.2f}" for m in shown), ""]]
     for name in REWARDS:
         mean = {m: np.mean([of[:, some].mean(axis=1) for of in column(name, m)], axis=0)
@@ -302,14 +302,19 @@ def main(argv):
             "end less peak": study.difference(end, gold_at(name, peak), asked),
             "end less start": study.difference(end, gold_at(name, 0), asked),
             "end less scalar RM": study.difference(end, gold_at("scalar RM", -1), asked),
+            "end less GRM, greedy": study.difference(end, gold_at("GRM, greedy", -1), asked),
             f"end less {most}": study.difference(end, best, asked),
+            **{f"{m}, end less start": study.difference(column(name, m), column("writer", m), queries)
+               for m in ("content", "style")},
             "forged": study.difference(column(name, "forged"), [0 * v for v in column(name, "forged")], queries)}
         result["seconds"][name] = round(float(np.mean(column(name, "seconds"))), 3)
         at_end = peak * sizes.every == sizes.steps
-        rows.append([name, study.in_words(mine["gold, end"]),
-                     "the peak" if at_end else study.in_words(d["end less peak"]),
-                     "" if name == "scalar RM" else study.in_words(d["end less scalar RM"]),
-                     study.in_words(study.number(best)), study.in_words(d["forged"]),
+        # Gold looks at no score. A text that is not quoted has 0, forged or not.
+        untested = name in ("gold", "GRM, quotes checked")
+        rows.append([name, study.in_words(mine["gold, end"]), study.in_words(d["end less start"]),
+                     ", ".join(f"{x:+.2f}" for x in d["end less start"][5:]),
+                     "0 (the end)" if at_end else study.in_words(d["end less peak"]),
+                     study.in_words(study.number(best)), "" if untested else study.in_words(d["forged"]),
                      *(f"{result['habits'][name][m][0]:.2f}" for m in shown), f"{result['seconds'][name]:.2f}"])
     study.save("rlhf", runs, result, rows, draw(result, sizes.counts))
 
