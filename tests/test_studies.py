@@ -473,7 +473,7 @@ def differences_and_numbers(result):
     collect(result)
     short = lambda x: re.sub(r"\b0\.", ".", x)
     differences = {short(study.in_words(x)) for x in lists if len(x) >= 5}
-    return differences, {short(f"{v:.3f}") for x in lists for v in {2: x[:1], 3: x}.get(len(x), [])}
+    return differences, {short(f"{v:.3f}") for x in lists for v in {2: x[:1], 3: x}.get(len(x), []) if v is not None}
 
 
 DIFFERENCE = r"[+-]\d?\.\d+ \([^()]* to [^()]*\)"
