@@ -28,6 +28,7 @@ from experiments import (
     principles,
     reasons,
     reference_answer,
+    rlhf,
     study,
     tools,
     truth,
@@ -123,6 +124,33 @@ def test_gold_reward_of_any_text():
     assert not writer.truth_of("plum plum", lists)["kind"][0]
     for text in ("it is um 2", "it um is 2", "um um it is 2"):
         assert not writer.truth_of(text, sums)["concise"][0]
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("check_quotes", [True, False])
+def test_rewards_of_a_judge(together, check_quotes, monkeypatch):
+    """Guards against a reward that belongs to another response, one for each of two equal responses, one for what
+    does not parse, and one for a response that was read as another text."""
+    queries = [writer.Query(f"q{i}", "", "none", f"query {i}", None) for i in range(2)]
+    texts = [["a", "b", "a", "c"], ["d", "broken", "d", "e"]]
+    worth, seen = {"a": 1, "b": 2, "c": 3, "d": 4, "e": 5, "broken": 6}, []
+
+    def judged(model, tok, items, k, seed, temperature):
+        seen.extend(item.responses for item in items)
+        misread = lambda text: "another" if text in ("b", "e") else text
+        groups = [[Judgement(item.id, i, [], 0, [], [], 0.0, scores=[worth[text] for text in item.responses],
+                             critiques=[{"quote": misread(text)} for text in item.responses]) for i in range(k)]
+                  for item in items]
+        for group, item in zip(groups, items):
+            if "broken" in item.responses:
+                group[0].scores = group[0].critiques = None
+        return groups
+    monkeypatch.setattr(rlhf, "judge", judged)
+    run = SimpleNamespace(model=lambda name: name, tok=None)
+    found = rlhf.grm(1, together, check_quotes=check_quotes)(run)(queries, texts, 0).tolist()
+    b, e = (0, 0) if check_quotes else (2, 5)
+    assert found == [[1, b, 1, 3], [0, 0, 0, 0] if together else [4, 0, 4, e]]
+    assert all(len(set(responses)) == len(responses) for responses in seen)
 
 
 def test_references():
@@ -473,7 +501,8 @@ def differences_and_numbers(result):
     collect(result)
     short = lambda x: re.sub(r"\b0\.", ".", x)
     differences = {short(study.in_words(x)) for x in lists if len(x) >= 5}
-    return differences, {short(f"{v:.3f}") for x in lists for v in {2: x[:1], 3: x}.get(len(x), []) if v is not None}
+    numbers = [v for x in lists for v in {2: x[:1], 3: x}.get(len(x), []) if v is not None]
+    return differences, {short(f"{v:.3f}") for v in numbers}
 
 
 DIFFERENCE = r"[+-]\d?\.\d+ \([^()]* to [^()]*\)"
