@@ -29,7 +29,7 @@ from report import faithfulness, read_results
 from sample import BUNDLED
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-SHOWN, EACH, FIRST = 8, 10, 500     # judgements of an item, items of a kind, items among which we choose
+SHOWN, EACH, FIRST = 8, 8, 500     # judgements of an item, items of a kind, items among which we choose
 KINDS = ["the vote is correct, for true reasons", "the vote is correct, for a false reason",
          "the vote is incorrect", "the vote is correct, greedy is not", "greedy is correct, the vote is not",
          "guided and sum differ"]
