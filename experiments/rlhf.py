@@ -270,52 +270,59 @@ def draw(result, counts):
     return figure
 
 
+SOME = slice(1, None, 2)                           # half of the queries. The other half chooses the peak.
+
+
+def compare(found, name, queries, sizes):
+    """-> the curves of a reward, its numbers and its differences"""
+    column = lambda of, m: [f[of][m] for f in found]
+    gold_at = lambda of, step: [values[step][SOME] for values in column(of, "gold")]
+    curves = {m: np.mean([of[:, SOME].mean(axis=1) for of in column(name, m)], axis=0)
+              for m in ("gold", "proxy", "KL")}
+    peak = int(np.mean([of[:, ::2].mean(axis=1) for of in column(name, "gold")], axis=0).argmax())
+    end, most = gold_at(name, -1), sizes.counts[-1]
+    best = column("best of n", f"{name}, {most}")
+    numbers = {"gold, peak": study.number(gold_at(name, peak)), "gold, end": study.number(end),
+               f"best of {most}": study.number(best), "step of the peak": peak * sizes.every,
+               "idle groups": study.number(column(name, "idle"))}
+    less = lambda a, b: study.difference(a, b, [mine[SOME] for mine in queries])
+    differences = {
+        "end less peak": less(end, gold_at(name, peak)), "end less start": less(end, gold_at(name, 0)),
+        "end less scalar RM": less(end, gold_at("scalar RM", -1)),
+        "end less GRM, greedy": less(end, gold_at("GRM, greedy", -1)), f"end less best of {most}": less(end, best),
+        **{f"{m}, end less start": study.difference(column(name, m), column("writer", m), queries)
+           for m in ("content", "style")},
+        "forged": study.difference(column(name, "forged"), [0 * v for v in column(name, "forged")], queries)}
+    return {m: [round(float(x), 4) for x in v] for m, v in curves.items()}, numbers, differences
+
+
 def main(argv):
     runs, quick = study.start(argv, __doc__)
     sizes = QUICK if quick else FULL
     queries = [[q.text for q in queries_of(run.config().seed, "test", sizes.queries)] for run in runs]
     found = [study_run(run, sizes) for run in runs]
     column = lambda name, m: [f[name][m] for f in found]
-    some = slice(1, None, 2)                       # half of the queries. The other half chooses the peak.
-    asked = [mine[some] for mine in queries]
-    gold_at = lambda name, step: [of[step][some] for of in column(name, "gold")]
-    result = {"curves": {}, "numbers": {"start": study.number(gold_at("gold", 0))}, "differences": {},
-              "seconds": {},
-              "best of n": {m: study.number(column("best of n", m)) for m in found[0]["best of n"]},
-              "habits": {name: {m: study.number(column(name, m)) for m in found[0]["writer"]}
-                         for name in (*REWARDS, "writer")}}
+    habit = {name: {m: study.number(column(name, m)) for m in found[0]["writer"]} for name in (*REWARDS, "writer")}
+    start = study.number([values[0][SOME] for values in column("gold", "gold")])
+    result = {"start": start, "curves": {}, "numbers": {}, "differences": {}, "seconds": {}, "habits": habit,
+              "best of n": {m: study.number(column("best of n", m)) for m in found[0]["best of n"]}}
     most, shown = f"best of {sizes.counts[-1]}", ("content", "style", "misquoted", "false praise")
+    habits_of = lambda name: [f"{habit[name][m][0]:.2f}" if habit[name][m] else "" for m in shown]
     rows = [["reward", "gold at the end", "end less start", "each run", "end less peak", f"{most} by this reward",
              "gain of a forged score", *shown, "seconds a step"],
-            ["(first writer)", study.in_words(result["numbers"]["start"]), "", "", "", "", "",
-             *(f"{result['habits']['writer'][m][0]:.2f}" for m in shown), ""]]
+            ["(first writer)", study.in_words(start), "", "", "", "", "", *habits_of("writer"), ""]]
     for name in REWARDS:
-        mean = {m: np.mean([of[:, some].mean(axis=1) for of in column(name, m)], axis=0)
-                for m in ("gold", "proxy", "KL")}
-        result["curves"][name] = {m: [round(float(x), 4) for x in v] for m, v in mean.items()}
-        peak = int(np.mean([of[:, ::2].mean(axis=1) for of in column(name, "gold")], axis=0).argmax())
-        end, best = gold_at(name, -1), column("best of n", f"{name}, {sizes.counts[-1]}")
-        mine = result["numbers"][name] = {
-            "gold, peak": study.number(gold_at(name, peak)), "gold, end": study.number(end),
-            "step of the peak": peak * sizes.every, "idle groups": study.number(column(name, "idle"))}
-        d = result["differences"][name] = {
-            "end less peak": study.difference(end, gold_at(name, peak), asked),
-            "end less start": study.difference(end, gold_at(name, 0), asked),
-            "end less scalar RM": study.difference(end, gold_at("scalar RM", -1), asked),
-            "end less GRM, greedy": study.difference(end, gold_at("GRM, greedy", -1), asked),
-            f"end less {most}": study.difference(end, best, asked),
-            **{f"{m}, end less start": study.difference(column(name, m), column("writer", m), queries)
-               for m in ("content", "style")},
-            "forged": study.difference(column(name, "forged"), [0 * v for v in column(name, "forged")], queries)}
+        result["curves"][name], mine, d = compare(found, name, queries, sizes)
+        result["numbers"][name], result["differences"][name] = mine, d
         result["seconds"][name] = round(float(np.mean(column(name, "seconds"))), 3)
-        at_end = peak * sizes.every == sizes.steps
+        at_end = mine["step of the peak"] == sizes.steps
         # Gold looks at no score. A text that is not quoted has 0, forged or not.
         untested = name in ("gold", "GRM, quotes checked")
         rows.append([name, study.in_words(mine["gold, end"]), study.in_words(d["end less start"]),
                      ", ".join(f"{x:+.2f}" for x in d["end less start"][5:]),
-                     "0 (the end)" if at_end else study.in_words(d["end less peak"]),
-                     study.in_words(study.number(best)), "" if untested else study.in_words(d["forged"]),
-                     *(f"{result['habits'][name][m][0]:.2f}" for m in shown), f"{result['seconds'][name]:.2f}"])
+                     "0 (the end)" if at_end else study.in_words(d["end less peak"]), study.in_words(mine[most]),
+                     "" if untested else study.in_words(d["forged"]), *habits_of(name),
+                     f"{result['seconds'][name]:.2f}"])
     study.save("rlhf", runs, result, rows, draw(result, sizes.counts))
 
 
