@@ -4,11 +4,11 @@ Can a judge rank policies? Offline evaluation of ten writers, each frozen.
 Nine writers are those of rlhf.py: the first one, two from the course of RL, and the last one of each reward. The
 tenth has seen a tenth of the texts. Each answers each query once. A judge reads the ten answers in random order,
 four, four and two of them together, and a writer's score is its mean over queries. The true ranking is that by the
-gold rewards of answers to queries that are drawn anew. Spearman's rank correlation says how near a judge's ranking
+gold rewards of answers to other random queries. Spearman's rank correlation says how near a judge's ranking
 is, and how many queries it takes to reach 0.9. The gold reward as a judge shows what the choice of queries alone
 changes.
 
-A judge may be fooled by a writer that has learned from it. So there is also a correlation without such writers.
+A judge may be fooled by a writer whose reward it was. So there is also a correlation without such writers.
 
 Run rlhf.py before, which trains the writers.
 """
@@ -76,7 +76,7 @@ def writers_of(sizes):
 
 
 def of_others(judge_name, writers):
-    """The indices of writers that have not learned from this judge. (All GRMs are one model.)"""
+    """The indices of writers whose reward was another one. (All GRMs are one model.)"""
     family = judge_name.split(",")[0]
     return [i for i, writer in enumerate(writers) if f", {family}," not in writer]
 

@@ -223,7 +223,7 @@ def calls_in(tok, judgements):
 
 
 def policies(run, arm, tokens):
-    """-> {stage: name of a model}, {"RL", "kept": calls at each step of RL, and in what RFT has learned from}"""
+    """-> {stage: name of a model}, {"RL", "kept": calls at each step of RL, and in what RFT was trained on}"""
     cfg, items, title = run.config(), run.training_items(), f"tools, {arm}"
     change = with_calls if arm == "tools" else lambda document: document
     base = run.model(f"{title}, base", lambda: study.reread(
@@ -321,7 +321,7 @@ def main(argv):
     rounded = lambda values: [round(float(x), 3) for x in values]
     result = {"numbers": {}, "by domain": {}, "less the control": {}, "bound less greedy": {},
               "calls in RL": rounded(np.nanmean([f["tools, calls"]["RL"] for f in found], axis=0)),
-              "calls in what RFT learned from": rounded([f["tools, calls"]["kept"][0] for f in found])}
+              "calls in what RFT was trained on": rounded([f["tools, calls"]["kept"][0] for f in found])}
     rows = [["judge", "greedy", "less the control", f"plurality of {K}", *VERIFIABLE,
              "out of distribution, verifiable", "less the control", "calls in verifiable items", "bound"]]
     for arm in ARMS:

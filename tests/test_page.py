@@ -490,6 +490,10 @@ def test_everybody_can_use_the_judge(judge_page):
     assert browser.value(f"document.activeElement === {token}.nextElementSibling")
     browser.press("ArrowLeft")
     assert browser.value(f"document.activeElement === {token}")
+    browser.value(f"{token}.nextElementSibling.click()")
+    assert browser.value(f"[{token}.tabIndex, {token}.nextElementSibling.tabIndex]") == [-1, 0]
+    browser.press("Escape")                        # from the choices back to the token
+    assert browser.value(f"document.activeElement === {token}.nextElementSibling")
 
     # Drag the second response to the first place. (Chromium does not tell the page of a drag's start here.)
     before = browser.value("[0, 1].map(i => $('answer' + i).value)")

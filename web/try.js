@@ -177,7 +177,10 @@ function showNew(sample) {
     const token = el("button", {class: id < SPECIAL.length ? "token special" : "token",
       "aria-label": `${spoken(id)}, ${percent(p)}`, tabindex: at ? -1 : 0}, nameOf(id));
     token.style.setProperty("--p", p);           // the less likely, the darker
-    token.addEventListener("click", () => showChoices(sample, at, token));
+    token.addEventListener("click", () => {
+      walkTo(token);
+      showChoices(sample, at, token);
+    });
     sample.tokens.append(token);
   }
   if (sample.done && !sample.scores && !sample.status) {
