@@ -7,11 +7,9 @@ checks a response. The sampler then runs one of three pure functions, and writes
     <checks> correct:[ sum 230 481] 711 230+481=711 got 7 7 1 1 1 1, good 4 polite: ...
 
 The brackets stand for two tokens that no text has: the bytes 0xFE and 0xFF. The result's tokens, " 711", were not
-chosen by the policy: they carry no loss, neither in RFT nor in RL. Before a judgement is read, its calls are taken
-out again. If one of the two tokens is left then, the judgement does not parse.
-
-A call is run only if it stands after <checks>, and is one of the three functions with proper arguments. Nothing is
-ever executed from text: a name is looked up, and its arguments are matched.
+chosen by the policy: they carry no loss, neither in RFT nor in RL. A call is run only if it stands after <checks>,
+and is one of the three functions with proper arguments. Nothing is ever executed from text. Before a judgement is
+read, its calls are taken out again. If one of the two tokens is left then, the judgement does not parse.
 
 Two judges of each run. For the first, the base model reads a million tokens more, in which experts call a tool for
 the first response of sums, sort and reverse, and so do exercises of checking. RFT and RL follow. The second is the
@@ -30,9 +28,10 @@ from data import run_command
 from data.annotators import general_text, make_document
 from data.judgement import correct, read_judgement, vote_plurality
 from data.tokenizer import CHECKS, END, PAD, SPECIAL
-from data.world import VERIFIABLE, seed_of
+from data.world import DOMAINS, VERIFIABLE, seed_of
 from experiments import study
 from experiments.judges import asked
+from experiments.truth import share
 from model import Optimizer, learning_rate, pad_left, save_model, token_logp
 from sample import LOOK_EVERY, ROWS, draw, uniforms
 
@@ -253,22 +252,32 @@ def bound(j, item):
     return scores
 
 
+def of_judgements(tok, items, judgements):
+    """{measure: a number for each item}. On calls and checks of "correct": nan where there is none."""
+    rows = []
+    for item, j in zip(items, judgements):
+        calls = [tok.text(j.ids[start + 1:result - 1]) for start, result, _ in calls_of(tok, j.ids)]
+        checks = [(evidence, good, truth["correct"]) for critique, truth in zip(j.critiques or [], item.truth)
+                  for name, evidence, good in critique["checks"] if name == "correct" and evidence]
+        right = share([call == call_for(item.query) for call in calls])
+        evidence = share([given == true for given, _, (_, true) in checks])
+        rows.append({"greedy": correct(j.scores, item.gold), "calls": len(calls), "proper arguments": right,
+                     "true evidence": evidence, "true evidence after them": evidence if right == 1 else np.nan,
+                     "true verdicts": share([good == met for _, good, (met, _) in checks]),
+                     "bound": correct(bound(j, item), item.gold), "tokens": len(j.ids)})
+    return {m: np.array([row[m] for row in rows], float) for m in rows[0]}
+
+
 def measure(run, name, count):
-    """-> {measure: a number for each item}"""
+    """-> {measure: a number for each item} of greedy judgements, and of a vote"""
     cfg, model, found = run.config(), run.model(name), {}
     for split, n in (("test", count), ("ood", count // 2)):
         items, seed = run.items(split, n), seed_of(cfg.seed, "study", split)
         one = [group[0] for group in judge(model, run.tok, items, 1, seed, 0, shuffle=False)]
-        found[f"{split}, greedy"] = np.array([float(correct(j.scores, item.gold)) for j, item in zip(one, items)])
-        found[f"{split}, calls"] = np.array([float(len(calls_of(run.tok, j.ids))) for j in one])
-        found[f"{split}, bound"] = np.array([float(correct(bound(j, item), item.gold))
-                                             for j, item in zip(one, items)])
-        found[f"{split}, parses"] = np.array([float(j.scores is not None) for j in one])
-        found[f"{split}, tokens"] = np.array([float(len(j.ids)) for j in one])
-    items = run.items("test", count)
-    groups = judge(model, run.tok, items, K, seed_of(cfg.seed, "study", "votes"), cfg.temperature)
-    found["plurality"] = np.array([float(correct(vote_plurality([j.scores for j in group]), item.gold))
-                                   for group, item in zip(groups, items)])
+        found |= {f"{split}, {m}": values for m, values in of_judgements(run.tok, items, one).items()}
+        votes = [vote_plurality([j.scores for j in group])
+                 for group in judge(model, run.tok, items, K, seed, cfg.temperature)]
+        found[f"{split}, plurality"] = np.array([float(correct(v, item.gold)) for v, item in zip(votes, items)])
     return found
 
 
@@ -288,13 +297,12 @@ def study_run(run, sizes):
 def draw_figure(result):
     figure = Figure(figsize=(10, 4))
     left, right = figure.subplots(1, 2)
-    left.plot(result["calls in RL"], "o-", ms=3)
+    left.plot(np.transpose(result["calls in RL"]), "o-", ms=3)
     left.set(xlabel="step of RL", ylabel="calls in a judgement of sums, sort and reverse", ylim=(0, None))
     for i, arm in enumerate(ARMS):
-        of = result["by domain"][f"{arm}, rl"]
-        right.bar(np.arange(len(of)) + 0.4 * i, [v[0] if v else 0 for v in of.values()], 0.35, label=arm,
-                  yerr=[v[1] if v else 0 for v in of.values()])
-    right.set_xticks(np.arange(len(of)) + 0.2, list(of))
+        bars = [result[domain][f"{arm}, rl"]["test, greedy"] or [0, 0] for domain in VERIFIABLE]
+        right.bar(np.arange(len(bars)) + 0.4 * i, [b[0] for b in bars], 0.35, yerr=[b[1] for b in bars], label=arm)
+    right.set_xticks(np.arange(len(bars)) + 0.2, VERIFIABLE)
     right.set_ylabel("greedy accuracy after RL")
     right.legend()
     return figure
@@ -307,41 +315,33 @@ def main(argv):
              for split, count in (("test", sizes[1]), ("ood", sizes[1] // 2))}
     found = [study_run(run, sizes) for run in runs]
 
-    def column(title, measure, domains=None):
-        """A measure of each run, of the items of some domains"""
-        its = items["ood" if measure.startswith("ood") else "test"]
-        return [f[title][measure][[domains is None or item.domain in domains for item in mine]]
-                for f, mine in zip(found, its)]
+    def column(title, m, domains):
+        """A measure of each run: a number for each item of these domains"""
+        return [f[title][m][[item.domain in domains for item in mine]]
+                for f, mine in zip(found, items[m.split(",")[0]])]
 
-    def less(title, other, measure, domains=None, of=None):
-        its = items["ood" if measure.startswith("ood") else "test"]
-        queries = [[item.query for item in mine if domains is None or item.domain in domains] for mine in its]
-        return study.difference(column(title, measure, domains), column(other, of or measure, domains), queries)
+    def less(title, other, m, domains):
+        queries = [[item.query for item in mine if item.domain in domains] for mine in items[m.split(",")[0]]]
+        return study.difference(column(title, m, domains), column(other, m, domains), queries)
 
-    rounded = lambda values: [round(float(x), 3) for x in values]
-    result = {"numbers": {}, "by domain": {}, "less the control": {}, "bound less greedy": {},
-              "calls in RL": rounded(np.nanmean([f["tools, calls"]["RL"] for f in found], axis=0)),
-              "calls in what RFT was trained on": rounded([f["tools, calls"]["kept"][0] for f in found])}
-    rows = [["judge", "greedy", "less the control", f"plurality of {K}", *VERIFIABLE,
-             "out of distribution, verifiable", "less the control", "calls in verifiable items", "bound"]]
-    for arm in ARMS:
-        for stage in ("base", "rft", "rl"):
-            title, other = f"{arm}, {stage}", f"control, {stage}"
-            mine = result["numbers"][title] = {m: study.number(column(title, m)) for m in found[0][title]}
-            for measure in ("test, calls", "ood, greedy", "ood, parses", "ood, tokens"):
-                mine[f"{measure}, verifiable"] = study.number(column(title, measure, VERIFIABLE))
-            by = result["by domain"][title] = {domain: study.number(column(title, "test, greedy", [domain]))
-                                               for domain in VERIFIABLE}
-            d = {m: less(title, other, m) for m in ("test, greedy", "plurality", "ood, greedy")}
-            d |= {f"{m}, verifiable": less(title, other, m, VERIFIABLE)
-                  for m in ("test, greedy", "plurality", "ood, greedy")}
-            result["less the control"][title] = d
-            result["bound less greedy"][title] = less(title, title, "test, bound", of="test, greedy")
-            shown = lambda m: study.in_words(d[m]) if arm == "tools" else ""
-            rows.append([title, study.in_words(mine["test, greedy"]), shown("test, greedy"),
-                         study.in_words(mine["plurality"]), *map(study.in_words, by.values()),
-                         study.in_words(mine["ood, greedy, verifiable"]), shown("ood, greedy, verifiable"),
-                         study.in_words(mine["test, calls, verifiable"]), study.in_words(mine["test, bound"])])
+    of_training = lambda m: np.round([f["tools, calls"][m] for f in found], 3).tolist()
+    result = {"calls in RL": of_training("RL"), "calls in what RFT was trained on": of_training("kept")}
+    titles = [f"{arm}, {stage}" for arm in ARMS for stage in ("base", "rft", "rl")]
+    groups = {"all": DOMAINS, "verifiable": VERIFIABLE, **{domain: [domain] for domain in VERIFIABLE}}
+    for name, domains in groups.items():
+        result[name] = {t: {m: study.number(column(t, m, domains)) for m in found[0][t]} for t in titles}
+        result[f"{name}, less the control"] = {t: {
+            m: less(t, t.replace("tools", "control"), m, domains) for m in found[0][t]} for t in titles[3:]}
+    rows = [["judge", "greedy", "less the control", *VERIFIABLE, "out of distribution, verifiable",
+             "less the control", "calls", "proper arguments", "true evidence", "true verdicts", "bound"]]
+    for title in titles:
+        shown = lambda name, m, of=title: study.in_words(result[name].get(of, {}).get(m))
+        rows.append([title, shown("all", "test, greedy"), shown("all, less the control", "test, greedy"),
+                     *(shown(domain, "test, greedy") for domain in VERIFIABLE),
+                     shown("verifiable", "ood, greedy"), shown("verifiable, less the control", "ood, greedy"),
+                     *(shown("verifiable", f"test, {m}") for m in (
+                         "calls", "proper arguments", "true evidence", "true verdicts")),
+                     shown("all", "test, bound")])
     study.save("tools", runs, result, rows, draw_figure(result))
 
 

@@ -16,7 +16,16 @@ import metarm
 import sample
 import spct
 from data.annotators import annotate, encode_document
-from data.judgement import Judgement, correct, judgement_parts, pick, prompt_parts, vote_plurality, vote_sum
+from data.judgement import (
+    Judgement,
+    checks_text,
+    correct,
+    judgement_parts,
+    pick,
+    prompt_parts,
+    vote_plurality,
+    vote_sum,
+)
 from data.tokenizer import CHECKS, CRITIQUE, END, RESPONSE, TOTAL
 from data.world import RATERS, VERIFIABLE, draw_query, gold_reward, make_item, make_items, make_response
 from experiments import (
@@ -329,6 +338,39 @@ def test_calls_are_taken_out_again(tok):
             assert right in (None, tok.text(ids[result:end]).strip())
             calls += 1
     assert calls > 8
+
+
+def test_what_calls_win_is_measured_apart(tok):
+    """Guards against a wrong call taken for the query's, false evidence for true, and a bound that is none."""
+    item = next(item for item in make_items(0, "test", 999, least=2)
+                if item.domain == "sums" and item.best == 1 and not item.truth[0]["correct"][0]
+                and item.gold[0] + item.weights["correct"] > item.gold[1])
+    a, b = re.search(r"(\d+)\+(\d+)", item.query).groups()
+    total, weight = int(a) + int(b), item.weights["correct"]
+
+    def measured(old="", new="", praise=False):
+        """of true judgements of the item in which a text is replaced. praise: the first verdict is false"""
+        good = [praise or item.truth[0]["correct"][0], *(truth["correct"][0] for truth in item.truth[1:])]
+        parts = judgement_parts(item.weights, [
+            (text, checks_text([("correct", truth["correct"][1], met)]), 1)
+            for text, truth, met in zip(item.responses, item.truth, good)],
+            [item.gold[0] + weight * praise, *item.gold[1:]])
+        document = tools.with_calls([(prompt_parts(item.query, item.responses), False), (parts, True)])[1:]
+        parts = [part for some, _ in document for part in some]
+        parts = [part.replace(old, new) if isinstance(part, str) else part for part in parts]
+        j = Judgement(item.id, 0, list(range(item.n)), 0, [], tok.encode(parts), 0.0)
+        j.principles, j.critiques, j.scores = sample.read_judgement(tok, tools.without_calls(tok, j.ids), j.order)
+        found = tools.of_judgements(tok, [item], [j])
+        return [found[m][0] for m in ("calls", "proper arguments", "true evidence", "true evidence after them",
+                                      "true verdicts", "greedy", "bound")]
+    assert measured() == [1, 1, 1, 1, 1, 1, 1]
+    other = measured(f" sum {a} {b}", f" sum {b} {a}")
+    assert other[:3] == [1, 0, 1] and np.isnan(other[3])
+    assert measured(f"={total} got", f"={total + 1} got") == [1, 1, 0, 0, 1, 1, 1]
+    false = 1 - 1 / item.n
+    assert measured(praise=True) == [1, 1, 1, 1, false, 0, 1]
+    none = measured(f" sum {a} {b}", f" sum {a} x")
+    assert none[:1] == [0] and np.isnan(none[1]) and np.isnan(none[3])
 
 
 def test_what_is_no_proper_call_stays(tok):
