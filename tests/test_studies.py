@@ -30,6 +30,7 @@ from data.tokenizer import CHECKS, CRITIQUE, END, RESPONSE, TOTAL
 from data.world import RATERS, VERIFIABLE, draw_query, gold_reward, make_item, make_items, make_response
 from experiments import (
     baselines,
+    calls,
     depth,
     filter,
     judges,
@@ -49,7 +50,7 @@ from report import auc
 
 
 @pytest.mark.parametrize("module", [
-    baselines, depth, filter, judges, offline, principles, reasons, tools, truth], ids=lambda m: m.__name__)
+    baselines, calls, depth, filter, judges, offline, principles, reasons, tools, truth], ids=lambda m: m.__name__)
 def test_examples_in_docstrings(module):
     """Guards against an example that gives something else."""
     assert doctest.testmod(module).failed == 0
@@ -323,21 +324,21 @@ def test_long_evidence_is_true(tok):
 
 def test_calls_are_taken_out_again(tok):
     """Guards against a corpus in which a call changes a judgement, and against results that the policy learns."""
-    calls = 0
+    count = 0
     for index in range(40):
         item = make_item(0, "train", index, least=2)
         judgement = judgement_parts(*annotate(random.Random(index), item, "expert"))
         document = tools.with_calls([(prompt_parts(item.query, item.responses), False), (judgement, True)])[1:]
         ids, learned = encode_document(tok, document)
-        assert tools.without_calls(tok, ids) == tok.encode(judgement) and tools.chosen(tok, ids) == learned
-        found = tools.calls_of(tok, ids)
+        assert calls.without_calls(tok, ids) == tok.encode(judgement) and calls.chosen(tok, ids) == learned
+        found = calls.calls_of(tok, ids)
         assert len(found) == (item.domain in VERIFIABLE)
         for start, result, end in found:
             problem = item.query.split(" ")[-1] if item.domain == "sums" else None
             right = str(sum(map(int, problem[:-1].split("+")))) if problem else None
             assert right in (None, tok.text(ids[result:end]).strip())
-            calls += 1
-    assert calls > 8
+            count += 1
+    assert count > 8
 
 
 def test_what_calls_win_is_measured_apart(tok):
@@ -345,49 +346,49 @@ def test_what_calls_win_is_measured_apart(tok):
     item = next(item for item in make_items(0, "test", 999, least=2)
                 if item.domain == "sums" and item.best == 1 and not item.truth[0]["correct"][0]
                 and item.gold[0] + item.weights["correct"] > item.gold[1])
-    a, b = re.search(r"(\d+)\+(\d+)", item.query).groups()
-    total, weight = int(a) + int(b), item.weights["correct"]
+    problem, weight = re.search(r"\d+\+\d+", item.query)[0], item.weights["correct"]
+    total = str(sum(map(int, problem.split("+"))))
 
-    def measured(old="", new="", praise=False):
-        """of true judgements of the item in which a text is replaced. praise: the first verdict is false"""
-        good = [praise or item.truth[0]["correct"][0], *(truth["correct"][0] for truth in item.truth[1:])]
-        parts = judgement_parts(item.weights, [
-            (text, checks_text([("correct", truth["correct"][1], met)]), 1)
-            for text, truth, met in zip(item.responses, item.truth, good)],
-            [item.gold[0] + weight * praise, *item.gold[1:]])
+    def measured(change=lambda part: part, praise=False):
+        """of true judgements of the item whose parts change. praise: the first verdict on "correct" is false"""
+        critiques = []
+        for i, (text, true) in enumerate(zip(item.responses, item.truth)):
+            met = {name: true[name][0] or (praise and i == 0 and name == "correct") for name in item.weights}
+            critiques.append((text, checks_text([(name, true[name][1], met[name]) for name in met]), 1))
+        parts = judgement_parts(item.weights, critiques, [item.gold[0] + weight * praise, *item.gold[1:]])
         document = tools.with_calls([(prompt_parts(item.query, item.responses), False), (parts, True)])[1:]
-        parts = [part for some, _ in document for part in some]
-        parts = [part.replace(old, new) if isinstance(part, str) else part for part in parts]
+        parts = [change(part) if isinstance(part, str) else part for some, _ in document for part in some]
         j = Judgement(item.id, 0, list(range(item.n)), 0, [], tok.encode(parts), 0.0)
-        j.principles, j.critiques, j.scores = sample.read_judgement(tok, tools.without_calls(tok, j.ids), j.order)
+        j.principles, j.critiques, j.scores = sample.read_judgement(tok, calls.without_calls(tok, j.ids), j.order)
         found = tools.of_judgements(tok, [item], [j])
-        return [found[m][0] for m in ("calls", "proper arguments", "true evidence", "true evidence after them",
-                                      "true verdicts", "greedy", "bound")]
+        return [None if np.isnan(found[m][0]) else found[m][0] for m in (
+            "called", "right arguments", "follows the result", "true answers", "true verdicts", "greedy", "bound")]
+    other = str(int(total) + 1)
+    a, b = problem.split("+")
     assert measured() == [1, 1, 1, 1, 1, 1, 1]
-    other = measured(f" sum {a} {b}", f" sum {b} {a}")
-    assert other[:3] == [1, 0, 1] and np.isnan(other[3])
-    assert measured(f"={total} got", f"={total + 1} got") == [1, 1, 0, 0, 1, 1, 1]
-    false = 1 - 1 / item.n
-    assert measured(praise=True) == [1, 1, 1, 1, false, 0, 1]
-    none = measured(f" sum {a} {b}", f" sum {a} x")
-    assert none[:1] == [0] and np.isnan(none[1]) and np.isnan(none[3])
+    assert measured(lambda part: f" {b}+{a}=" if part == f" {problem}=" else part) == [1, 0, 1, 1, 1, 1, 1]
+    assert measured(lambda part: other if part == total else part) == [1, 1, 0, 1, 1, 1, 1]
+    assert measured(lambda part: part.replace(f"={total} got", f"={other} got")) == [1, 1, 0, 0, 1, 1, 1]
+    assert measured(praise=True) == [1, 1, 1, 1, 1 - 1 / item.n, 0, 1]
+    none = measured(lambda part: " 1+x=" if part == f" {problem}=" else part)
+    assert none == [0, None, None, 1, 1, 1, 1]
 
 
 def test_what_is_no_proper_call_stays(tok):
     """Guards against text that is executed, and calls in a quote or of unknown functions."""
     CALL, RUN = tools.CALL, tools.RUN
-    good = [RESPONSE[0], " it is 3", CHECKS, " correct:", CALL, " sum 1 2", RUN]
-    assert tools.forced_after(tok, tok.encode(good)) == tok.encode([" 3"])
-    assert tools.forced_after(tok, tok.encode([*good, " 3", CALL, " sort b a", RUN])) == tok.encode([" a b"])
-    for bad in ([RESPONSE[0], CALL, " sum 1 2", RUN], [CHECKS, CALL, " exit", RUN],
-                [CHECKS, CALL, " sum 1 x", RUN], [CHECKS, CALL, CALL, " sum", RUN],
-                [CHECKS, CALL, RUN], [CALL, " sum 1 2", RUN],
-                [RUN, CALL, " sum 1 2", RUN], [CHECKS, TOTAL, CALL, " sum 1 2", RUN], [RUN], [CALL, RUN],
-                [CHECKS, CALL, " sum 1 2", END, RUN], [CHECKS, CALL, " sum 1", RUN, " 2", RUN],
-                [CHECKS, " [ sum 1 2]", RUN]):
+    good = [RESPONSE[0], " it is 3", CHECKS, " correct:", CALL, " 1+2=", RUN]
+    assert calls.forced_after(tok, tok.encode(good)) == tok.encode(["3"])
+    assert calls.forced_after(tok, tok.encode([*good, "3", CALL, " sort b a", RUN])) == tok.encode([" a b"])
+    for bad in ([RESPONSE[0], CALL, " 1+2=", RUN], [CHECKS, CALL, " exit", RUN],
+                [CHECKS, CALL, " 1+x=", RUN], [CHECKS, CALL, CALL, " 1+", RUN],
+                [CHECKS, CALL, RUN], [CALL, " 1+2=", RUN],
+                [RUN, CALL, " 1+2=", RUN], [CHECKS, TOTAL, CALL, " 1+2=", RUN], [RUN], [CALL, RUN],
+                [CHECKS, CALL, " 1+2=", END, RUN], [CHECKS, CALL, " 1+", RUN, "2=", RUN],
+                [CHECKS, " [ 1+2=]", RUN]):
         ids = tok.encode(bad)
-        assert tools.forced_after(tok, ids) == [] and tools.without_calls(tok, ids) == ids
-        assert all(tools.chosen(tok, ids))
+        assert calls.forced_after(tok, ids) == [] and calls.without_calls(tok, ids) == ids
+        assert all(calls.chosen(tok, ids))
     assert {CALL, RUN}.isdisjoint(tok.encode(["".join(map(chr, range(1, 3000)))]))
 
 
@@ -395,16 +396,20 @@ def test_sampler_with_tools(tok, tiny, monkeypatch):
     """Guards against a sampler that differs where no tool is called, and against results that are not written."""
     model, items = tiny(tok.vocab_size, 200), make_items(0, "test", 3, least=2)
     for how in ((2, 7, 0.5, True), (1, 7, 0, False)):
-        for mine, theirs in zip(tools.judge(model, tok, items, *how), sample.judge(model, tok, items, *how)):
+        for mine, theirs in zip(calls.judge(model, tok, items, *how), sample.judge(model, tok, items, *how)):
             assert [(j.ids, j.order, j.seed) for j in mine] == [(j.ids, j.order, j.seed) for j in theirs]
-    script = [CHECKS, tools.CALL, *tok.encode([" sum 230 481"]), tools.RUN, *[40] * 200]
+    script = [CHECKS, tools.CALL, *tok.encode([" 230+481="]), tools.RUN, *[40] * 200]
     steps = iter(script)
-    monkeypatch.setattr(tools, "draw", lambda logits, u, T: (torch.full((len(u),), next(steps)), None))
-    monkeypatch.setattr(tools, "END", 40)
+    monkeypatch.setattr(calls, "draw", lambda logits, u, T: (torch.full((len(u),), next(steps)), None))
+    monkeypatch.setattr(calls, "END", 40)
     at = script.index(40)
-    result = tok.encode([" 711"])
-    [ids, same] = tools.complete(model, tok, [[2, 3], [2, 3, 4]], [0, 1], 1.0)
+    result = tok.encode(["711"])
+    asked = [Judgement("", 0, [0, 1], seed, prompt, [], 0.0) for seed, prompt in enumerate([[2, 3], [2, 3, 4]])]
+    [ids, same] = calls.complete(model, tok, asked, 1.0, [calls.result_of] * 2)
     assert ids == same == script[:at] + result + [40]
+    steps = iter(script)
+    [ids, other] = calls.complete(model, tok, asked, 1.0, [lambda call: None, lambda call: call[1:5]])
+    assert ids == script[:at + 1] and other == script[:at] + tok.encode(["230+"]) + [40]
 
 
 def test_rl_without_loss_on_results(tok, tmp_path, tiny, monkeypatch):
@@ -412,7 +417,7 @@ def test_rl_without_loss_on_results(tok, tmp_path, tiny, monkeypatch):
     items = [item for item in make_items(0, "train", 40, least=2) if item.domain in VERIFIABLE][:4]
     cfg = spct.Config(out=str(tmp_path), device="cpu", dtype="float32", rl_steps=2, rl_items=2, group=3)
     run = SimpleNamespace(config=lambda: cfg, tok=tok)
-    call = tok.encode([CHECKS, tools.CALL, " sum 1 2", tools.RUN])
+    call = tok.encode([CHECKS, tools.CALL, " 1+2=", tools.RUN])
 
     def rollout(added):
         def judged(policy, tok, batch, k, seed, shuffle):
@@ -428,12 +433,12 @@ def test_rl_without_loss_on_results(tok, tmp_path, tiny, monkeypatch):
     monkeypatch.setattr(spct.report, "describe", lambda *args: {})
     policy, curve = tools.reinforce(run, start, items)
     core = spct.reinforce(cfg, SimpleNamespace(readable=str), start, items)
-    assert curve == [0.0, 0.0]
+    assert [share for share, _ in curve] == [0, 0] and np.isnan(curve).all(axis=0)[1]
     for p, q in zip(policy.parameters(), core.parameters()):
         assert torch.allclose(p, q, atol=1e-6)
     # The end of a judgement is a result: which one it is makes no difference.
     ends = []
-    for result in (tok.encode([" 3"]), [350] * len(tok.encode([" 3"]))):
+    for result in (tok.encode(["3"]), [350]):
         monkeypatch.setattr(tools, "judge", rollout(call + result))
         ends.append(tools.reinforce(run, start, items)[0])
     for p, q in zip(ends[0].parameters(), ends[1].parameters()):
