@@ -1,29 +1,28 @@
 """
 When is longer thinking worth its tokens?
 
-The world gets a dial: digits to add (2 to 5), letters to sort (3 to 9). A check can be written in one step, or
-step by step:
+The world gets a dial: digits to add (2 to 5), letters to sort (3 to 9). Evidence is written in one step, or step
+by step (lengths.py):
 
     correct: 230+481=711 got 7 7 1 1 1 1, good
     correct: 0+1=1 3+8=11 2+4+1=7 so 711 got 7 7 1 1 1 1, good
-    correct: sort c c d d a b, bad
-    correct: c d b has b c d has c so b c d got b c, bad
 
-The base model reads two million tokens more, about items of these two kinds. In one half of its general text's
-checks, and of its experts' judgements, evidence goes step by step, and some of the general text practises sums of
-single digits. RFT and RL follow: does RL take the long way, and does it do so where it pays? Three judges:
+Each judge begins with the base model of a run, which reads two million tokens more, about such items alone. (It
+has read about sums of 3 digits and about 5 or 6 letters before.) RFT and RL follow. Four judges:
 
-- mixed: as above;
-- short evidence: never step by step, and no practice of single digits;
-- short problems: as mixed, but with problems of 2 and 3 digits and of 3 to 5 letters only.
+- short evidence: experts never go step by step;
+- long evidence: they always do;
+- mixed: they do in half of their judgements. Then RL may choose. Its reward has no price for tokens;
+- short problems: as mixed, but about 2 and 3 digits, and 3 to 6 letters. The others it has not seen.
 
-(The run's base model has read about 3 digits, and about 5 and 6 letters, before.) Beside the judges: a scalar RM,
-trained on the items of the first two.
+All have practised sums of single digits. Beside them, from the base and RFT models of "mixed": a scalar RM, and
+CLoud, whose critiques go step by step as the RFT policy's do.
+
+Test items have two responses. One is correct, and for that the best: what a judge knows of style does not help.
+Ties are broken at random. A check is true if its verdict on "correct" is; a missing one is not.
 """
 
 import os
-import random
-import re
 from collections import namedtuple
 from dataclasses import replace
 
@@ -32,155 +31,29 @@ from matplotlib.figure import Figure
 
 import spct
 from data import run_command
-from data.annotators import GENERAL, HINTED, HINTED_SKILLS, SKILLS, annotate, checking, general_text
-from data.judgement import correct, judgement_parts, prompt_parts, read_judgements, vote_plurality
-from data.tokenizer import END
-from data.world import CUES, LETTERS, RATERS, Item, gold_reward, make_response, seed_of, side_by_side, split_of
+from data.judgement import read_judgements, vote_plurality
+from data.world import seed_of
 from experiments import study
-from experiments.baselines import scalar_rm
+from experiments.baselines import cloud, scalar_rm
+from experiments.lengths import cell_of, document, general, items_of
 from experiments.truth import share
 from model import GPT
+from report import tie_broken
 from sample import judge
 
 LENGTHS = {"sums": (2, 3, 4, 5), "sort": (3, 4, 5, 6, 7, 8, 9)}
-SHORT = {"sums": (2, 3), "sort": (3, 4, 5)}
+SHORT = {"sums": (2, 3), "sort": (3, 4, 5, 6)}
+CELLS = [(domain, length) for domain in LENGTHS for length in LENGTHS[domain]]
 Arm = namedtuple("Arm", "lengths long")            # long: the share of evidence that goes step by step
-ARMS = {"mixed": Arm(LENGTHS, 0.5), "short evidence": Arm(LENGTHS, 0.0), "short problems": Arm(SHORT, 0.5)}
+ARMS = {"short evidence": Arm(LENGTHS, 0.0), "long evidence": Arm(LENGTHS, 1.0), "mixed": Arm(LENGTHS, 0.5),
+        "short problems": Arm(SHORT, 0.5)}
 CONTEXT = 448
 K = 8                                              # samples of a vote
+Sizes = namedtuple("Sizes", "items tokens pairs test")
+FULL, QUICK = Sizes(3000, 2_000_000, 12_000, 1100), Sizes(24, 8000, 44, 11)
 
 # ----------------------------------------------------------------------------------------
-# Problems of any length
-
-
-def problem_of(rng, domain, length):
-    """-> (text of the task, problem), as make_query"""
-    if domain == "sums":
-        a, b = (rng.randint(10 ** (length - 1), 10 ** length - 1) for _ in range(2))
-        return f"what is {a}+{b}?", (a, b)
-    letters = rng.sample(LETTERS, length)
-    return f"sort {' '.join(letters)}", letters
-
-
-def response_of(rng, domain, problem, weights):
-    """As make_response. But a wrong sum is off in any of its digits, not in the last three alone."""
-    text, truth = make_response(rng, domain, problem, weights)
-    if domain == "sums" and not truth["correct"][0]:
-        right, was = sum(problem), re.search(r"it is -?\d+", text)[0]
-        off = 10 ** rng.randrange(len(str(max(problem))))
-        wrong = right + (off if rng.random() < 0.5 or off >= right else -off)
-        evidence = f"{problem[0]}+{problem[1]}={right} got {side_by_side(str(right), str(wrong))}"
-        text, truth = text.replace(was, f"it is {wrong}"), {**truth, "correct": (False, evidence)}
-    return text, truth
-
-
-def item_of(seed, split, domain, length, index):
-    """An item of two responses, one of them the best. One in ten of the training split has one response."""
-    id = f"{split}-{domain}{length}-{index}"
-    rng = random.Random(seed_of(seed, "depth", id))
-    n = 1 if split == "train" and rng.random() < 0.1 else 2
-    while True:
-        cue = rng.choice(list(CUES))
-        task, problem = problem_of(rng, domain, length)
-        if split_of(domain, cue, task) != split:
-            continue
-        weights = RATERS[domain][cue]
-        texts, truth = zip(*[response_of(rng, domain, problem, weights) for _ in range(n)])
-        gold = [gold_reward(weights, t) for t in truth]
-        if len(set(texts)) == n and gold.count(max(gold)) == 1:
-            return Item(id, domain, CUES[cue] + task, list(texts), gold, cue, split, list(truth))
-
-
-def items_of(seed, split, lengths, count):
-    """`count` items, of all lengths in turn"""
-    cells = [(domain, length) for domain in lengths for length in lengths[domain]]
-    return [item_of(seed, split, *cells[i % len(cells)], i // len(cells)) for i in range(count)]
-
-
-# ----------------------------------------------------------------------------------------
-# Evidence, step by step
-
-
-def adding(a, b):
-    """
-    >>> adding(230, 481), adding(95, 7)
-    ('0+1=1 3+8=11 2+4+1=7 so 711', '5+7=12 9+0+1=10 so 102')
-    """
-    steps, carry, width = [], 0, max(len(str(a)), len(str(b)))
-    for x, y in zip(reversed(str(a).zfill(width)), reversed(str(b).zfill(width))):
-        total = int(x) + int(y) + carry
-        steps.append(f"{x}+{y}{'+1' if carry else ''}={total}")
-        carry = total // 10
-    return f"{' '.join(steps)} so {a + b}"
-
-
-def sorting(letters):
-    """
-    >>> sorting(["c", "d", "b"])
-    'c d b has b c d has c so b c d'
-    """
-    steps, rest = [], list(letters)
-    while len(rest) > 1:
-        steps.append(f"{' '.join(rest)} has {min(rest)}")
-        rest.remove(min(rest))
-    return f"{' '.join(steps)} so {' '.join(sorted(letters))}"
-
-
-def step_by_step(item):
-    """The item, with such evidence for "correct" in its truth"""
-    task, truths = item.query.removeprefix(CUES[item.cue]), []
-    for response, truth in zip(item.responses, item.truth):
-        met, evidence = truth["correct"]
-        if item.domain == "sums":
-            a, b = (int(n) for n in re.findall(r"\d+", task))
-            way = adding(a, b) + " got" + evidence.split(" got")[1]
-        else:
-            way = f"{sorting(task.split(' ')[1:])} got{evidence.removeprefix('sort')}"
-        truths.append({**truth, "correct": (met, way)})
-    return replace(item, truth=truths)
-
-
-# ----------------------------------------------------------------------------------------
-# The corpus
-
-
-def single_digits(rng):
-    """A few sums of single digits, with a carry or without."""
-    pairs = [(rng.randint(0, 9), rng.randint(0, 9), rng.random() < 0.4) for _ in range(6)]
-    text = " ".join(f"{a}+{b}{'+1' if carry else ''}={a + b + carry}" for a, b, carry in pairs)
-    return [([f" {text}", END], True)]
-
-
-def random_item(rng, seed, arm):
-    domain = rng.choice(list(arm.lengths))
-    item = item_of(seed, "train", domain, rng.choice(arm.lengths[domain]), rng.getrandbits(40))
-    return step_by_step(item) if rng.random() < arm.long else item
-
-
-def general(rng, seed, arm):
-    """A document of general text: practice of single digits, checks of these items, or as ever"""
-    kind = rng.random()
-    if arm.long and kind < 0.15:
-        return single_digits(rng)
-    if kind < 0.5:
-        return general_text(rng)
-    item = random_item(rng, seed, arm)
-    return checking(rng, item.query, list(zip(item.responses, item.truth)))
-
-
-def document(seed, index, arm):
-    """As make_document, about these items"""
-    rng = random.Random(seed_of(seed, "document", index))
-    if rng.random() < GENERAL:
-        return general(rng, seed, arm)
-    item = random_item(rng, seed, arm)
-    hint = item.best if item.n > 1 and rng.random() < HINTED else None
-    skills = SKILLS if hint is None else HINTED_SKILLS
-    judgement = judgement_parts(*annotate(rng, item, rng.choices(list(skills), skills.values())[0], hint))
-    return [(prompt_parts(item.query, item.responses, hint), False), (judgement, True)]
-
-# ----------------------------------------------------------------------------------------
-# One run
+# Training
 
 
 class Deep(study.Run):
@@ -211,124 +84,148 @@ def learn(deep):
     deep.model("rft", lambda: policy)
     deep.model("rl", lambda: spct.reinforce(cfg, deep.tok, policy, hard))
 
-
-def of_checks(judgement, item):
-    """-> [(step by step?, is the verdict true?)] of the checks of "correct" that have evidence"""
-    return [(" so " in evidence, good == truth["correct"][0])
-            for critique, truth in zip(judgement.critiques or [], item.truth)
-            for name, evidence, good in critique["checks"] if name == "correct" and evidence]
+# ----------------------------------------------------------------------------------------
+# Measures
 
 
-def training(deep):
-    """Of judgements at temperature 1, in which both ways occur -> "RL, long": the share of checks that go step by
-    step, (steps, cells); "before RL, short", "before RL, long": each way's share of true verdicts, (cells,)"""
-    def make():
-        rollouts = read_judgements(os.path.join(deep.config().out, "judgements-rl.jsonl"))
-        samples, size = read_judgements(deep.path("samples, rft.jsonl")), deep.config().rl_items
-        item_of_id = {item.id: item for item in deep.training_items()}
-        checks = lambda groups, cell: [c for group in groups if cell_of(item_of_id[group[0].item]) == cell
-                                       for j in group for c in of_checks(j, item_of_id[j.item])]
-        early = {way: [share([true for long, true in checks(samples, cell) if long == (way == "long")])
-                       for cell in CELLS] for way in ("short", "long")}
-        steps = [rollouts[i:i + size] for i in range(0, len(rollouts), size)]
-        return {"RL, long": np.array([[share([long for long, _ in checks(step, cell)]) for cell in CELLS]
-                                      for step in steps]),
-                **{f"before RL, {way}": np.array(values) for way, values in early.items()}}
-    return deep.numbers("training", make)
-
-
-def measure(deep, items):
-    """-> {"stage, measure": a number for each item}"""
-    cfg, found = deep.config(), {}
-    for stage in ("rft", "rl"):
-        policy, seed = deep.model(stage), seed_of(cfg.seed, "study", "depth")
-        one = [group[0] for group in judge(policy, deep.tok, items, 1, seed, 0, shuffle=False)]
-        groups = judge(policy, deep.tok, items, K, seed, cfg.temperature)
-        checks = [of_checks(j, item) for j, item in zip(one, items)]
-        found[f"{stage}, greedy"] = np.array([float(correct(j.scores, i.gold)) for j, i in zip(one, items)])
-        found[f"{stage}, long"] = np.array([share([long for long, _ in mine]) for mine in checks])
-        found[f"{stage}, true"] = np.array([share([true for _, true in mine]) for mine in checks])
-        found[f"{stage}, tokens"] = np.array([float(len(j.ids)) for j in one])
-        found[f"{stage}, plurality"] = np.array([float(correct(vote_plurality([j.scores for j in group]), i.gold))
-                                                 for group, i in zip(groups, items)])
+def checks_of(judgement, item):
+    """-> for each response (way, is the verdict true?) of its check of "correct". way: none, if there is no
+    evidence, short or long"""
+    found = []
+    for i, truth in enumerate(item.truth):
+        critique = judgement.critiques[i] if judgement.critiques else {"checks": []}
+        checks = {name: (evidence, good) for name, evidence, good in critique["checks"]}
+        evidence, good = checks.get("correct", (None, None))
+        found.append(("none" if not evidence else "long" if " so " in evidence else "short",
+                      good == truth["correct"][0]))
     return found
 
 
+def in_training(deep):
+    """Of the judgements that RL was trained on, and of the base model's before: the share of checks that go step
+    by step, (steps, cells); and each way's share of true checks, (cells,)"""
+    rollouts = read_judgements(os.path.join(deep.config().out, "judgements-rl.jsonl"))
+    size, item_of = deep.config().rl_items, {item.id: item for item in deep.training_items()}
+
+    def checks(groups, cell):
+        items = [item_of[group[0].item] for group in groups]
+        return [c for group, item in zip(groups, items) if cell_of(item) == cell
+                for j in group for c in checks_of(j, item)]
+    steps = [rollouts[i:i + size] for i in range(0, len(rollouts), size)]
+    samples = read_judgements(deep.path("samples, rft.jsonl"))
+    return {"steps": [[share([way == "long" for way, _ in checks(step, cell)]) for cell in CELLS]
+                      for step in steps],
+            **{f"true, base, {way}": [share([true for w, true in checks(samples, cell) if w == way])
+                                      for cell in CELLS] for way in ("short", "long")}}
+
+
+def measure(deep, items, stage):
+    """-> {measure: a number for each item}"""
+    cfg, policy, seed = deep.config(), deep.model(stage), seed_of(deep.config().seed, "study", "depth")
+    greedy = deep.groups(f"{stage}, greedy", lambda: judge(policy, deep.tok, items, 1, seed, 0, shuffle=False))
+    one = [group[0] for group in greedy]
+    checks = [checks_of(j, item) for j, item in zip(one, items)]
+    rows = [{"greedy": tie_broken(j.scores, item.gold), "parses": j.scores is not None, "tokens": len(j.ids),
+             "true": np.mean([true for _, true in mine]), "long": np.mean([way == "long" for way, _ in mine]),
+             "none": np.mean([way == "none" for way, _ in mine])} for j, item, mine in zip(one, items, checks)]
+    if stage == "rl":
+        votes = deep.groups("rl, votes", lambda: judge(policy, deep.tok, items, K, seed, cfg.temperature))
+        for row, group, item in zip(rows, votes, items):
+            row["plurality"] = tie_broken(vote_plurality([j.scores for j in group]), item.gold)
+    return {f"{stage}, {m}": np.array([row[m] for row in rows], float) for m in rows[0]}
+
+
 def study_run(run, items, sizes):
-    """-> {arm: {measure: a number for each item}}, and what the training of "mixed" shows"""
-    found = {}
+    found, training = {}, {}
     for name in ARMS:
         deep = Deep(run, name, sizes)
         learn(deep)
-        found[name] = deep.numbers(f"measured, {len(items)}", lambda: measure(deep, items))
-    mixed = Deep(run, "mixed", sizes)
-    scores = scalar_rm(mixed)(items, 1)[0]["answer"]
-    found["mixed"]["scalar RM"] = np.array([float(correct(s, item.gold)) for s, item in zip(scores, items)])
-    return found, training(mixed)
+        found[name] = {**measure(deep, items, "rft"), **measure(deep, items, "rl")}
+        training[name] = in_training(deep)
+    deep = Deep(run, "mixed", sizes)
+    pairs = items_of(deep.config().seed, "train", LENGTHS, sizes.pairs)
+    accuracies = lambda answer: {"accuracy": np.array([
+        tie_broken(scores, item.gold) for scores, item in zip(answer(items, 1)[0]["answer"], items)])}
+    scalar = deep.numbers("scalar RM", lambda: accuracies(scalar_rm(deep, pairs, epochs=1)))
+    critic = deep.numbers("CLoud", lambda: accuracies(cloud(deep)))
+    found["others"] = {"scalar RM": scalar["accuracy"], "CLoud": critic["accuracy"]}
+    return found, training
 
 # ----------------------------------------------------------------------------------------
 # Table and figure
 
-CELLS = [(domain, length) for domain in LENGTHS for length in LENGTHS[domain]]
-Sizes = namedtuple("Sizes", "items tokens")
-
-
-def cell_of(item):
-    return item.domain, int(re.search(r"(\d+)-", item.id)[1])
-
 
 def draw(result):
-    figure = Figure(figsize=(12, 4))
-    lines = [("mixed", "scalar RM"), *((name, "rl, greedy") for name in ARMS), ("mixed", "rl, plurality")]
+    """Accuracy against tokens: short evidence, long evidence, and a vote with short evidence, for each length.
+    And what RL chooses."""
+    figure = Figure(figsize=(13, 4))
     *panels, last = figure.subplots(1, 3)
     for ax, domain in zip(panels, LENGTHS):
-        for name, m in lines:
-            values = [result["cells"][f"{domain}, {length}"][name][m][0] for length in LENGTHS[domain]]
-            ax.plot(LENGTHS[domain], values, "o-", ms=3, label=f"{name}: {m.removeprefix('rl, ')}")
-        ax.set(xlabel=f"{domain}: digits or letters", ylabel="accuracy")
-        ax.grid(alpha=0.3)
-    panels[0].legend(fontsize=7)
-    for i, (cell, values) in enumerate(result["long way in RL"].items()):
-        last.plot([np.nan if v is None else v for v in values], color=f"C{i % 10}",
-                  ls="-" if "sums" in cell else "--", label=cell)
+        for i, length in enumerate(LENGTHS[domain]):
+            cell = result["cells"][f"{domain}, {length}"]
+            short, long = cell["short evidence"], cell["long evidence"]
+            tokens = [of["rl, tokens"][0] for of in (long, short)] + [K * short["rl, tokens"][0]]
+            accuracy = [long["rl, greedy"][0], short["rl, greedy"][0], short["rl, plurality"][0]]
+            ax.plot(tokens, accuracy, color=f"C{i}", label=length)
+            for marker, x, y in zip("so^", tokens, accuracy):
+                ax.plot(x, y, marker, color=f"C{i}")
+        ax.set(xlabel=f"{domain}: tokens", ylabel="accuracy", xscale="log")
+        ax.legend(fontsize=7, title="digits" if domain == "sums" else "letters")
+    panels[0].set_title("o short evidence, □ long, △ eight votes with short", fontsize=9)
+    for i, (cell, values) in enumerate(result["step by step in RL of mixed"].items()):
+        last.plot(values, color=f"C{i % 10}", ls="-" if "sums" in cell else "--", label=cell)
     last.set(xlabel="step of RL, mixed", ylabel="share of checks that go step by step", ylim=(0, 1))
     last.legend(fontsize=6)
     return figure
 
 
+# Differences between arms: what, and of which arms and measures
+PAIRS = {
+    "long less short evidence": ("long evidence", "rl, greedy", "short evidence", "rl, greedy"),
+    "long less short evidence, true checks": ("long evidence", "rl, true", "short evidence", "rl, true"),
+    "votes less greedy, short evidence": ("short evidence", "rl, plurality", "short evidence", "rl, greedy"),
+    "long evidence less votes with short": ("long evidence", "rl, greedy", "short evidence", "rl, plurality"),
+    "mixed less short evidence": ("mixed", "rl, greedy", "short evidence", "rl, greedy"),
+    "mixed less short problems": ("mixed", "rl, greedy", "short problems", "rl, greedy"),
+    "short evidence less the scalar RM": ("short evidence", "rl, greedy", "others", "scalar RM"),
+    "CLoud less the scalar RM": ("others", "CLoud", "others", "scalar RM")}
+
+
+def row_of(title, numbers, less):
+    """The row of a table about some problems"""
+    short, long, mixed, few, others = (numbers[name] for name in (*ARMS, "others"))
+    shown = (others["scalar RM"], others["CLoud"], short["rl, greedy"], short["rl, plurality"], long["rl, greedy"],
+             less["long less short evidence"], mixed["rl, greedy"], few["rl, greedy"], mixed["rft, long"])
+    tokens = f"{short['rl, tokens'][0]:.0f}, {long['rl, tokens'][0]:.0f}"
+    return [title, *map(study.in_words, shown), ", ".join(f"{v:.2f}" for v in mixed["rl, long, each run"]), tokens]
+
+
 def main(argv):
     runs, quick = study.start(argv, __doc__)
-    count, sizes = (11, Sizes(24, 8000)) if quick else (1100, Sizes(3000, 2_000_000))
-    items = [items_of(run.config().seed, "test", LENGTHS, count) for run in runs]
-    found, of_training = zip(*[study_run(run, mine, sizes) for run, mine in zip(runs, items)])
-    where, queries = [[cell_of(i) for i in mine] for mine in items], [[i.query for i in mine] for mine in items]
-    rounded = lambda values: [None if np.isnan(v).all() else round(float(np.nanmean(v)), 3) for v in values]
-    result = {"cells": {}, "all": {}, "mixed less short evidence": {}, "mixed less short problems": {},
-              "plurality less greedy": {}, "greedy less the scalar RM": None,
-              "long way in RL": {f"{c[0]}, {c[1]}": rounded(np.array([t["RL, long"][:, i] for t in of_training]).T)
-                                 for i, c in enumerate(CELLS)},
-              "true verdicts before RL": {way: rounded(np.array([t[f"before RL, {way}"] for t in of_training]).T)
-                                          for way in ("short", "long")}}
-    rows = [["problem", "scalar RM", "greedy", f"plurality of {K}", "step by step: RFT", "RL", "tokens",
-             "short evidence: greedy", "tokens", "short problems: greedy"]]
-    for cell in CELLS:
-        here = [[at == cell for at in mine] for mine in where]
-        numbers = result["cells"][f"{cell[0]}, {cell[1]}"] = {name: {m: study.number(
-            [f[name][m][mask] for f, mask in zip(found, here)]) for m in found[0][name]} for name in ARMS}
-        mixed, short, few = (numbers[name] for name in ARMS)
-        shown = (mixed["scalar RM"], mixed["rl, greedy"], mixed["rl, plurality"], mixed["rft, long"],
-                 mixed["rl, long"])
-        rows.append([f"{cell[0]}, {cell[1]}", *map(study.in_words, shown), f"{mixed['rl, tokens'][0]:.0f}",
-                     study.in_words(short["rl, greedy"]), f"{short['rl, tokens'][0]:.0f}",
-                     study.in_words(few["rl, greedy"])])
-    less = lambda a, b: study.difference([f[a[0]][a[1]] for f in found], [f[b[0]][b[1]] for f in found], queries)
-    for name in ARMS:
-        result["all"][name] = {m: study.number([f[name][m] for f in found]) for m in found[0][name]}
-        result["plurality less greedy"][name] = less((name, "rl, plurality"), (name, "rl, greedy"))
-    for m in ("rl, greedy", "rl, plurality", "rl, true"):
-        result["mixed less short evidence"][m] = less(("mixed", m), ("short evidence", m))
-        result["mixed less short problems"][m] = less(("mixed", m), ("short problems", m))
-    result["greedy less the scalar RM"] = less(("mixed", "rl, greedy"), ("mixed", "scalar RM"))
+    sizes = QUICK if quick else FULL
+    items = [items_of(run.config().seed, "test", LENGTHS, sizes.test) for run in runs]
+    found, training = zip(*[study_run(run, mine, sizes) for run, mine in zip(runs, items)])
+    names = [f"{domain}, {length}" for domain, length in CELLS]
+    groups = dict(zip(names, ([cell] for cell in CELLS)))
+    groups |= {domain: [cell for cell in CELLS if cell[0] == domain] for domain in LENGTHS}
+    mean = lambda m: np.nanmean(np.array([t["mixed"][m] for t in training], float), axis=0).round(3)
+    result = {"cells": {}, "differences": {},
+              "step by step in RL of mixed": dict(zip(names, mean("steps").T.tolist())),
+              "true checks of the base model of mixed": {
+                  way: dict(zip(names, mean(f"true, base, {way}").tolist())) for way in ("short", "long")}}
+    rows = [["problem", "scalar RM", "CLoud", "short evidence", f"plurality of {K}", "long evidence",
+             "long less short", "mixed", "short problems", "mixed: step by step after RFT", "after RL, each run",
+             "tokens: short, long"]]
+    for title, cells in groups.items():
+        masks = [[cell_of(item) in cells for item in mine] for mine in items]
+        queries = [[item.query for item, there in zip(mine, mask) if there] for mine, mask in zip(items, masks)]
+        values = lambda name, m: [f[name][m][mask] for f, mask in zip(found, masks)]
+        numbers = result["cells"][title] = {name: {m: study.number(values(name, m)) for m in of}
+                                            for name, of in found[0].items()}
+        numbers["mixed"]["rl, long, each run"] = [round(float(v.mean()), 3) for v in values("mixed", "rl, long")]
+        less = result["differences"][title] = {
+            name: study.difference(values(*pair[:2]), values(*pair[2:]), queries) for name, pair in PAIRS.items()}
+        rows.append(row_of(title, numbers, less))
     study.save("depth", runs, result, rows, draw(result))
 
 

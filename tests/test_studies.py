@@ -34,6 +34,7 @@ from experiments import (
     depth,
     filter,
     judges,
+    lengths,
     offline,
     principles,
     reasons,
@@ -50,7 +51,8 @@ from report import auc
 
 
 @pytest.mark.parametrize("module", [
-    baselines, calls, depth, filter, judges, offline, principles, reasons, tools, truth], ids=lambda m: m.__name__)
+    baselines, calls, depth, filter, judges, lengths, offline, principles, reasons, tools, truth],
+    ids=lambda m: m.__name__)
 def test_examples_in_docstrings(module):
     """Guards against an example that gives something else."""
     assert doctest.testmod(module).failed == 0
@@ -292,13 +294,13 @@ def test_other_forms_of_a_judgement(tok):
 
 def test_long_evidence_is_true(tok):
     """Guards against steps that do not add up, another verdict, and documents that do not fit."""
-    for domain, lengths in depth.LENGTHS.items():
-        for length in lengths:
+    for domain, all_lengths in depth.LENGTHS.items():
+        for length in all_lengths:
             for index in range(6):
-                item = depth.item_of(0, "test", domain, length, index)
-                assert depth.cell_of(item) == (domain, length) and item.gold == [
+                item = lengths.item_of(0, "test", domain, length, index)
+                assert lengths.cell_of(item) == (domain, length) and item.gold == [
                     gold_reward(item.weights, truth) for truth in item.truth]
-                long = depth.step_by_step(item)
+                long = lengths.step_by_step(item)
                 for before, after in zip(item.truth, long.truth):
                     assert before["correct"][0] == after["correct"][0] and not set(",:") & set(after["correct"][1])
                     way, compared = after["correct"][1].split(" so ")
@@ -319,7 +321,41 @@ def test_long_evidence_is_true(tok):
                     assert len(ids) < depth.CONTEXT
                     j = Judgement("", 0, [0, 1], 0, [], [], 0.0)
                     j.critiques = sample.read_judgement(tok, tok.encode(parts), [0, 1])[1]
-                    assert [is_long for is_long, _ in depth.of_checks(j, item)] == [True, True]
+                    assert [way for way, _ in depth.checks_of(j, item)] == ["long", "long"]
+
+
+def test_problems_of_any_length():
+    """Guards against evidence of another answer than the response's, and test problems that training has seen."""
+    ascending = 0
+    for item in lengths.items_of(0, "test", depth.LENGTHS, 330):
+        domain, length = lengths.cell_of(item)
+        task = item.query.split("sort " if domain == "sort" else "what is ")[1]
+        right = sorted(task.split(" ")) if domain == "sort" else str(sum(map(int, task[:-1].split("+"))))
+        for i, (text, true) in enumerate(zip(item.responses, item.truth)):
+            pattern = r"it is (\d+)" if domain == "sums" else rf"\b([a-z](?: [a-z]){{{length - 1}}})\b"
+            given = re.search(pattern, text)[1]
+            given = given.split(" ") if domain == "sort" else given
+            met, evidence = true["correct"]
+            assert met == (given == right) == (i == item.best)
+            pairs = evidence.removeprefix("sort ").split("got ")[-1].split(" ")
+            assert pairs[::2] == list(right[:len(pairs) // 2]) and pairs[1::2] == list(given[:len(pairs) // 2])
+            assert (pairs[-2] == pairs[-1]) == met
+            ascending += domain == "sort" and not met and given == sorted(given)
+    assert ascending > 40
+    problem = lambda item: (item.domain, *sorted(re.findall(r"\d+|\b[a-z]\b", item.query.split("sort ")[-1])))
+    some = {"sums": (2,), "sort": (3,)}
+    tested = {problem(item) for item in lengths.items_of(0, "test", some, 400)}
+    assert not tested & {problem(item) for item in lengths.items_of(1, "train", some, 4000)}
+
+
+def test_ways_of_a_check():
+    """Guards against shares of what parses alone: a check that is not there is no true one."""
+    item = SimpleNamespace(truth=[{"correct": (True, "")}, {"correct": (False, "")}, {"correct": (True, "")}])
+    checks = [[("polite", "dear", True), ("correct", "1+2=3 so 3 got 3 3", True)], [("correct", "1+2=3", True)],
+              [("correct", "", True)]]
+    judgement = SimpleNamespace(critiques=[{"checks": some} for some in checks])
+    assert depth.checks_of(judgement, item) == [("long", True), ("short", False), ("none", True)]
+    assert depth.checks_of(SimpleNamespace(critiques=None), item) == [("none", False)] * 3
 
 
 def test_calls_are_taken_out_again(tok):
