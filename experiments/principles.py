@@ -6,16 +6,19 @@ judgements of its responses. Here they come from the judge's prompt without resp
 
     <query> for my boss: what is 230+481? <principles>
 
-which the judge completes with principles and <end>, an exercise of pre-training and of RFT's general text. (RL
-has no such prompts. What is no list of principles is left out.) A judgement then begins with stored principles, in
-place of its own, and goes on with <critique>. They come from:
+which the judge completes with principles. A judgement then begins with stored principles, in place of its own, and
+goes on with <critique>. Pre-training and RFT's general text practise this prompt, with lists that mostly overlook
+the cue. RL does not. So a writer of principles is trained as well: the RL policy, fine-tuned to write for the
+query alone what it writes with responses in view. Principles come from:
 
-- own: the judgement's own, written with the responses in view;
-- greedy: the most likely ones for the query alone;
-- one for each sample: of a vote, each sample has others;
-- mean, most frequent: of 32 samples for the query;
-- the RL policy's, another seed's: the mean of 32 by another judge, to see whether they can be handed on;
-- the raters' own weights, which are the bound.
+- own: the judgement's own, written with the responses in view; and the mean of 8 judgements' own;
+- greedy: the most likely ones for the query alone, by the judge itself;
+- mean of 1, 8 or 32 samples for the query alone, or the most frequent of 32. "One for each sample" is for votes;
+- the RL policy's, the trained writer's: the mean of 32 by them. And those by the same of the next seed's run;
+- the raters' own weights: the bound of what principles can win.
+
+A query for which no list can be read gets none, and the judgement writes its own ("given" says how often that was
+not so). Out of distribution: unseen pairs of domain and cue. Ties are broken at random.
 """
 
 import functools
@@ -24,37 +27,29 @@ from collections import Counter
 import numpy as np
 from matplotlib.figure import Figure
 
+import spct
 from data import run_command
-from data.judgement import (
-    PRINCIPLE,
-    correct,
-    principles_text,
-    prompt_parts,
-    read_judgement,
-    vote_plurality,
-)
+from data.annotators import encode_document, pack
+from data.judgement import PRINCIPLE, principles_text, prompt_parts, read_judgement, vote_plurality
 from data.tokenizer import CRITIQUE, END, SPECIAL
-from data.world import seed_of
+from data.world import OOD_PAIRS, seed_of
 from experiments import study
 from experiments.judges import asked
-from sample import generate
+from report import faithfulness, tie_broken
+from sample import generate, judge
 
 K = 8                                              # samples of a vote
-SOURCES = {"base": ("own", "mean", "the RL policy's", "the raters'"),
-           "rft": ("own", "mean", "the RL policy's", "the raters'"),
-           "rl": ("own", "greedy", "one for each sample", "mean", "most frequent", "another seed's",
-                  "the raters'")}
+M = 32                                             # lists that are stored for a query
 
 # ----------------------------------------------------------------------------------------
 # Principles from the query alone
 
 
 def read_principles(tok, ids):
-    """{criterion: weight} of a completion, or None if it is not exactly principles and <end>."""
-    matches = [PRINCIPLE.fullmatch(text) for text in tok.text(ids[:-1]).removeprefix(" ").split(", ")]
-    if ids[-1:] != [END] or min(ids[:-1], default=0) < len(SPECIAL) or not all(matches):
-        return None
-    return {m[1]: int(m[2]) for m in matches}
+    """{criterion: weight} of what stands before the first special token, or None if that is no list."""
+    cut = next((i for i, token in enumerate(ids) if token < len(SPECIAL)), len(ids))
+    matches = [PRINCIPLE.fullmatch(text) for text in tok.text(ids[:cut]).removeprefix(" ").split(", ")]
+    return {m[1]: int(m[2]) for m in matches} if cut < len(ids) and all(matches) else None
 
 
 def mean_principles(samples):
@@ -85,17 +80,33 @@ def most_frequent(samples):
     return [dict(weights) for weights, _ in counts.most_common(1)]
 
 
+def trained_writer(run):
+    """The RL policy, fine-tuned to write for the query alone what it writes with responses in view"""
+    def make():
+        cfg, items, policy, examples = run.config(), run.training_items()[:1500], run.model("rl"), []
+        groups = run.groups("principles, training", lambda: judge(
+            policy, run.tok, items, 1, seed_of(cfg.seed, "principles")))
+        for item, [j] in zip(items, groups):
+            if j.scores:
+                examples.append(encode_document(run.tok, [
+                    (prompt_parts(item.query, []), False), ([principles_text(dict(j.principles)), END], True)]))
+        ids, learned = pack(examples, cfg.block_size, seed_of(cfg.seed, "principles"))
+        return spct.train_lm(cfg, "rft", policy, ids, learned, cfg.rft_lr, cfg.rft_rows, epochs=4)
+    return run.model("principles", make)
+
+
 @functools.cache
-def stored(writer, name, run, split, count, m):
-    """{query: the principles of m samples that parse}, for the queries of a run's items. A policy of the run
-    `writer` writes them. m = 0: the greedy ones."""
-    seed, many = seed_of(run.config().seed, "study", name), max(1, m)
-    queries = sorted({item.query for item in run.items(split, count)})
+def stored(writer, name, queries, m):
+    """Lists for each query, m of them, or the greedy one if m is 0. A policy of the run `writer` writes them
+    -> {query: those that can be read}, and the mean number of tokens of a list"""
+    policy = trained_writer(writer) if name == "principles" else writer.model(name)
+    seed, many = seed_of(writer.config().seed, "study", name), max(1, m)
     prompts = [tuple(writer.tok.encode(prompt_parts(query, []))) for query in queries for _ in range(many)]
     seeds = [seed_of(seed, "principles", query, i) for query in queries for i in range(many)]
-    done = [read_principles(writer.tok, ids)
-            for ids, _ in generate(writer.model(name), prompts, seeds, float(m > 0))]
-    return {query: [found for found in done[i * many:(i + 1) * many] if found] for i, query in enumerate(queries)}
+    done = [ids for ids, _ in generate(policy, prompts, seeds, float(m > 0))]
+    read = [read_principles(writer.tok, ids) for ids in done]
+    lists = {query: [found for found in read[i * many:(i + 1) * many] if found] for i, query in enumerate(queries)}
+    return lists, float(np.mean([len(ids) for ids in done]))
 
 # ----------------------------------------------------------------------------------------
 # Judging by given principles
@@ -121,17 +132,43 @@ def judge_by(run, policy, items, stores, k, seed, temperature):
 # ----------------------------------------------------------------------------------------
 # One run
 
+# Source: (whose lists, of which policy, how many, what is made of them). None: the judge's own.
+SOURCES = {
+    "greedy": ("mine", None, 0, list),
+    "mean of 1": ("mine", None, 1, mean_principles),
+    "mean of 8": ("mine", None, 8, mean_principles),
+    "mean of 32": ("mine", None, M, mean_principles),
+    "most frequent": ("mine", None, M, most_frequent),
+    "one for each sample": ("mine", None, M, lambda lists: lists[:K]),
+    "the RL policy's": ("mine", "rl", M, mean_principles),
+    "the trained writer's": ("mine", "principles", M, mean_principles),
+    "the trained writer's, greedy": ("mine", "principles", 0, list),
+    "the next seed's": ("other", "rl", M, mean_principles),
+    "the next seed's trained writer's": ("other", "principles", M, mean_principles)}
+FEW = ("own", "mean of 32", "the RL policy's", "the trained writer's", "the raters'")
+JUDGES = {"base": FEW, "rft": FEW, "rl": (
+    "own", "own, mean of 8", *(source for source in SOURCES if source != "the RL policy's"), "the raters'")}
+VOTING = ("own", "mean of 32", "one for each sample", "the trained writer's")         # of the RL policy
 
-def stores_from(source, name, run, other, split, count):
-    """-> for each item the principles that the judge `name` is given (see judge_by). other: another seed's run"""
-    items = run.items(split, count)
+
+def items_of(run, split, count):
+    return [item for item in run.items(split, count) if split != "ood" or (item.domain, item.cue) in OOD_PAIRS]
+
+
+def stores_from(source, name, runs, items):
+    """-> for each item the principles that the judge `name` is given (see judge_by), and the mean number of tokens
+    that were written for a query. runs: {"mine", "other"}"""
+    run = runs["mine"]
     if source in ("own", "the raters'"):
-        return [[item.weights] if source == "the raters'" else [] for item in items]
-    writer, policy = {"the RL policy's": (run, "rl"), "another seed's": (other, "rl")}.get(source, (run, name))
-    samples = stored(writer, policy, run, split, count, 0 if source == "greedy" else 32)
-    choose = {"greedy": list, "one for each sample": lambda found: found[:K],
-              "most frequent": most_frequent}.get(source, mean_principles)
-    return [choose(samples[item.query]) for item in items]
+        return [[item.weights] if source == "the raters'" else [] for item in items], 0.0
+    if source == "own, mean of 8":
+        groups = judge_by(run, run.model(name), items, [[]] * len(items), K, run.config().seed, 1.0)
+        return [mean_principles([dict(j.principles) for j in group if j.scores]) for group in groups], 0.0
+    whose, policy, m, choose = SOURCES[source]
+    queries = tuple(sorted({item.query for item in items}))
+    lists, tokens = stored(runs[whose], policy or name, queries, M if m else 0)
+    many = max(1, m)
+    return [choose(lists[item.query][:many]) for item in items], many * tokens
 
 
 def agreement(weights, item):
@@ -139,48 +176,50 @@ def agreement(weights, item):
     return sum(min(weight, weights.get(name, 0)) for name, weight in item.weights.items()) / 10
 
 
-def measure(run, other, name, source, count):
-    """-> {measure: a number for each item} of a judge with principles from a source"""
-    cfg, policy, found = run.config(), run.model(name), {}
-    for split, n in (("test", count), ("ood", count // 2)):
-        items, seed = run.items(split, n), seed_of(cfg.seed, "study", split)
-        stores = stores_from(source, name, run, other, split, n)
+def measure(runs, name, source, count):
+    """-> {measure: a number for each item} of a judge with principles from a source. tokens: of a judgement,
+    without the principles that it is given; stored tokens: written once for its query"""
+    run, found = runs["mine"], {}
+    cfg, policy = run.config(), run.model(name)
+    for split in ("test", "ood"):
+        items, seed = items_of(run, split, count), seed_of(cfg.seed, "study", split)
+        stores, tokens = stores_from(source, name, runs, items)
         one = [group[0] for group in judge_by(run, policy, items, stores, 1, seed, 0)]
-        groups = judge_by(run, policy, items, stores, K, seed, cfg.temperature)
         begun = [len(run.tok.encode([principles_text(store[0]), CRITIQUE])) if store else 0 for store in stores]
-        found |= {f"{split}, greedy": [correct(j.scores, item.gold) for j, item in zip(one, items)],
-                  f"{split}, plurality": [correct(vote_plurality([j.scores for j in group]), item.gold)
-                                          for group, item in zip(groups, items)],
-                  f"{split}, agreement": [agreement(dict(j.principles), item) if j.scores else np.nan
-                                          for j, item in zip(one, items)],
-                  f"{split}, given": [bool(store) for store in stores],
-                  f"{split}, tokens": [len(j.ids) - length for j, length in zip(one, begun)]}
+        for item, store, j, length in zip(items, stores, one, begun):
+            row = {"greedy": tie_broken(j.scores, item.gold), "given": bool(store), "parses": bool(j.scores),
+                   "agreement": agreement(dict(j.principles), item) if j.scores else np.nan,
+                   "true checks": faithfulness(j, item)[1] if j.scores else np.nan,
+                   "tokens": len(j.ids) - length, "stored tokens": tokens}
+            for m, value in row.items():
+                found.setdefault(f"{split}, {m}", []).append(value)
+        if name == "rl" and source in VOTING and split == "test":
+            groups = judge_by(run, policy, items, stores, K, seed, cfg.temperature)
+            found["test, plurality"] = [tie_broken(vote_plurality([j.scores for j in group]), item.gold)
+                                        for group, item in zip(groups, items)]
     return {m: np.array(values, float) for m, values in found.items()}
 
 
 def study_run(run, other, count):
-    found = {}
-    for name, sources in SOURCES.items():
+    found, runs = {}, {"mine": run, "other": other}
+    for name, sources in JUDGES.items():
         for source in sources:
-            if source != "another seed's" or other is not run:
-                found[f"{name}, {source}"] = run.numbers(f"principles, {name}, {source}, {count}", lambda: measure(
-                    run, other, name, source, count))
+            title = f"principles, {name}, {source}, {other.config().seed}, {count}"
+            found[f"{name}, {source}"] = run.numbers(title, lambda: measure(runs, name, source, count))
     return found
 
 # ----------------------------------------------------------------------------------------
 # Table and figure
 
-SHOWN = ("test, greedy", "test, plurality", "ood, greedy", "ood, plurality")
-
 
 def draw(numbers):
-    figure = Figure(figsize=(8, 5))
+    figure = Figure(figsize=(9, 6))
     ax = figure.subplots()
-    for i, measure in enumerate(SHOWN):
-        values = [of[measure] for of in numbers.values()]
-        ax.barh(np.arange(len(values)) + 0.2 * i, [v[0] for v in values], 0.18, xerr=[v[1] for v in values],
-                label=measure)
-    ax.set_yticks(np.arange(len(numbers)) + 0.3, list(numbers))
+    for i, measure in enumerate(("test, greedy", "ood, greedy", "test, agreement")):
+        values = [of[measure] or [0, 0] for of in numbers.values()]
+        ax.barh(np.arange(len(values)) + 0.25 * i, [v[0] for v in values], 0.23, xerr=[v[1] for v in values],
+                label=measure.replace("test, agreement", "agreement of principles with the raters"))
+    ax.set_yticks(np.arange(len(numbers)) + 0.25, list(numbers))
     ax.set_xlabel("accuracy")
     ax.invert_yaxis()
     ax.legend(fontsize=8)
@@ -190,24 +229,30 @@ def draw(numbers):
 def main(argv):
     runs, quick = study.start(argv, __doc__)
     count = 8 if quick else 600
-    queries = {split: [[item.query for item in run.items(split, n)] for run in runs]
-               for split, n in (("test", count), ("ood", count // 2))}
+    items = {split: [items_of(run, split, count) for run in runs] for split in ("test", "ood")}
     found = [study_run(run, runs[(i + 1) % len(runs)], count) for i, run in enumerate(runs)]
     column = lambda title, m: [f[title][m] for f in found]
-    numbers = {title: {m: study.number(column(title, m)) for m in found[0][title]} for title in found[0]}
-    result = {"numbers": numbers, "less own": {}}
-    rows = [["judge, principles", "greedy", "less own", f"plurality of {K}", "less own",
-             "out of distribution, greedy", "less own", "agreement with the raters", "tokens"]]
-    for title, of in result["numbers"].items():
-        own = title.split(", ")[0] + ", own"
-        less = result["less own"][title] = {m: study.difference(
-            column(title, m), column(own, m), queries[m.split(",")[0]]) for m in SHOWN}
-        shown = lambda m: "" if title == own else study.in_words(less[m])
-        rows.append([title, study.in_words(of["test, greedy"]), shown("test, greedy"),
-                     study.in_words(of["test, plurality"]), shown("test, plurality"),
-                     study.in_words(of["ood, greedy"]), shown("ood, greedy"),
-                     study.in_words(of["test, agreement"]), f"{of['test, tokens'][0]:.0f}"])
-    study.save("principles", runs, result, rows, draw(result["numbers"]))
+    numbers = {title: {m: study.number(column(title, m)) for m in of} for title, of in found[0].items()}
+    less = lambda title, other: {m: study.difference(
+        column(title, m), column(other, m), [[item.query for item in mine] for mine in items[m.split(",")[0]]])
+        for m in found[0][title] if m in found[0][other]}
+    result = {"numbers": numbers, "less own": {}, "less mean of 32": {}, "judgements that pay for it": {}}
+    rows = [["judge, principles", "greedy", "less own", f"plurality of {K}", "out of distribution", "less own",
+             "agreement with the raters", "true checks", "given", "tokens"]]
+    for title, of in numbers.items():
+        name = title.split(", ")[0]
+        own = result["less own"][title] = less(title, f"{name}, own")
+        result["less mean of 32"][title] = less(title, f"{name}, mean of 32")
+        # Of one query: what its lists cost, by what a judgement saves
+        saved = numbers[f"{name}, own"]["test, tokens"][0] - of["test, tokens"][0]
+        if saved > 0:
+            result["judgements that pay for it"][title] = round(of["test, stored tokens"][0] / saved, 2)
+        differs = lambda m: None if title == f"{name}, own" else own[m]
+        shown = (of["test, greedy"], differs("test, greedy"), of.get("test, plurality"), of["ood, greedy"],
+                 differs("ood, greedy"), of["test, agreement"], of["test, true checks"])
+        rows.append([title, *map(study.in_words, shown), f"{of['test, given'][0]:.2f}",
+                     f"{of['test, tokens'][0]:.0f}"])
+    study.save("principles", runs, result, rows, draw(numbers))
 
 
 if __name__ == "__main__":

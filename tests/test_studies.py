@@ -495,7 +495,8 @@ def test_judging_by_given_principles(tok, tiny):
     assert [[j.prompt for j in group[:2]] for group in given] == [[j.prompt for j in group] for group in own]
     read = lambda parts: principles.read_principles(tok, tok.encode(parts))
     assert read([" correct 4, polite 6", END]) == {"correct": 4, "polite": 6}
-    for bad in ([" correct 4"], [" correct", END], [" correct 4", CRITIQUE, END], [END], [" correct 11", END], []):
+    assert read([" correct 4, polite 6", CRITIQUE, " good", END]) == {"correct": 4, "polite": 6}
+    for bad in ([" correct 4"], [" correct", END], [" correct 4 <critique>", END], [END], [" correct 11", END], []):
         assert read(bad) is None
     for seed in range(200):                        # means have the sum 10, and differ from the exact ones by < 1
         rng = random.Random(seed)
