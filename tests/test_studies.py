@@ -496,7 +496,7 @@ def test_judging_by_given_principles(tok, tiny):
     read = lambda parts: principles.read_principles(tok, tok.encode(parts))
     assert read([" correct 4, polite 6", END]) == {"correct": 4, "polite": 6}
     assert read([" correct 4, polite 6", CRITIQUE, " good", END]) == {"correct": 4, "polite": 6}
-    for bad in ([" correct 4"], [" correct", END], [" correct 4 <critique>", END], [END], [" correct 11", END], []):
+    for bad in ([" correct 4"], [" correct", END], [" correct 4 <end>", END], [END], [" correct 11", END], []):
         assert read(bad) is None
     for seed in range(200):                        # means have the sum 10, and differ from the exact ones by < 1
         rng = random.Random(seed)
