@@ -149,7 +149,7 @@ def study_run(run, items, training_items):
 
 
 def draw(result):
-    figure = Figure(figsize=(10, 4))
+    figure = Figure(figsize=(14, 4))
     for ax, measure in zip(figure.subplots(1, 2), ("correct", "misled")):
         for i, kind in enumerate(PROMPTS):
             bars = [of[f"{kind}, {measure}"] or [0, 0] for of in result["numbers"].values()]
