@@ -9,7 +9,7 @@ checks a response. The sampler then runs one of three pure functions, and writes
 The brackets stand for two tokens that no text has (calls.py). The result, "711", was not chosen by the policy: it
 carries no loss, neither in RFT nor in RL.
 
-Two judges of each run. For "tools", the base model reads a million tokens more. In half of their judgements of
+Two judges of each run. For "tools", the base model reads two million tokens more. In half of their judgements of
 sums, sort and reverse, experts call a tool once, before their first evidence, and so do exercises of checking. RFT
 and RL follow. "Control" is the same without calls. After RL, we also change what the tools judge gets: it cannot
 call; or the result is always that of the query's own call, or always wrong. Bound: true verdicts on sums, sort and
@@ -231,7 +231,7 @@ def draw_figure(result):
 
 def main(argv):
     runs, quick = study.start(argv, __doc__)
-    sizes = (6000, {"test": 12, "ood": 6}) if quick else (1_000_000, {"test": 1000, "ood": 600})
+    sizes = (6000, {"test": 12, "ood": 6}) if quick else (2_000_000, {"test": 1000, "ood": 600})
     found, steps = zip(*[study_run(run, sizes) for run in runs])
     items = {split: [run.items(split, count) for run in runs] for split, count in sizes[1].items()}
     of_split = lambda m, domains: [[item.domain in domains for item in mine] for mine in items[m.split(",")[0]]]
