@@ -16,7 +16,9 @@ A judgement is well-founded if all its checks are made and true, and its totals 
 if it is what the world says, to the letter.
 
 Then each judge is the reward of a writer (rlhf.py), for fewer steps than there. What predicts the gold reward that
-the writer reaches: the judge's accuracy, or its reasons? (R-Align, arXiv 2602.06763, finds: the reasons.)
+the writer reaches: the judge's accuracy, or its reasons? (R-Align, arXiv 2602.06763, finds: the reasons.) Two more
+candidates are what the judge sees in the first writer's responses, before any training against it: how often it
+misquotes them, and how often it praises bad content.
 """
 
 import re
@@ -31,7 +33,7 @@ from data.world import seed_of
 from experiments import rlhf, study
 from experiments.offline import spearman
 from experiments.truth import share, well_founded
-from experiments.writer import first_writer
+from experiments.writer import first_writer, queries_of, texts_of, write
 from report import faithfulness
 from sample import judge
 
@@ -111,16 +113,32 @@ def judges_of(run, tokens):
 
 def reasons(items, groups):
     """{measure: a number for each item} of greedy judgements"""
-    found = {"accuracy": [], "true checks": [], "true evidence": [], "well-founded, of correct": []}
+    found = {m: [] for m in ("accuracy", "parses", "true checks", "true evidence", "evidence first",
+                             "well-founded, of correct", "correct and well-founded")}
     for item, [j] in zip(items, groups):
         parses, hit = j.scores is not None, spct.is_correct(j, item)
         given = [(evidence, truth[name][1]) for critique, truth in zip(j.critiques or [], item.truth)
                  for name, evidence in evidence_of(critique).items() if name in truth]
         found["accuracy"].append(float(hit))
+        found["parses"].append(float(parses))
         found["true checks"].append(faithfulness(j, item)[1] if parses else 0.0)
+        checks = [evidence for critique in j.critiques or [] for _, evidence, _ in critique["checks"]]
+        found["evidence first"].append(share([bool(evidence) for evidence in checks]))   # of checks: is it there?
         found["true evidence"].append(share([evidence == true for evidence, true in given]))
         found["well-founded, of correct"].append(float(well_founded(j, item)) if hit else np.nan)
+        found["correct and well-founded"].append(float(hit and well_founded(j, item)))
     return {name: np.array(values, float) for name, values in found.items()}
+
+
+def of_writer(run, writer, name, sizes):
+    """A writer learns with a judge as its reward -> {measure: a number for each query (gold: at checkpoints)}"""
+    learned, copies = rlhf.learn(run, writer, rlhf.grm(1, policy=name)(run), sizes)
+    seed, found = run.config().seed, {"gold": learned["gold"], "KL": learned["KL"]}
+    test = queries_of(seed, "test", sizes.queries)
+    for title, model in (("first", writer), ("last", copies[sizes.steps])):
+        texts = texts_of(run.tok, write(model, run.tok, test, 4, seed_of(seed, "writer", "test")))
+        found |= {f"{title} writer, {m}": v for m, v in rlhf.seen_by_the_judge(run, test, texts, name).items()}
+    return found
 
 
 def study_run(run, sizes):
@@ -129,21 +147,22 @@ def study_run(run, sizes):
     seed, found = run.config().seed, {}
     writer = run.model("writer", lambda: first_writer(run, writer_sizes.tokens))
     for title, name in judges_of(run, tokens).items():
-        def make():
-            columns = {}
-            for split, count in (("test", test_items), ("ood", test_items // 2)):
-                items = run.items(split, count)
-                groups = judge(run.model(name), run.tok, items, 1, seed_of(seed, "study", split), 0, shuffle=False)
-                columns |= {f"{split}, {m}": values for m, values in reasons(items, groups).items()}
-            learned, _ = rlhf.learn(run, writer, rlhf.grm(1, policy=name)(run), writer_sizes)
-            return {**columns, "gold before": learned["gold"][0], "gold after": learned["gold"][-1]}
-        found[title] = run.numbers(f"reasons, {title}, {test_items}", make)
+        found[title] = run.numbers(f"reasons, writer of {title}",
+                                   lambda: of_writer(run, writer, name, writer_sizes))
+        found[title] |= {"gold before": found[title]["gold"][0], "gold after": found[title]["gold"][-1]}
+        for split, count in (("test", test_items), ("ood", test_items // 2)):
+            items = run.items(split, count)
+            groups = run.groups(f"reasons, {title}, {split}", lambda: judge(
+                run.model(name), run.tok, items, 1, seed_of(seed, "study", split), 0, shuffle=False))
+            found[title] |= {f"{split}, {m}": values for m, values in reasons(items, groups).items()}
     return found
 
 # ----------------------------------------------------------------------------------------
 # Table and figure
 
-MEASURES = ("accuracy", "true checks", "true evidence", "well-founded, of correct")
+MEASURES = ("accuracy", "parses", "true checks", "true evidence", "well-founded, of correct",
+            "correct and well-founded")
+PREDICT = (*(f"test, {m}" for m in MEASURES), "first writer, misquoted", "first writer, false praise")
 
 
 def correlations(means, measure):
@@ -151,38 +170,48 @@ def correlations(means, measure):
     of those after RL in all runs (less the mean of their run, since runs have other writers)."""
     table = lambda m, titles: np.array([means[title][m] for title in titles])                # (judges, runs)
     after_rl = [title for title in means if title.endswith(", rl")]
-    pairs = zip(table(measure, means).T, table("gold after", means).T)
+    there = [title for title in means if not np.isnan(means[title][measure]).any()]
+    pairs = zip(table(measure, there).T, table("gold after", there).T)
     centred = lambda m: (table(m, after_rl) - table(m, after_rl).mean(axis=0)).flatten()
     return {"each run": [spearman(*pair) for pair in pairs],
             "after RL": [spearman(centred(measure), centred("gold after"))]}
 
 
 def draw(points):
-    figure = Figure(figsize=(10, 4))
-    for ax, measure in zip(figure.subplots(1, 2), ("test, accuracy", "test, true checks")):
+    figure = Figure(figsize=(13, 4))
+    for ax, measure in zip(figure.subplots(1, 3), ("test, accuracy", "test, correct and well-founded",
+                                                   "first writer, false praise")):
         for i, (title, of) in enumerate(points.items()):
             ax.plot(of[measure], of["gold after"], "o", color=f"C{i % 10}", label=title)
-        ax.set(xlabel=f"the judge: {measure.split(', ')[1]}", ylabel="gold reward of its writer")
+        ax.set(xlabel=f"the judge: {measure.removeprefix('test, ')}", ylabel="gold reward of its writer")
         ax.grid(alpha=0.3)
-    ax.legend(fontsize=7)
+    ax.legend(fontsize=6)
     return figure
 
 
 def main(argv):
     runs, quick = study.start(argv, __doc__)
-    sizes = (8, 6000, rlhf.QUICK) if quick else (600, 1_000_000, rlhf.FULL._replace(steps=100, every=100))
+    sizes = (8, 6000, rlhf.QUICK) if quick else (600, 1_000_000, rlhf.FULL._replace(steps=100, every=20))
     queries = [[item.query for item in run.items("test", sizes[0])] for run in runs]
     found = [study_run(run, sizes) for run in runs]
     column = lambda title, m: [f[title][m] for f in found]
     means = {title: {m: [float(np.nanmean(v)) for v in column(title, m)] for m in found[0][title]}
              for title in found[0]}
     result = {
-        "numbers": {title: {m: study.number(column(title, m)) for m in found[0][title]} for title in found[0]},
+        "numbers": {title: {m: study.number(column(title, m)) for m in of if m not in ("gold", "KL")}
+                    for title, of in found[0].items()},
+        "gold at each checkpoint": {title: np.round([v.mean(axis=1) for v in column(title, "gold")], 3).tolist()
+                                    for title in found[0]},
         "rl less rft": {}, "less the default": {}, "less more reading": {},
-        "rank correlation with the gold reward": {m: correlations(means, f"test, {m}") for m in MEASURES}}
+        "rl less rft, less that of more reading": {},
+        "rank correlation with the gold reward": {m: correlations(means, m) for m in PREDICT}}
+    gain = lambda name, m: [after - before for after, before in zip(
+        column(f"{name}, rl", f"test, {m}"), column(f"{name}, rft", f"test, {m}"))]
     less = lambda a, b: {f"test, {m}": study.difference(column(a, f"test, {m}"), column(b, f"test, {m}"), queries)
                          for m in MEASURES}
-    rows = [["judge", *MEASURES, "ood, accuracy", "ood, well-founded, of correct", "gold reward of its writer"]]
+    rows = [["judge", "accuracy", "true checks", "true evidence", "well-founded, of correct", "ood: accuracy",
+             "well-founded, of correct", "first writer: misquoted", "false praise", "gold reward of its writer",
+             "each run"]]
     for title, of in result["numbers"].items():
         name, stage = title.rsplit(", ", 1)
         if stage == "rl":
@@ -190,9 +219,14 @@ def main(argv):
             result["rl less rft"][name] = less(title, before)
             result["less the default"][name] = less(title, "default, rl")
             result["less more reading"][name] = less(title, "more reading, rl")
-        rows.append([title, *(study.in_words(of[f"test, {m}"]) for m in MEASURES),
-                     study.in_words(of["ood, accuracy"]), study.in_words(of["ood, well-founded, of correct"]),
-                     study.in_words(of["gold after"])])
+            if name in FORMATS:
+                result["rl less rft, less that of more reading"][name] = {m: study.difference(
+                    gain(name, m), gain("more reading", m), queries) for m in MEASURES}
+        shown = ("test, accuracy", "test, true checks", "test, true evidence", "test, well-founded, of correct",
+                 "ood, accuracy", "ood, well-founded, of correct", "first writer, misquoted",
+                 "first writer, false praise", "gold after")
+        rows.append([title, *(study.in_words(of[m]) for m in shown),
+                     ", ".join(f"{v:.2f}" for v in means[title]["gold after"])])
     study.save("reasons", runs, result, rows, draw(means))
 
 

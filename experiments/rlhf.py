@@ -189,11 +189,11 @@ def habits(queries, texts):
     return {name: np.array(values) for name, values in found.items()}
 
 
-def seen_by_the_judge(run, queries, texts):
+def seen_by_the_judge(run, queries, texts, policy="rl"):
     """What a greedy judgement sees in responses: the share that it does not quote word for word; and the share of
-    its checks of content that say good, of those of bad content."""
+    its checks of content that say good, of those of bad content. policy: the name of the judge's model"""
     items = [Item(q.id, "", q.text, list(dict.fromkeys(group))) for q, group in zip(queries, texts)]
-    groups = judge(run.model("rl"), run.tok, items, 1, 0, temperature=0)
+    groups = judge(run.model(policy), run.tok, items, 1, 0, temperature=0)
     found = {"misquoted": [], "false praise": []}
     for q, item, [j], group in zip(queries, items, groups, texts):
         places = [item.responses.index(text) for text in group]
