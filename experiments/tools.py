@@ -12,8 +12,12 @@ carries no loss, neither in RFT nor in RL.
 Two judges of each run. For "tools", the base model reads two million tokens more. In half of their judgements of
 sums, sort and reverse, experts call a tool once, before their first evidence, and so do exercises of checking. RFT
 and RL follow. "Control" is the same without calls. After RL, we also change what the tools judge gets: it cannot
-call; or the result is always that of the query's own call, or always wrong. Bound: true verdicts on sums, sort and
-reverse, and totals that add up.
+call; or the result is always that of the query's own call, or always wrong.
+
+Measured on sums, sort and reverse: how many judgements with evidence for "correct" call; how many calls have the
+arguments of the query; how much of the evidence has the call's result for an answer, and how much the true answer;
+and how many verdicts are true. Bound: the accuracy if all these verdicts were true, and totals added up. A tie is
+incorrect.
 """
 
 import copy
@@ -156,21 +160,21 @@ def bound(j, item):
 
 
 def of_judgements(tok, items, judgements, tool=lambda j: result_of):
-    """{measure: a number for each item}. What there is not in a judgement is nan."""
+    """{measure: a number for each item}. What a judgement lacks is nan."""
     rows = []
     for item, j in zip(items, judgements):
         calls = calls_of(tok, j.ids, tool(j))
         given = [(tok.text(j.ids[start + 1:result - 1]), tok.text(j.ids[result:end]).strip())
                  for start, result, end in calls]
-        true = (result_of(call_for(item.query) or "") or "").strip()
-        answers = [answer_in(evidence) for _, evidence, _ in evidence_of(j)]
+        checks = evidence_of(j) if item.domain in VERIFIABLE else []
+        answers, true = [answer_in(evidence) for _, evidence, _ in checks], result_of(call_for(item.query) or "")
         rows.append({
             "greedy": correct(j.scores, item.gold), "parses": j.scores is not None,
             "evidence": bool(answers), "called": bool(calls) if answers else np.nan,
             "right arguments": share([call == call_for(item.query) for call, _ in given]),
             "follows the result": share([given[0][1].startswith(a) for a in answers if given]),
-            "true answers": share([true.startswith(a) for a in answers]),
-            "true verdicts": share([good == item.truth[i]["correct"][0] for i, _, good in evidence_of(j)]),
+            "true answers": share([true.strip().startswith(a) for a in answers]),
+            "true verdicts": share([good == item.truth[i]["correct"][0] for i, _, good in checks]),
             "bound": correct(bound(j, item), item.gold), "tokens": len(j.ids)})
     return {m: np.array([row[m] for row in rows], float) for m in rows[0]}
 
@@ -217,8 +221,8 @@ def draw_figure(result):
     figure = Figure(figsize=(10, 4))
     left, right = figure.subplots(1, 2)
     for i, steps in enumerate(result["steps of RL"]["tools"]):
-        left.plot([called for _, called in steps], "o-", ms=3, label=f"run {i + 1}")
-    left.set(xlabel="step of RL", ylabel="share of checks with evidence that call a tool", ylim=(0, 1))
+        left.plot([np.nan if of is None else of for _, of in steps], "o-", ms=3, label=f"run {i + 1}")
+    left.set(xlabel="step of RL", ylabel="share of judgements with evidence that call", ylim=(0, 1))
     left.legend()
     for i, arm in enumerate(ARMS):
         bars = [result[domain][f"{arm}, rl"]["test, greedy"] or [0, 0] for domain in VERIFIABLE]
@@ -241,7 +245,9 @@ def main(argv):
         queries = [[item.query for item in mine if item.domain in domains] for mine in items[m.split(",")[0]]]
         return study.difference(column(title, m, domains), column(other, m, domains), queries)
 
-    result = {"steps of RL": {arm: np.round([of[arm] for of in steps], 3).tolist() for arm in ARMS}}
+    rounded = lambda x: None if np.isnan(x) else round(float(x), 3)
+    result = {"steps of RL": {arm: [[[rounded(x) for x in step] for step in of[arm]] for of in steps]
+                              for arm in ARMS}}
     groups = {"all": DOMAINS, "verifiable": VERIFIABLE, **{domain: [domain] for domain in VERIFIABLE}}
     for name, domains in groups.items():
         result[name] = {t: {m: study.number(column(t, m, domains)) for m in of} for t, of in found[0].items()}
