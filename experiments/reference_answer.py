@@ -6,19 +6,18 @@ its prompt. Here these tasks are sums, sort and reverse. The reference stands at
 
     for my boss: what is 230+481? the answer is 711
 
-The paper's judge is a fine-tuned LLM, which understands such a sentence. Ours has never seen it, and RL alone does
-not teach it what a reference is for. So the base model first reads half a million tokens of experts' judgements
-with references in the prompts. RL follows, with the same kind of prompts. (There is no RFT: the experts' texts
-stand in its place.) Three kinds:
+The paper's judge is a fine-tuned LLM, which understands such a sentence. Ours has never seen it. So the base model
+first reads half a million tokens of experts' judgements with references in the prompts. RL follows, with the same
+kind of prompts. (There is no RFT: the experts' texts stand in its place.) Three kinds:
 
 - there is no reference, for comparison;
 - it is always true;
-- it is wrong for half of the items. Then it pays to check it.
+- it is wrong for half of the items.
 
 Experts check the responses, and not the reference: their evidence is always true. (They err as always: 3% of their
-verdicts are wrong, and they mostly overlook the cue.) A wrong reference is the answer
-of a response that is incorrect, if there is one. What the best response would be if the reference were true is
-therefore known, and so is how often a judge picks it: then it is misled.
+verdicts are wrong, and they mostly overlook the cue.) A wrong reference is the answer of a response that is
+incorrect, if there is one. What the best response would be if the reference were true is therefore known, and so is
+how often a judge picks it: then it is misled.
 """
 
 import random
@@ -167,7 +166,8 @@ def main(argv):
     items = [verifiable_items(run.config().seed, "test", count) for run in runs]
     queries = [[item.query for item in mine] for mine in items]
     found = [study_run(run, mine, training_items) for run, mine in zip(runs, items)]
-    result = {"numbers": {}, "by domain": {}, "less no reference": {}, "true, less taught without": {}}
+    result = {"numbers": {}, "by domain": {}, "less no reference": {}, "true, less taught without": {},
+              "no reference, less taught without": {}}
     rows = [["policy", "no reference", "true", "less none", "less taught without", "wrong", "less none",
              "misled, no reference", "misled, wrong"]]
     for name in found[0]:
@@ -182,8 +182,11 @@ def main(argv):
         without = None
         if name.startswith("taught") and "no reference" not in name:         # the same training without references
             other = "taught, no reference" + (", then RL" if name.endswith("then RL") else "")
+            alone = column("no reference, correct", other)
             without = result["true, less taught without"][name] = study.difference(
-                column("true, correct"), column("no reference, correct", other), queries)
+                column("true, correct"), alone, queries)
+            result["no reference, less taught without"][name] = study.difference(
+                column("no reference, correct"), alone, queries)
         shown = (mine["no reference, correct"], mine["true, correct"], less["true, correct"], without,
                  mine["wrong, correct"], less["wrong, correct"], mine["no reference, misled"],
                  mine["wrong, misled"])
