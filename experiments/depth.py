@@ -1,25 +1,26 @@
 """
 When is longer thinking worth its tokens?
 
-The world gets a dial: digits to add (2 to 5), letters to sort (3 to 9). Evidence is written in one step, or step
-by step (lengths.py):
+The world gets a dial: digits of the numbers to add (2 to 5), letters to sort (3 to 9). Evidence is written in one
+step, or step by step (lengths.py):
 
     correct: 230+481=711 got 7 7 1 1 1 1, good
     correct: 0+1=1 3+8=11 2+4+1=7 so 711 got 7 7 1 1 1 1, good
 
-Each judge begins with the base model of a run, which reads two million tokens more, about such items alone. (It
-has read about sums of 3 digits and about 5 or 6 letters before.) RFT and RL follow. Four judges:
+Each judge begins with the base model of a run, which reads two million tokens more, mostly about such items. (It
+has read about sums of 3 digits and about 5 or 6 letters before, perhaps about these letters in another order.) RFT
+and RL follow. Four judges:
 
 - short evidence: experts never go step by step;
 - long evidence: they always do;
 - mixed: they do in half of their judgements. Then RL may choose. Its reward has no price for tokens;
 - short problems: as mixed, but about 2 and 3 digits, and 3 to 6 letters. The others it has not seen.
 
-All have practised sums of single digits. Beside them, from the base and RFT models of "mixed": a scalar RM, and
-CLoud, whose critiques go step by step as the RFT policy's do.
+All have practised sums of single digits. Beside them, from the base and RFT models of "mixed": a scalar RM (four
+times as many items, each seen once), and CLoud, whose critiques go step by step as the RFT policy's do.
 
-Test items have two responses. One is correct, and for that the best: what a judge knows of style does not help.
-Ties are broken at random. A check is true if its verdict on "correct" is; a missing one is not.
+Test items have two responses. One is correct, and that decides which is better. Ties are broken at random. A check
+is true if its verdict on "correct" is; a missing one is not.
 """
 
 import os
@@ -102,8 +103,8 @@ def checks_of(judgement, item):
 
 
 def in_training(deep):
-    """Of the judgements that RL was trained on, and of the base model's before: the share of checks that go step
-    by step, (steps, cells); and each way's share of true checks, (cells,)"""
+    """Of RL's judgements: the share of checks that go step by step, (steps, cells). Of the base model's, on which
+    RFT was trained: each way's share of true checks, (cells,)"""
     rollouts = read_judgements(os.path.join(deep.config().out, "judgements-rl.jsonl"))
     size, item_of = deep.config().rl_items, {item.id: item for item in deep.training_items()}
 
@@ -173,7 +174,8 @@ def draw(result):
         ax.legend(fontsize=7, title="digits" if domain == "sums" else "letters")
     panels[0].set_title("o short evidence, □ long, △ eight votes with short", fontsize=9)
     for i, (cell, values) in enumerate(result["step by step in RL of mixed"].items()):
-        last.plot(values, color=f"C{i % 10}", ls="-" if "sums" in cell else "--", label=cell)
+        there = [np.nan if v is None else v for v in values]
+        last.plot(there, color=f"C{i % 10}", ls="-" if "sums" in cell else "--", label=cell)
     last.set(xlabel="step of RL, mixed", ylabel="share of checks that go step by step", ylim=(0, 1))
     last.legend(fontsize=6)
     return figure
@@ -208,7 +210,7 @@ def main(argv):
     names = [f"{domain}, {length}" for domain, length in CELLS]
     groups = dict(zip(names, ([cell] for cell in CELLS)))
     groups |= {domain: [cell for cell in CELLS if cell[0] == domain] for domain in LENGTHS}
-    mean = lambda m: np.nanmean(np.array([t["mixed"][m] for t in training], float), axis=0).round(3)
+    mean = lambda m: np.ma.masked_invalid([t["mixed"][m] for t in training]).mean(axis=0).round(3)
     result = {"cells": {}, "differences": {},
               "step by step in RL of mixed": dict(zip(names, mean("steps").T.tolist())),
               "true checks of the base model of mixed": {

@@ -4,11 +4,11 @@ Sums and sorting of any length, and evidence step by step (for depth.py).
     correct: 230+481=711 got 7 7 1 1 1 1, good                           in one step
     correct: 0+1=1 3+8=11 2+4+1=7 so 711 got 7 7 1 1 1 1, good           step by step
 
-    correct: sort b b c c d a, bad
-    correct: c d b has b c d has c so b c d got b b c c d a, bad
+    correct: sort b b c c d e, bad
+    correct: c d b has b c d has c so b c d got b b c c d e, bad
 
-An incorrect sum is wrong in one of its digits, any of them. An incorrect order has two neighbours swapped, or one
-letter that was not given. It then ascends all the same, so that looking at the response alone does not help.
+An incorrect sum is off by 1, 10, 100 and so on. An incorrect order has two neighbours swapped, or one letter that
+was not given: such an order ascends, and looking at the response alone does not help.
 """
 
 import random
@@ -62,9 +62,15 @@ def response_of(rng, domain, problem, weights):
     return re.sub(pattern, answer, text, count=1), {**truth, "correct": (False, evidence)}
 
 
+def is_decided(weights, truth):
+    """Would the better response be the worse one, if the verdicts on "correct" were turned round?"""
+    style = [sum(weight for name, weight in weights.items() if name != "correct" and t[name][0]) for t in truth]
+    return truth[0]["correct"][0] != truth[1]["correct"][0] and abs(style[0] - style[1]) < weights["correct"]
+
+
 def item_of(seed, split, domain, length, index):
-    """An item of two responses, one of them the best. One in ten of the training split has one response. A test
-    item has one correct response, which is the best."""
+    """An item of two responses, one of them the best. One in ten of the training split has one response. Of a test
+    item one response is correct. This decides it: no difference in style outweighs it."""
     id = f"{split}-{domain}{length}-{index}"
     rng = random.Random(seed_of(seed, "depth", id))
     n = 1 if split == "train" and rng.random() < 0.1 else 2
@@ -79,8 +85,7 @@ def item_of(seed, split, domain, length, index):
         gold = [gold_reward(weights, t) for t in truth]
         if len(set(texts)) < n or gold.count(max(gold)) > 1:
             continue
-        best = gold.index(max(gold))
-        if split == "train" or [t["correct"][0] for t in truth] == [i == best for i in range(n)]:
+        if split == "train" or is_decided(weights, truth):
             return Item(id, domain, CUES[cue] + task, list(texts), gold, cue, split, list(truth))
 
 
@@ -141,9 +146,11 @@ def step_by_step(item):
 
 def single_digits(rng):
     """A few sums of single digits, with a carry or without."""
-    pairs = [(rng.randint(0, 9), rng.randint(0, 9), rng.random() < 0.4) for _ in range(6)]
-    text = " ".join(f"{a}+{b}{'+1' if carry else ''}={a + b + carry}" for a, b, carry in pairs)
-    return [([f" {text}", END], True)]
+    document = []
+    for _ in range(6):
+        a, b, carry = rng.randint(0, 9), rng.randint(0, 9), rng.random() < 0.4
+        document += [([f" {a}+{b}{'+1' if carry else ''}="], False), ([str(a + b + carry)], True)]
+    return [*document, ([END], True)]
 
 
 def random_item(rng, seed, arm):

@@ -11,14 +11,15 @@ goes on with <critique>. Pre-training and RFT's general text practise this promp
 the cue. RL does not. So a writer of principles is trained as well: the RL policy, fine-tuned to write for the
 query alone what it writes with responses in view. Principles come from:
 
-- own: the judgement's own, written with the responses in view; and the mean of 8 judgements' own;
+- own: the judgement's own, written with the responses in view; and the mean of the principles of 8 judgements;
 - greedy: the most likely ones for the query alone, by the judge itself;
 - mean of 1, 8 or 32 samples for the query alone, or the most frequent of 32. "One for each sample" is for votes;
-- the RL policy's, the trained writer's: the mean of 32 by them. And those by the same of the next seed's run;
+- the RL policy's, the trained writer's: the mean of 32 by them. Also those of the next seed's run;
 - the raters' own weights: the bound of what principles can win.
 
-A query for which no list can be read gets none, and the judgement writes its own ("given" says how often that was
-not so). Out of distribution: unseen pairs of domain and cue. Ties are broken at random.
+A query for which no list can be read gets none, and the judgement writes its own (given: the share of items that
+got a stored list). Out of distribution: unseen pairs of domain and cue. Ties are broken at random. True checks are
+those of judgements that parse.
 """
 
 import functools
@@ -98,15 +99,16 @@ def trained_writer(run):
 @functools.cache
 def stored(writer, name, queries, m):
     """Lists for each query, m of them, or the greedy one if m is 0. A policy of the run `writer` writes them
-    -> {query: those that can be read}, and the mean number of tokens of a list"""
+    -> {query: its lists, None for one that cannot be read}, and the mean number of tokens of a list"""
     policy = trained_writer(writer) if name == "principles" else writer.model(name)
     seed, many = seed_of(writer.config().seed, "study", name), max(1, m)
     prompts = [tuple(writer.tok.encode(prompt_parts(query, []))) for query in queries for _ in range(many)]
     seeds = [seed_of(seed, "principles", query, i) for query in queries for i in range(many)]
     done = [ids for ids, _ in generate(policy, prompts, seeds, float(m > 0))]
     read = [read_principles(writer.tok, ids) for ids in done]
-    lists = {query: [found for found in read[i * many:(i + 1) * many] if found] for i, query in enumerate(queries)}
-    return lists, float(np.mean([len(ids) for ids in done]))
+    lists = {query: read[i * many:(i + 1) * many] for i, query in enumerate(queries)}
+    ends = [next((i + 1 for i, token in enumerate(ids) if token < len(SPECIAL)), len(ids)) for ids in done]
+    return lists, float(np.mean(ends))
 
 # ----------------------------------------------------------------------------------------
 # Judging by given principles
@@ -139,7 +141,7 @@ SOURCES = {
     "mean of 8": ("mine", None, 8, mean_principles),
     "mean of 32": ("mine", None, M, mean_principles),
     "most frequent": ("mine", None, M, most_frequent),
-    "one for each sample": ("mine", None, M, lambda lists: lists[:K]),
+    "one for each sample": ("mine", None, K, list),
     "the RL policy's": ("mine", "rl", M, mean_principles),
     "the trained writer's": ("mine", "principles", M, mean_principles),
     "the trained writer's, greedy": ("mine", "principles", 0, list),
@@ -168,7 +170,7 @@ def stores_from(source, name, runs, items):
     queries = tuple(sorted({item.query for item in items}))
     lists, tokens = stored(runs[whose], policy or name, queries, M if m else 0)
     many = max(1, m)
-    return [choose(lists[item.query][:many]) for item in items], many * tokens
+    return [choose([found for found in lists[item.query][:many] if found]) for item in items], many * tokens
 
 
 def agreement(weights, item):
@@ -245,7 +247,7 @@ def main(argv):
         result["less mean of 32"][title] = less(title, f"{name}, mean of 32")
         # Of one query: what its lists cost, by what a judgement saves
         saved = numbers[f"{name}, own"]["test, tokens"][0] - of["test, tokens"][0]
-        if saved > 0:
+        if saved > 0 and of["test, stored tokens"][0]:
             result["judgements that pay for it"][title] = round(of["test, stored tokens"][0] / saved, 2)
         differs = lambda m: None if title == f"{name}, own" else own[m]
         shown = (of["test, greedy"], differs("test, greedy"), of.get("test, plurality"), of["ood, greedy"],

@@ -16,8 +16,8 @@ kind of prompts. (There is no RFT: the experts' texts stand in its place.) Three
 
 Experts check the responses, and not the reference: their evidence is always true. (They err as always: 3% of their
 verdicts are wrong, and they mostly overlook the cue.) A wrong reference is the answer of a response that is
-incorrect, if there is one. What the best response would be if the reference were true is therefore known, and so is
-how often a judge picks it: then it is misled.
+incorrect, if there is one. What the best response would be if the reference were true is therefore known, and so
+is how often a judge picks it: then it is misled.
 """
 
 import random
