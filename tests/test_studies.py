@@ -46,6 +46,7 @@ from experiments import (
     votes,
     writer,
 )
+from experiments.offline import spearman
 from metarm import vote_guided
 from report import auc
 
@@ -198,6 +199,16 @@ def test_other_formats_of_the_corpus(tok):
             for a, b in zip(critiques, read[1]):
                 assert [(c[0], c[2]) for c in a["checks"]] == [(c[0], c[2]) for c in b["checks"]]
                 assert (a["total"], a["quote"]) == (b["total"], b["quote"])
+
+
+def test_what_predicts_a_writer():
+    """Guards against a correlation that is only one of runs, and judges without a number that are ranked."""
+    judge = lambda m, gold: {"m": m, "gold after": gold}
+    # In each of two runs the better measure goes with the worse writer. The second run has higher numbers.
+    means = {"a, rl": judge([1, 11], [3, 13]), "b, rl": judge([2, 12], [2, 12]), "c, rl": judge([3, 13], [1, 11]),
+             "a, rft": judge([0, 0], [0, 0]), "base": judge([np.nan, 50], [50, 50])}
+    assert reasons.correlations(means, "m") == {
+        "each run": [spearman(np.array([1, 2, 3, 0]), np.array([3, 2, 1, 0]))] * 2, "after RL": [-1]}
 
 # ----------------------------------------------------------------------------------------
 # Loops that studies have copied
