@@ -179,11 +179,11 @@ def correlations(means, measure):
 
 def draw(points):
     figure = Figure(figsize=(13, 4))
-    for ax, measure in zip(figure.subplots(1, 3), ("test, accuracy", "test, correct and well-founded",
-                                                   "first writer, false praise")):
+    for ax, measure in zip(figure.subplots(1, 3), ("test, accuracy", "test, true checks",
+                                                   "first writer, misquoted")):
         for i, (title, of) in enumerate(points.items()):
             ax.plot(of[measure], of["gold after"], "o", color=f"C{i % 10}", label=title)
-        ax.set(xlabel=f"the judge: {measure.removeprefix('test, ')}", ylabel="gold reward of its writer")
+        ax.set(xlabel=f"the judge: {measure.split(', ')[1]}", ylabel="gold reward of its writer")
         ax.grid(alpha=0.3)
     ax.legend(fontsize=6)
     return figure

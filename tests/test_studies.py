@@ -630,7 +630,8 @@ def test_claims_are_those_of_the_numbers():
     ("scaling", "## Is it better to take more samples, or a larger model?"),
     ("rlhf", "## What is a reward model for?"),
     ("offline", "## Can a judge rank policies?"),
-    ("reference_answer", "## What does a reference answer change?")])
+    ("reference_answer", "## What does a reference answer change?"),
+    ("reasons", "## Why does a judge have good reasons, and does it matter?")])
 def test_findings_are_those_of_the_numbers(name, title):
     """Guards against findings that no run has shown, or that an older one has. Each number must be one of the
     study's. (Whether it is the right one of them, a reader has to see.)"""
