@@ -204,13 +204,15 @@ def main(argv):
                                     for title in found[0]},
         "rl less rft": {}, "less the default": {}, "less more reading": {},
         "rl less rft, less that of more reading": {},
+        "misquotes the first writer, each run": {
+            title: [round(v, 3) for v in means[title]["first writer, misquoted"]] for title in found[0]},
         "rank correlation with the gold reward": {m: correlations(means, m) for m in PREDICT}}
     gain = lambda name, m: [after - before for after, before in zip(
         column(f"{name}, rl", f"test, {m}"), column(f"{name}, rft", f"test, {m}"))]
     less = lambda a, b: {f"test, {m}": study.difference(column(a, f"test, {m}"), column(b, f"test, {m}"), queries)
                          for m in MEASURES}
-    rows = [["judge", "accuracy", "true checks", "true evidence", "well-founded, of correct", "ood: accuracy",
-             "well-founded, of correct", "first writer: misquoted", "false praise", "gold reward of its writer",
+    rows = [["judge", "accuracy", "true checks", "true evidence", "well-founded, of correct",
+             "the same, out of distribution", "misquotes the first writer", "gold reward of its writer",
              "each run"]]
     for title, of in result["numbers"].items():
         name, stage = title.rsplit(", ", 1)
@@ -223,8 +225,7 @@ def main(argv):
                 result["rl less rft, less that of more reading"][name] = {m: study.difference(
                     gain(name, m), gain("more reading", m), queries) for m in MEASURES}
         shown = ("test, accuracy", "test, true checks", "test, true evidence", "test, well-founded, of correct",
-                 "ood, accuracy", "ood, well-founded, of correct", "first writer, misquoted",
-                 "first writer, false praise", "gold after")
+                 "ood, well-founded, of correct", "first writer, misquoted", "gold after")
         rows.append([title, *(study.in_words(of[m]) for m in shown),
                      ", ".join(f"{v:.2f}" for v in means[title]["gold after"])])
     study.save("reasons", runs, result, rows, draw(means))

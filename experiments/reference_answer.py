@@ -16,8 +16,8 @@ kind of prompts. (There is no RFT: the experts' texts stand in its place.) Three
 
 Experts check the responses, and not the reference: their evidence is always true. (They err as always: 3% of their
 verdicts are wrong, and they mostly overlook the cue.) A wrong reference is the answer of a response that is
-incorrect, if there is one. What the best response would be if the reference were true is therefore known, and so
-is how often a judge picks it: then it is misled.
+incorrect, if there is one. What the best response would be if the reference were true is therefore known: the
+lure. In about half of the items it is another one than the best. A judge that picks it is misled.
 """
 
 import random
@@ -168,8 +168,8 @@ def main(argv):
     found = [study_run(run, mine, training_items) for run, mine in zip(runs, items)]
     result = {"numbers": {}, "by domain": {}, "less no reference": {}, "true, less taught without": {},
               "no reference, less taught without": {}}
-    rows = [["policy", "no reference", "true", "less none", "less taught without", "wrong", "less none",
-             "misled, no reference", "misled, wrong"]]
+    rows = [["policy", "no reference", "true", "true less none", "wrong", "wrong less none",
+             "picks the lure, no reference", "picks the lure, wrong"]]
     for name in found[0]:
         column = lambda m, of=name: [f[of][m] for f in found]
         mine = result["numbers"][name] = {m: study.number(column(m)) for m in found[0][name]}
@@ -179,15 +179,14 @@ def main(argv):
         less = result["less no reference"][name] = {f"{kind}, {m}": study.difference(
             column(f"{kind}, {m}"), column(f"no reference, {m}"), queries) for kind in PROMPTS[1:]
             for m in ("correct", "misled")}
-        without = None
         if name.startswith("taught") and "no reference" not in name:         # the same training without references
             other = "taught, no reference" + (", then RL" if name.endswith("then RL") else "")
             alone = column("no reference, correct", other)
-            without = result["true, less taught without"][name] = study.difference(
+            result["true, less taught without"][name] = study.difference(
                 column("true, correct"), alone, queries)
             result["no reference, less taught without"][name] = study.difference(
                 column("no reference, correct"), alone, queries)
-        shown = (mine["no reference, correct"], mine["true, correct"], less["true, correct"], without,
+        shown = (mine["no reference, correct"], mine["true, correct"], less["true, correct"],
                  mine["wrong, correct"], less["wrong, correct"], mine["no reference, misled"],
                  mine["wrong, misled"])
         rows.append([name, *map(study.in_words, shown)])
