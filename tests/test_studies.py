@@ -621,28 +621,29 @@ def test_claims_are_those_of_the_numbers():
     assert len(said) > 20 and said <= known, said - known
 
 
-@pytest.mark.parametrize("name, title", [
+@pytest.mark.parametrize("names, title", [
     ("votes", "## Which vote is best, and how many samples does it take?"),
     ("filter", "## Why does the Meta RM's filter help after RFT, and not after RL?"),
     ("baselines", "## Is a generalist judge any better than the other kinds of reward model?"),
     ("ablations", "## What does each part of the method bring?"),
     ("truth", "## Is a judge correct for the right reasons, calibrated, unbiased, and robust to wrong labels?"),
     ("scaling", "## Is it better to take more samples, or a larger model?"),
-    ("rlhf", "## What is a reward model for?"),
+    ("rlhf rlhf-first", "## What is a reward model for?"),
     ("offline", "## Can a judge rank policies?"),
     ("reference_answer", "## What does a reference answer change?"),
     ("reasons", "## Why does a judge have good reasons, and does it matter?")])
-def test_findings_are_those_of_the_numbers(name, title):
+def test_findings_are_those_of_the_numbers(names, title):
     """Guards against findings that no run has shown, or that an older one has. Each number must be one of the
     study's. (Whether it is the right one of them, a reader has to see.)"""
-    folder = os.path.dirname(study.__file__)
+    folder, results = os.path.dirname(study.__file__), []
     with open(os.path.join(folder, "RESULTS.md"), encoding="utf-8") as f:
         chapter = f.read().split(title + "\n")[1].split("\n## ")[0].split("\n# ")[0]
-    with open(os.path.join(folder, "reference", name + ".json"), encoding="utf-8") as f:
-        result = json.load(f)
-    with open(os.path.join(folder, "reference", name + ".csv"), encoding="utf-8") as f:
+    for name in names.split():
+        with open(os.path.join(folder, "reference", name + ".json"), encoding="utf-8") as f:
+            results.append(json.load(f))
+    with open(os.path.join(folder, "reference", names.split()[0] + ".csv"), encoding="utf-8") as f:
         assert all("| " + " | ".join(row) + " |" in chapter for row in csv.reader(f))
-    differences, numbers = differences_and_numbers(result)
+    differences, numbers = differences_and_numbers(dict(enumerate(results)))
     findings = " ".join(chapter.split("\n- ", 1)[1].split())
     said = re.findall(DIFFERENCE, findings)
     assert set(said) <= differences, set(said) - differences
