@@ -629,7 +629,7 @@ def test_claims_are_those_of_the_numbers():
     ("truth", "## Is a judge correct for the right reasons, calibrated, unbiased, and robust to wrong labels?"),
     ("scaling", "## Is it better to take more samples, or a larger model?"),
     ("rlhf rlhf-first", "## What is a reward model for?"),
-    ("offline", "## Can a judge rank policies?"),
+    ("offline offline-first", "## Can a judge rank policies?"),
     ("reference_answer", "## What does a reference answer change?"),
     ("reasons", "## Why does a judge have good reasons, and does it matter?")])
 def test_findings_are_those_of_the_numbers(names, title):
