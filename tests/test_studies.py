@@ -417,6 +417,9 @@ def test_what_calls_win_is_measured_apart(tok):
     assert measured(lambda part: other if part == total else part) == [1, 1, 0, 1, 1, 1, 1]
     assert measured(lambda part: part.replace(f"={total} got", f"={other} got")) == [1, 1, 0, 0, 1, 1, 1]
     assert measured(praise=True) == [1, 1, 1, 1, 1 - 1 / item.n, 0, 1]
+    critique = {"checks": [("correct", "", True)]}
+    praised = SimpleNamespace(scores=[5], principles=[["correct", 4]], critiques=[critique])
+    assert tools.bound(praised, SimpleNamespace(domain="sums", truth=[{"correct": (False, "")}])) == [1]
     none = measured(lambda part: " 1+x=" if part == f" {problem}=" else part)
     assert none == [0, None, None, 1, 1, 1, 1]
 
@@ -457,6 +460,17 @@ def test_sampler_with_tools(tok, tiny, monkeypatch):
     steps = iter(script)
     [ids, other] = calls.complete(model, tok, asked, 1.0, [lambda call: None, lambda call: call[1:5]])
     assert ids == script[:at + 1] and other == script[:at] + tok.encode(["230+"]) + [40]
+    # The first row ends early. The tool of the second is then still its own.
+    steps = iter([40, *[41] * calls.LOOK_EVERY, *script])
+    monkeypatch.setattr(calls, "draw", lambda logits, u, T: (
+        torch.tensor([token := next(steps), 41 if token == 40 and len(u) == 2 else token][-len(u):]), None))
+    [_, ids] = calls.complete(model, tok, asked, 1.0, [lambda call: None, calls.result_of])
+    assert ids[-len(result) - 2:] == [tools.RUN, *result, 40]
+    seen = []                                      # without a tool, a call has probability 0
+    monkeypatch.setattr(calls, "draw", lambda logits, u, T: (seen.append(logits), torch.full((len(u),), 40))[::-1])
+    for tool, banned in ((None, True), (calls.result_of, False)):
+        calls.complete(model, tok, asked, 1.0, [tool] * 2)
+        assert bool((seen[-1][:, tools.CALL] == -torch.inf).all()) == banned
 
 
 def test_rl_without_loss_on_results(tok, tmp_path, tiny, monkeypatch):
@@ -492,7 +506,7 @@ def test_rl_without_loss_on_results(tok, tmp_path, tiny, monkeypatch):
         assert torch.equal(p, q)
 
 
-def test_judging_by_given_principles(tok, tiny):
+def test_judging_by_given_principles(tok, tiny, monkeypatch):
     """Guards against stored principles that the judgement does not begin with, or that are read wrongly."""
     model, items = tiny(tok.vocab_size, 200), make_items(0, "test", 3, least=2)
     run = SimpleNamespace(tok=tok)
@@ -516,6 +530,13 @@ def test_judging_by_given_principles(tok, tiny):
         assert sum(whole.values()) == 10
         for name in "abcd":
             assert abs(whole.get(name, 0) - sum(2 * w.get(name, 0) / sum(w.values()) for w in several)) < 1
+    lists = [None, {"polite": 10}, None, *[{"plain": 10}] * 5, *[None] * 24]
+    monkeypatch.setattr(principles, "stored", lambda writer, name, queries, m: (
+        {query: lists[:max(1, m)] for query in queries}, 5.0))
+    for source, expected, tokens in (
+            ("mean of 1", [], 5), ("mean of 8", [{"polite": 2, "plain": 8}], 40), ("greedy", [], 5), ("own", [], 0),
+            ("one for each sample", lists[1:2] + lists[3:8], 40)):
+        assert principles.stores_from(source, "rl", {"mine": run, "other": run}, items[:1]) == ([expected], tokens)
     item = items[0]
     assert principles.agreement(item.weights, item) == 1 and principles.agreement({}, item) == 0
 
