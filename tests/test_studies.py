@@ -534,8 +534,8 @@ def test_judging_by_given_principles(tok, tiny, monkeypatch):
     monkeypatch.setattr(principles, "stored", lambda writer, name, queries, m: (
         {query: lists[:max(1, m)] for query in queries}, 5.0))
     for source, expected, tokens in (
-            ("mean of 1", [], 5), ("mean of 8", [{"polite": 2, "plain": 8}], 40), ("greedy", [], 5), ("own", [], 0),
-            ("one for each sample", lists[1:2] + lists[3:8], 40)):
+            ("mean of 1", [], 5), ("mean of 8", [{"polite": 2, "plain": 8}], 40), ("greedy", [], 5),
+            ("own", [], 0), ("one for each sample", lists[1:2] + lists[3:8], 40)):
         assert principles.stores_from(source, "rl", {"mine": run, "other": run}, items[:1]) == ([expected], tokens)
     item = items[0]
     assert principles.agreement(item.weights, item) == 1 and principles.agreement({}, item) == 0
