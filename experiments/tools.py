@@ -79,7 +79,7 @@ def evidence_of(j):
 
 def called(tok, judgements):
     """-> the share of judgements with evidence for "correct", and how many of these call a tool"""
-    judgements, some = list(judgements), [j for j in judgements if evidence_of(j)]
+    some = [j for j in judgements if evidence_of(j)]
     return [share([bool(evidence_of(j)) for j in judgements]), share([bool(calls_of(tok, j.ids)) for j in some])]
 
 
@@ -91,8 +91,8 @@ def reinforce(run, reference, items):
     for step in range(cfg.rl_steps):
         batch = [items[i % len(items)] for i in range(step * cfg.rl_items, (step + 1) * cfg.rl_items)]
         groups = judge(policy, tok, batch, cfg.group, seed_of(cfg.seed, "rl", step), shuffle=False)
-        curve.append(called(tok, (j for group, item in zip(groups, batch) if item.domain in VERIFIABLE
-                                  for j in group)))
+        curve.append(called(tok, [j for group, item in zip(groups, batch) if item.domain in VERIFIABLE
+                                  for j in group]))
         rewards = [[spct.reward(j, item) for j in group] for group, item in zip(groups, batch)]
         advantages = spct.group_advantages(torch.tensor(rewards)).flatten()                  # (P * G,)
 

@@ -408,6 +408,7 @@ def test_what_calls_win_is_measured_apart(tok):
         j = Judgement(item.id, 0, list(range(item.n)), 0, [], tok.encode(parts), 0.0)
         j.principles, j.critiques, j.scores = sample.read_judgement(tok, calls.without_calls(tok, j.ids), j.order)
         found = tools.of_judgements(tok, [item], [j])
+        assert tools.called(tok, [j, Judgement("", 0, [], 0, [], [], 0.0)]) == [0.5, found["called"][0]]
         return [None if np.isnan(found[m][0]) else found[m][0] for m in (
             "called", "right arguments", "follows the result", "true answers", "true verdicts", "greedy", "bound")]
     other = str(int(total) + 1)
