@@ -101,9 +101,10 @@ def complete(model, tok, batch, temperature, tools):
     waiting = [[] for _ in prompts]                # results, of which a row writes a token at each step
     for t in range(steps):
         logits = model.logits(x)                                             # (B, V)
-        if None in tools:
-            logits[:, CALL] = -torch.inf
+        without = [row for row, i in enumerate(active.tolist()) if tools[i] is None]
+        logits[without, CALL] = -torch.inf
         tokens[:, t], _ = draw(logits, u[:, t], temperature)
+        # A row that waits for a result writes its next token in place of the one that was sampled.
         for row, forced in enumerate(waiting):
             if forced:
                 tokens[row, t] = forced.pop(0)

@@ -42,7 +42,8 @@ def wrong_order(rng, problem):
     """-> (answer, evidence)"""
     given = sorted(problem)
     i = rng.randrange(len(given))
-    below, above = (given[i - 1] if i else ""), (given[i + 1:i + 2] or ["~"])[0]
+    below = given[i - 1] if i > 0 else ""
+    above = given[i + 1] if i + 1 < len(given) else "~"                      # it comes after all letters
     others = [letter for letter in LETTERS if below < letter < above and letter != given[i]]
     if others and rng.random() < 0.5:
         given[i] = rng.choice(others)
@@ -96,6 +97,7 @@ def items_of(seed, split, lengths, count):
 
 
 def cell_of(item):
+    """Its domain and length, as in its id: ("sums", 4)"""
     return item.domain, int(re.search(r"(\d+)-", item.id)[1])
 
 # ----------------------------------------------------------------------------------------

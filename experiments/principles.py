@@ -134,7 +134,7 @@ def judge_by(run, policy, items, stores, k, seed, temperature):
 # ----------------------------------------------------------------------------------------
 # One run
 
-# Source: (whose lists, of which policy, how many, what is made of them). None: the judge's own.
+# source: (whose lists, of which policy, how many, what is made of them). No policy: the judge itself writes them.
 SOURCES = {
     "greedy": ("mine", None, 0, list),
     "mean of 1": ("mine", None, 1, mean_principles),

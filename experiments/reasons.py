@@ -122,8 +122,9 @@ def reasons(items, groups):
         found["accuracy"].append(float(hit))
         found["parses"].append(float(parses))
         found["true checks"].append(faithfulness(j, item)[1] if parses else 0.0)
-        checks = [evidence for critique in j.critiques or [] for _, evidence, _ in critique["checks"]]
-        found["evidence first"].append(share([bool(evidence) for evidence in checks]))   # of checks: is it there?
+        # the share of checks with evidence before the verdict
+        first = [evidence for critique in j.critiques or [] for _, evidence, _ in critique["checks"]]
+        found["evidence first"].append(share([bool(evidence) for evidence in first]))
         found["true evidence"].append(share([evidence == true for evidence, true in given]))
         found["well-founded, of correct"].append(float(well_founded(j, item)) if hit else np.nan)
         found["correct and well-founded"].append(float(hit and well_founded(j, item)))
@@ -133,7 +134,7 @@ def reasons(items, groups):
 def of_writer(run, writer, name, sizes):
     """A writer learns with a judge as its reward -> {measure: a number for each query (gold: at checkpoints)}"""
     learned, copies = rlhf.learn(run, writer, rlhf.grm(1, policy=name)(run), sizes)
-    seed, found = run.config().seed, {"gold": learned["gold"], "KL": learned["KL"]}
+    seed, found = run.config().seed, {"gold": learned["gold"]}
     test = queries_of(seed, "test", sizes.queries)
     for title, model in (("first", writer), ("last", copies[sizes.steps])):
         texts = texts_of(run.tok, write(model, run.tok, test, 4, seed_of(seed, "writer", "test")))
@@ -198,7 +199,7 @@ def main(argv):
     means = {title: {m: [float(np.nanmean(v)) for v in column(title, m)] for m in found[0][title]}
              for title in found[0]}
     result = {
-        "numbers": {title: {m: study.number(column(title, m)) for m in of if m not in ("gold", "KL")}
+        "numbers": {title: {m: study.number(column(title, m)) for m in of if m != "gold"}
                     for title, of in found[0].items()},
         "gold at each checkpoint": {title: np.round([v.mean(axis=1) for v in column(title, "gold")], 3).tolist()
                                     for title in found[0]},

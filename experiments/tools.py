@@ -114,7 +114,6 @@ def reinforce(run, reference, items):
         optimizer.step(learning_rate(cfg.rl_lr, step, cfg.rl_steps, warmup=5, decay=0.3))
     return policy, curve
 
-
 # ----------------------------------------------------------------------------------------
 # One run
 
@@ -167,7 +166,8 @@ def of_judgements(tok, items, judgements, tool=lambda j: result_of):
         given = [(tok.text(j.ids[start + 1:result - 1]), tok.text(j.ids[result:end]).strip())
                  for start, result, end in calls]
         checks = evidence_of(j) if item.domain in VERIFIABLE else []
-        answers, true = [answer_in(evidence) for _, evidence, _ in checks], result_of(call_for(item.query) or "")
+        answers = [answer_in(evidence) for _, evidence, _ in checks]
+        true = result_of(call_for(item.query) or "")
         rows.append({
             "greedy": correct(j.scores, item.gold), "parses": j.scores is not None,
             "evidence": bool(answers), "called": bool(calls) if answers else np.nan,
@@ -205,12 +205,13 @@ def study_run(run, sizes):
         names, steps[arm] = policies(run, arm, tokens)
         for stage, name in names.items():
             found[f"{arm}, {stage}"] = {**measure(name, name, "test"), **measure(name, name, "ood")}
-        votes = run.groups(f"{name}, votes", lambda: judge(
-            run.model(name), run.tok, items["test"], K, seed_of(cfg.seed, "study", "votes"), cfg.temperature))
+        rl = names["rl"]
+        votes = run.groups(f"{rl}, votes", lambda: judge(
+            run.model(rl), run.tok, items["test"], K, seed_of(cfg.seed, "study", "votes"), cfg.temperature))
         found[f"{arm}, rl"]["test, plurality"] = np.array([float(correct(vote_plurality(
             [j.scores for j in group]), item.gold)) for group, item in zip(votes, items["test"])])
     for title, tool in other_tools(items["test"]).items():
-        found[f"tools, rl, {title}"] = measure(f"{name}, {title}", name, "test", tool)
+        found[f"tools, rl, {title}"] = measure(f"{rl}, {title}", rl, "test", tool)           # of the last arm
     return found, steps
 
 # ----------------------------------------------------------------------------------------
@@ -248,11 +249,11 @@ def main(argv):
     rounded = lambda x: None if np.isnan(x) else round(float(x), 3)
     result = {"steps of RL": {arm: [[[rounded(x) for x in step] for step in of[arm]] for of in steps]
                               for arm in ARMS}}
+    # A stage of the tools judge is compared with the control's, and the judge with another tool with itself.
+    other = lambda t: "tools, rl" if t.count(",") > 1 else t.replace("tools", "control")
     groups = {"all": DOMAINS, "verifiable": VERIFIABLE, **{domain: [domain] for domain in VERIFIABLE}}
     for name, domains in groups.items():
         result[name] = {t: {m: study.number(column(t, m, domains)) for m in of} for t, of in found[0].items()}
-        # A stage of the tools judge, less the control's. The judge with other tools, less itself.
-        other = lambda t: "tools, rl" if t.count(",") > 1 else t.replace("tools", "control")
         result[f"{name}, difference"] = {t: {m: less(t, other(t), m, domains) for m in of}
                                          for t, of in found[0].items() if t != other(t)}
     columns = [("all", "greedy"), ("verifiable", "greedy"), ("verifiable, difference", "greedy"),

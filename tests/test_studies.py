@@ -462,16 +462,23 @@ def test_sampler_with_tools(tok, tiny, monkeypatch):
     [ids, other] = calls.complete(model, tok, asked, 1.0, [lambda call: None, lambda call: call[1:5]])
     assert ids == script[:at + 1] and other == script[:at] + tok.encode(["230+"]) + [40]
     # The first row ends early. The tool of the second is then still its own.
-    steps = iter([40, *[41] * calls.LOOK_EVERY, *script])
-    monkeypatch.setattr(calls, "draw", lambda logits, u, T: (
-        torch.tensor([token := next(steps), 41 if token == 40 and len(u) == 2 else token][-len(u):]), None))
+    steps = iter([*[41] * calls.LOOK_EVERY, *script])
+
+    def first_ends(logits, u, T):
+        token = next(steps)
+        return torch.tensor([40, token] if len(u) == 2 else [token]), None
+    monkeypatch.setattr(calls, "draw", first_ends)
     [_, ids] = calls.complete(model, tok, asked, 1.0, [lambda call: None, calls.result_of])
     assert ids[-len(result) - 2:] == [tools.RUN, *result, 40]
     seen = []                                      # without a tool, a call has probability 0
-    monkeypatch.setattr(calls, "draw", lambda logits, u, T: (seen.append(logits), torch.full((len(u),), 40))[::-1])
-    for tool, banned in ((None, True), (calls.result_of, False)):
-        calls.complete(model, tok, asked, 1.0, [tool] * 2)
-        assert bool((seen[-1][:, tools.CALL] == -torch.inf).all()) == banned
+
+    def keep(logits, u, T):
+        seen.append(logits[:, tools.CALL])
+        return torch.full((len(u),), 40), None
+    monkeypatch.setattr(calls, "draw", keep)
+    for both in ([None, calls.result_of], [calls.result_of] * 2):
+        calls.complete(model, tok, asked, 1.0, both)
+        assert (seen[-1] == -torch.inf).tolist() == [tool is None for tool in both]
 
 
 def test_rl_without_loss_on_results(tok, tmp_path, tiny, monkeypatch):
