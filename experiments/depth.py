@@ -8,22 +8,25 @@ step, or step by step (lengths.py):
     correct: 0+1=1 3+8=11 2+4+1=7 so 711 got 7 7 1 1 1 1, good
 
 Each judge begins with the base model of a run, which reads two million tokens more, mostly about such items. (It
-has read about sums of 3 digits and about 5 or 6 letters before, perhaps about these letters in another order.) RFT
-and RL follow. Four judges:
+has read about sums of 3 digits and about 5 or 6 letters before, perhaps about these letters in another order. Its
+evidence had one step.) RFT and RL follow. Five judges:
 
 - short evidence: experts never go step by step;
 - long evidence: they always do;
 - mixed: they do in half of their judgements. Then RL may choose. Its reward has no price for tokens;
-- short problems: as mixed, but about 2 and 3 digits, and 3 to 6 letters. The others it has not seen.
+- short problems, with short or with long evidence: about 2 and 3 digits, and 3 to 6 letters. They have not seen
+  longer ones.
 
-All have practised sums of single digits. Beside them, from the base and RFT models of "mixed": a scalar RM (four
-times as many items, each seen once), and CLoud, whose critiques go step by step as the RFT policy's do.
+All have practised sums of single digits. Beside them, from the models of long evidence: CLoud, whose critiques go
+step by step as the RFT policy's do, and a scalar RM (eight times as many items, each seen once), which learns from
+short problems, too.
 
 Test items have two responses. One is correct, and that decides which is better. Ties are broken at random. A check
-is true if its verdict on "correct" is; a missing one is not.
+is true if its verdict on "correct" is; a missing one is not. It is exact if its evidence is, letter by letter.
 """
 
 import os
+import re
 from collections import namedtuple
 from dataclasses import replace
 
@@ -36,7 +39,7 @@ from data.judgement import read_judgements, vote_plurality
 from data.world import seed_of
 from experiments import study
 from experiments.baselines import cloud, scalar_rm
-from experiments.lengths import cell_of, document, general, items_of
+from experiments.lengths import cell_of, document, general, items_of, step_by_step
 from experiments.truth import share
 from model import GPT
 from report import tie_broken
@@ -46,12 +49,13 @@ LENGTHS = {"sums": (2, 3, 4, 5), "sort": (3, 4, 5, 6, 7, 8, 9)}
 SHORT = {"sums": (2, 3), "sort": (3, 4, 5, 6)}
 CELLS = [(domain, length) for domain in LENGTHS for length in LENGTHS[domain]]
 Arm = namedtuple("Arm", "lengths long")            # long: the share of evidence that goes step by step
-ARMS = {"short evidence": Arm(LENGTHS, 0.0), "long evidence": Arm(LENGTHS, 1.0), "mixed": Arm(LENGTHS, 0.5),
-        "short problems": Arm(SHORT, 0.5)}
+ARMS = {
+    "short evidence": Arm(LENGTHS, 0.0), "long evidence": Arm(LENGTHS, 1.0), "mixed": Arm(LENGTHS, 0.5),
+    "short problems, short evidence": Arm(SHORT, 0.0), "short problems, long evidence": Arm(SHORT, 1.0)}
 CONTEXT = 448
-K = 8                                              # samples of a vote
+VOTES = (2, 4, 8)                                  # samples of a vote
 Sizes = namedtuple("Sizes", "items tokens pairs test")
-FULL, QUICK = Sizes(3000, 2_000_000, 12_000, 1100), Sizes(24, 8000, 44, 11)
+FULL, QUICK = Sizes(3000, 2_000_000, 24_000, 2200), Sizes(24, 8000, 44, 11)
 
 # ----------------------------------------------------------------------------------------
 # Training
@@ -90,116 +94,184 @@ def learn(deep):
 
 
 def checks_of(judgement, item):
-    """-> for each response (way, is the verdict true?) of its check of "correct". way: none, if there is no
-    evidence, short or long"""
+    """-> for each response (way, is the verdict true?, evidence) of its check of "correct". way: none, if there is
+    no evidence, short or long"""
     found = []
     for i, truth in enumerate(item.truth):
         critique = judgement.critiques[i] if judgement.critiques else {"checks": []}
         checks = {name: (evidence, good) for name, evidence, good in critique["checks"]}
         evidence, good = checks.get("correct", (None, None))
         found.append(("none" if not evidence else "long" if " so " in evidence else "short",
-                      good == truth["correct"][0]))
+                      good == truth["correct"][0], evidence))
     return found
 
 
+def is_exact(way, evidence, item, i):
+    true = step_by_step(item) if way == "long" else item
+    return evidence == true.truth[i]["correct"][1]
+
+
+def adds_digits(evidence):
+    """Are all sums of a way step by step right?
+
+    >>> adds_digits("8+4=12 2+5+1=8 so 82 got 8 8"), adds_digits("5+6=12 so 12 got 1 1")
+    (True, False)
+    """
+    sums = re.findall(r"([0-9+]+)=([0-9]+)", evidence.split(" so ")[0])
+    return all(sum(map(int, digits.split("+"))) == int(total) for digits, total in sums)
+
+
+def long_pays(groups, items):
+    """{cell: for each item the share of true checks that go step by step, less that of those in one step}: nan if
+    the judgements of an item do not have both"""
+    found = {cell: [] for cell in CELLS}
+    for group, item in zip(groups, items):
+        checks = [check for j in group for check in checks_of(j, item)]
+        long, short = ([true for way, true, _ in checks if way == wanted] for wanted in ("long", "short"))
+        found[cell_of(item)].append(share(long) - share(short))
+    return {cell: np.array(values) for cell, values in found.items()}
+
+
 def in_training(deep):
-    """Of RL's judgements: the share of checks that go step by step, (steps, cells). Of the base model's, on which
-    RFT was trained: each way's share of true checks, (cells,)"""
+    """How "mixed" thinks in training -> the share of evidence that goes step by step, (steps of RL, cells), and
+    {whose judgements: long_pays}"""
     rollouts = read_judgements(os.path.join(deep.config().out, "judgements-rl.jsonl"))
-    size, item_of = deep.config().rl_items, {item.id: item for item in deep.training_items()}
-
-    def checks(groups, cell):
-        items = [item_of[group[0].item] for group in groups]
-        return [c for group, item in zip(groups, items) if cell_of(item) == cell
-                for j in group for c in checks_of(j, item)]
-    steps = [rollouts[i:i + size] for i in range(0, len(rollouts), size)]
     samples = read_judgements(deep.path("samples, rft.jsonl"))
-    return {"steps": [[share([way == "long" for way, _ in checks(step, cell)]) for cell in CELLS]
-                      for step in steps],
-            **{f"true, base, {way}": [share([true for w, true in checks(samples, cell) if w == way])
-                                      for cell in CELLS] for way in ("short", "long")}}
+    size, item_of = deep.config().rl_items, {item.id: item for item in deep.training_items()}
+    items = lambda groups: [item_of[group[0].item] for group in groups]
+
+    def long_ways(groups, cell):
+        ways = [way for group, item in zip(groups, items(groups)) if cell_of(item) == cell
+                for j in group for way, _, _ in checks_of(j, item)]
+        return share([way == "long" for way in ways if way != "none"])
+    steps = [rollouts[i:i + size] for i in range(0, len(rollouts), size)]
+    return ([[long_ways(step, cell) for cell in CELLS] for step in steps],
+            {"base": long_pays(samples, items(samples)), "RL": long_pays(rollouts, items(rollouts))})
 
 
-def measure(deep, items, stage):
+def of_judgement(j, item):
+    """{measure: a number}"""
+    checks = checks_of(j, item)
+    some = [(way, evidence, i) for i, (way, _, evidence) in enumerate(checks) if way != "none"]
+    added = [adds_digits(evidence) for way, evidence, _ in some if way == "long" and item.domain == "sums"]
+    return {"greedy": tie_broken(j.scores, item.gold), "parses": j.scores is not None, "tokens": len(j.ids),
+            "true": share([true for _, true, _ in checks]), "evidence": len(some) / len(checks),
+            "long": share([way == "long" for way, _, _ in some]), "adds digits": share(added),
+            "exact": share([is_exact(way, evidence, item, i) for way, evidence, i in some])}
+
+
+def measure(deep, items, stage, votes):
     """-> {measure: a number for each item}"""
     cfg, policy, seed = deep.config(), deep.model(stage), seed_of(deep.config().seed, "study", "depth")
     greedy = deep.groups(f"{stage}, greedy", lambda: judge(policy, deep.tok, items, 1, seed, 0, shuffle=False))
-    one = [group[0] for group in greedy]
-    checks = [checks_of(j, item) for j, item in zip(one, items)]
-    rows = [{"greedy": tie_broken(j.scores, item.gold), "parses": j.scores is not None, "tokens": len(j.ids),
-             "true": np.mean([true for _, true in mine]), "long": np.mean([way == "long" for way, _ in mine]),
-             "none": np.mean([way == "none" for way, _ in mine])} for j, item, mine in zip(one, items, checks)]
-    if stage == "rl":
-        votes = deep.groups("rl, votes", lambda: judge(policy, deep.tok, items, K, seed, cfg.temperature))
-        for row, group, item in zip(rows, votes, items):
-            row["plurality"] = tie_broken(vote_plurality([j.scores for j in group]), item.gold)
+    rows = [of_judgement(group[0], item) for group, item in zip(greedy, items)]
+    if votes:
+        groups = deep.groups(f"{stage}, votes", lambda: judge(
+            policy, deep.tok, items, max(VOTES), seed, cfg.temperature))
+        for row, group, item in zip(rows, groups, items):
+            row["tokens of a sample"] = share([len(j.ids) for j in group])
+            for k in VOTES:
+                row[f"plurality of {k}"] = tie_broken(vote_plurality([j.scores for j in group[:k]]), item.gold)
     return {f"{stage}, {m}": np.array([row[m] for row in rows], float) for m in rows[0]}
 
 
+def others(run, items, sizes):
+    """-> {judge: accuracy on each item} of other kinds of reward models"""
+    accuracies = lambda answer: {"accuracy": np.array([
+        tie_broken(scores, item.gold) for scores, item in zip(answer(items, 1)[0]["answer"], items)])}
+    found = {}
+    for arm in ("long evidence", "short problems, long evidence"):
+        deep, title = Deep(run, arm, sizes), arm.replace("long evidence", "scalar RM")
+        pairs = items_of(deep.config().seed, "train", deep.arm.lengths, sizes.pairs)
+        found[title] = deep.numbers("scalar RM", lambda: accuracies(scalar_rm(deep, pairs, epochs=1)))["accuracy"]
+    deep = Deep(run, "long evidence", sizes)
+    return {**found, "CLoud": deep.numbers("CLoud", lambda: accuracies(cloud(deep)))["accuracy"]}
+
+
 def study_run(run, items, sizes):
-    found, training = {}, {}
+    found = {}
     for name in ARMS:
         deep = Deep(run, name, sizes)
         learn(deep)
-        found[name] = {**measure(deep, items, "rft"), **measure(deep, items, "rl")}
-        training[name] = in_training(deep)
-    deep = Deep(run, "mixed", sizes)
-    pairs = items_of(deep.config().seed, "train", LENGTHS, sizes.pairs)
-    accuracies = lambda answer: {"accuracy": np.array([
-        tie_broken(scores, item.gold) for scores, item in zip(answer(items, 1)[0]["answer"], items)])}
-    scalar = deep.numbers("scalar RM", lambda: accuracies(scalar_rm(deep, pairs, epochs=1)))
-    critic = deep.numbers("CLoud", lambda: accuracies(cloud(deep)))
-    found["others"] = {"scalar RM": scalar["accuracy"], "CLoud": critic["accuracy"]}
-    return found, training
+        votes = name == "short evidence"
+        found[name] = {**measure(deep, items, "rft", False), **measure(deep, items, "rl", votes)}
+    found["others"] = others(run, items, sizes)
+    return found, in_training(Deep(run, "mixed", sizes))
 
 # ----------------------------------------------------------------------------------------
 # Table and figure
 
 
+# The lines of the figure: arm, measure, how it looks
+LINES = {"scalar RM": ("others", "scalar RM", "C7-"), "CLoud": ("others", "CLoud", "C4-"),
+         "short evidence": ("short evidence", "rl, greedy", "C0o-"),
+         "plurality of 8, short evidence": ("short evidence", "rl, plurality of 8", "C0^:"),
+         "long evidence": ("long evidence", "rl, greedy", "C1o-"),
+         "short problems, short evidence": ("short problems, short evidence", "rl, greedy", "C0x--"),
+         "short problems, long evidence": ("short problems, long evidence", "rl, greedy", "C1x--")}
+
+
 def draw(result):
-    """Accuracy against tokens: short evidence, long evidence, and a vote with short evidence, for each length.
-    And what RL chooses."""
-    figure = Figure(figsize=(13, 4))
+    """Accuracy against the length of a problem, and what RL chooses"""
+    figure = Figure(figsize=(14, 4.5))
     *panels, last = figure.subplots(1, 3)
     for ax, domain in zip(panels, LENGTHS):
-        for i, length in enumerate(LENGTHS[domain]):
-            cell = result["cells"][f"{domain}, {length}"]
-            short, long = cell["short evidence"], cell["long evidence"]
-            tokens = [of["rl, tokens"][0] for of in (long, short)] + [K * short["rl, tokens"][0]]
-            accuracy = [long["rl, greedy"][0], short["rl, greedy"][0], short["rl, plurality"][0]]
-            ax.plot(tokens, accuracy, color=f"C{i}", label=length)
-            for marker, x, y in zip("so^", tokens, accuracy):
-                ax.plot(x, y, marker, color=f"C{i}")
-        ax.set(xlabel=f"{domain}: tokens", ylabel="accuracy", xscale="log")
-        ax.legend(fontsize=7, title="digits" if domain == "sums" else "letters")
-    panels[0].set_title("o short evidence, □ long, △ eight votes with short", fontsize=9)
+        cells = [result["cells"][f"{domain}, {length}"] for length in LENGTHS[domain]]
+        for label, (name, m, style) in LINES.items():
+            means, halves = zip(*[cell[name][m] for cell in cells])
+            ax.errorbar(LENGTHS[domain], means, halves, fmt=style, ms=5, capsize=2, lw=1, label=label)
+        ax.set(xlabel="digits" if domain == "sums" else "letters", title=domain, xticks=LENGTHS[domain],
+               ylabel="accuracy")
+    panels[0].legend(fontsize=7)
     for i, (cell, values) in enumerate(result["step by step in RL of mixed"].items()):
         there = [np.nan if v is None else v for v in values]
         last.plot(there, color=f"C{i % 10}", ls="-" if "sums" in cell else "--", label=cell)
-    last.set(xlabel="step of RL, mixed", ylabel="share of checks that go step by step", ylim=(0, 1))
+    last.set(xlabel="step of RL, mixed", ylabel="share of evidence that goes step by step", ylim=(0, 1))
     last.legend(fontsize=6)
     return figure
 
 
-# Differences between arms: what, and of which arms and measures
+# Differences: what, and of which arms and measures
+SHORT_PROBLEMS = [f"short problems, {way} evidence" for way in ("short", "long")]
 PAIRS = {
     "long less short evidence": ("long evidence", "rl, greedy", "short evidence", "rl, greedy"),
     "long less short evidence, true checks": ("long evidence", "rl, true", "short evidence", "rl, true"),
-    "votes less greedy, short evidence": ("short evidence", "rl, plurality", "short evidence", "rl, greedy"),
-    "long evidence less votes with short": ("long evidence", "rl, greedy", "short evidence", "rl, plurality"),
+    "votes of 8 less greedy": ("short evidence", "rl, plurality of 8", "short evidence", "rl, greedy"),
+    **{f"long evidence less votes of {k}": (
+        "long evidence", "rl, greedy", "short evidence", f"rl, plurality of {k}") for k in VOTES},
     "mixed less short evidence": ("mixed", "rl, greedy", "short evidence", "rl, greedy"),
-    "mixed less short problems": ("mixed", "rl, greedy", "short problems", "rl, greedy"),
+    "mixed less long evidence": ("mixed", "rl, greedy", "long evidence", "rl, greedy"),
+    "short problems: long less short evidence": (SHORT_PROBLEMS[1], "rl, greedy", SHORT_PROBLEMS[0], "rl, greedy"),
+    "short evidence: short problems less all": (SHORT_PROBLEMS[0], "rl, greedy", "short evidence", "rl, greedy"),
+    "long evidence: short problems less all": (SHORT_PROBLEMS[1], "rl, greedy", "long evidence", "rl, greedy"),
+    "scalar RM: short problems less all": ("others", "short problems, scalar RM", "others", "scalar RM"),
     "short evidence less the scalar RM": ("short evidence", "rl, greedy", "others", "scalar RM"),
-    "CLoud less the scalar RM": ("others", "CLoud", "others", "scalar RM")}
+    "CLoud less the scalar RM": ("others", "CLoud", "others", "scalar RM"),
+    "long evidence less CLoud": ("long evidence", "rl, greedy", "others", "CLoud")}
+COLUMNS = ["problem", "scalar RM", "CLoud", "short evidence", "plurality of 8", "long evidence", "long less short",
+           "short problems: short", "long", "mixed: step by step after RFT", "after RL, each run",
+           "tokens: short, long"]
 
 
 def row_of(title, numbers, less):
     """The row of a table about some problems"""
-    short, long, mixed, few, others = (numbers[name] for name in (*ARMS, "others"))
-    shown = (others["scalar RM"], others["CLoud"], short["rl, greedy"], short["rl, plurality"], long["rl, greedy"],
-             less["long less short evidence"], mixed["rl, greedy"], few["rl, greedy"], mixed["rft, long"])
+    short, long, mixed, few_short, few_long, rest = (numbers[name] for name in (*ARMS, "others"))
+    greedy = [of["rl, greedy"] for of in (short, long, few_short, few_long)]
+    accuracies = (rest["scalar RM"], rest["CLoud"], greedy[0], short["rl, plurality of 8"], greedy[1],
+                  less["long less short evidence"], *greedy[2:])
+    chosen = ", ".join(study.in_words(x).split(" ")[0] for x in mixed["rl, long, each run"])
     tokens = f"{short['rl, tokens'][0]:.0f}, {long['rl, tokens'][0]:.0f}"
-    return [title, *map(study.in_words, shown), ", ".join(f"{v:.2f}" for v in mixed["rl, long, each run"]), tokens]
+    return [title, *map(study.in_words, (*accuracies, mixed["rft, long"])), chosen, tokens]
+
+
+def groups_of_cells():
+    """{title: cells} of each row of the table"""
+    groups = {f"{domain}, {length}": [(domain, length)] for domain, length in CELLS}
+    for domain in LENGTHS:
+        mine = [cell for cell in CELLS if cell[0] == domain]
+        groups[domain] = mine
+        groups[f"{domain}, longer"] = [cell for cell in mine if cell[1] not in SHORT[domain]]
+    return groups
 
 
 def main(argv):
@@ -207,27 +279,24 @@ def main(argv):
     sizes = QUICK if quick else FULL
     items = [items_of(run.config().seed, "test", LENGTHS, sizes.test) for run in runs]
     found, training = zip(*[study_run(run, mine, sizes) for run, mine in zip(runs, items)])
-    names = [f"{domain}, {length}" for domain, length in CELLS]
-    groups = dict(zip(names, ([cell] for cell in CELLS)))
-    groups |= {domain: [cell for cell in CELLS if cell[0] == domain] for domain in LENGTHS}
-    mean = lambda m: np.ma.masked_invalid([t["mixed"][m] for t in training]).mean(axis=0).round(3)
-    result = {"cells": {}, "differences": {},
-              "step by step in RL of mixed": dict(zip(names, mean("steps").T.tolist())),
-              "true checks of the base model of mixed": {
-                  way: dict(zip(names, mean(f"true, base, {way}").tolist())) for way in ("short", "long")}}
-    rows = [["problem", "scalar RM", "CLoud", "short evidence", f"plurality of {K}", "long evidence",
-             "long less short", "mixed", "short problems", "mixed: step by step after RFT", "after RL, each run",
-             "tokens: short, long"]]
-    for title, cells in groups.items():
+    steps = np.ma.masked_invalid([of for of, _ in training]).mean(axis=0).round(3)           # (steps, cells)
+    result = {"cells": {}, "differences": {}, "long pays": {"base": {}, "RL": {}}}
+    rows = [COLUMNS]
+    for title, cells in groups_of_cells().items():
         masks = [[cell_of(item) in cells for item in mine] for mine in items]
         queries = [[item.query for item, there in zip(mine, mask) if there] for mine, mask in zip(items, masks)]
         values = lambda name, m: [f[name][m][mask] for f, mask in zip(found, masks)]
         numbers = result["cells"][title] = {name: {m: study.number(values(name, m)) for m in of}
                                             for name, of in found[0].items()}
-        numbers["mixed"]["rl, long, each run"] = [round(float(v.mean()), 3) for v in values("mixed", "rl, long")]
+        numbers["mixed"]["rl, long, each run"] = [study.number([v]) for v in values("mixed", "rl, long")]
         less = result["differences"][title] = {
             name: study.difference(values(*pair[:2]), values(*pair[2:]), queries) for name, pair in PAIRS.items()}
+        for whose, of in result["long pays"].items():
+            of[title] = study.number([np.concatenate([pays[whose][cell] for cell in cells])
+                                      for _, pays in training])
         rows.append(row_of(title, numbers, less))
+    result["step by step in RL of mixed"] = {f"{domain}, {length}": of for (domain, length), of in zip(
+        CELLS, steps.T.tolist())}
     study.save("depth", runs, result, rows, draw(result))
 
 

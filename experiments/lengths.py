@@ -41,15 +41,14 @@ def wrong_sum(rng, problem):
 def wrong_order(rng, problem):
     """-> (answer, evidence)"""
     given = sorted(problem)
-    i = rng.randrange(len(given))
-    below = given[i - 1] if i > 0 else ""
-    above = given[i + 1] if i + 1 < len(given) else "~"                      # it comes after all letters
-    others = [letter for letter in LETTERS if below < letter < above and letter != given[i]]
-    if others and rng.random() < 0.5:
-        given[i] = rng.choice(others)
-    else:
-        i = min(i, len(given) - 2)
+    if rng.random() < 0.5:
+        i = rng.randrange(len(given) - 1)
         given[i], given[i + 1] = given[i + 1], given[i]
+    else:
+        bounds = ["", *given, "~"]                                           # before and after all letters
+        i, letter = rng.choice([(i, letter) for i in range(len(given)) for letter in LETTERS
+                                if bounds[i] < letter < bounds[i + 2] and letter != given[i]])
+        given[i] = letter
     return " ".join(given), f"sort {side_by_side(sorted(problem), given)}"
 
 

@@ -332,7 +332,11 @@ def test_long_evidence_is_true(tok):
                     assert len(ids) < depth.CONTEXT
                     j = Judgement("", 0, [0, 1], 0, [], [], 0.0)
                     j.critiques = sample.read_judgement(tok, tok.encode(parts), [0, 1])[1]
-                    assert [way for way, _ in depth.checks_of(j, item)] == ["long", "long"]
+                    checks = depth.checks_of(j, item)
+                    assert [way for way, _, _ in checks] == ["long", "long"]
+                    assert all(depth.is_exact("long", evidence, item, i) and depth.adds_digits(evidence)
+                               for i, (_, _, evidence) in enumerate(checks))
+                    assert not depth.is_exact("short", checks[0][2], item, 0)
 
 
 def test_problems_of_any_length():
@@ -365,8 +369,18 @@ def test_ways_of_a_check():
     checks = [[("polite", "dear", True), ("correct", "1+2=3 so 3 got 3 3", True)], [("correct", "1+2=3", True)],
               [("correct", "", True)]]
     judgement = SimpleNamespace(critiques=[{"checks": some} for some in checks])
-    assert depth.checks_of(judgement, item) == [("long", True), ("short", False), ("none", True)]
-    assert depth.checks_of(SimpleNamespace(critiques=None), item) == [("none", False)] * 3
+    assert [check[:2] for check in depth.checks_of(judgement, item)] == [
+        ("long", True), ("short", False), ("none", True)]
+    assert depth.checks_of(SimpleNamespace(critiques=None), item) == [("none", False, None)] * 3
+
+
+def test_what_the_long_way_pays():
+    """Guards against a mean over other items, where another way was taken because the item was harder."""
+    item = lambda id: SimpleNamespace(id=id, domain="sums", truth=[{"correct": (True, "")}])
+    check = lambda evidence, good: SimpleNamespace(critiques=[{"checks": [("correct", evidence, good)]}])
+    both = [check("1+2=3 so 3", True), check("1+2=3", False), check("1+2=3", True), check("", True)]
+    found = depth.long_pays([both, both[1:]], [item("test-sums2-0"), item("test-sums2-1")])
+    assert found["sums", 2][0] == 0.5 and np.isnan(found["sums", 2][1]) and not len(found["sums", 3])
 
 
 def test_calls_are_taken_out_again(tok):
