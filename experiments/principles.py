@@ -12,17 +12,21 @@ the cue. RL does not. So a writer of principles is trained as well: the RL polic
 query alone what it writes with responses in view. Principles come from:
 
 - own: the judgement's own, written with the responses in view; and the mean of the principles of 8 judgements;
-- greedy: the most likely ones for the query alone, by the judge itself;
-- mean of 1, 8 or 32 samples for the query alone, or the most frequent of 32. "One for each sample" is for votes;
-- the RL policy's, the trained writer's: the mean of 32 by them. Also those of the next seed's run;
-- the raters' own weights: the bound of what principles can win.
+- greedy: the most likely ones for the query alone, by the judge itself; and the mean of 1, 4 or 16 samples;
+- one for each sample of a vote, drawn like the vote's own;
+- the base's, the RL policy's, the trained writer's: the mean of 16 by these; "the next seed's" are those of the
+  writer that is trained in the next run;
+- another cue's: the raters' weights for the same task after another cue. A judge that follows what it is given
+  must get worse;
+- the raters': their own weights for this query. No writer can know more.
 
-A query for which no list can be read gets none, and the judgement writes its own (given: the share of items that
-got a stored list). Out of distribution: unseen pairs of domain and cue. Ties are broken at random. True checks are
-those of judgements that parse.
+Weights are scaled to the sum 10. A query for which no list can be read gets none, and the judgement writes its own
+(given: the share of items that got a stored list). Out of distribution: unseen pairs of domain and cue. There are
+five, and each is shown. Ties are broken at random.
 """
 
 import functools
+import random
 from collections import Counter
 
 import numpy as np
@@ -33,14 +37,14 @@ from data import run_command
 from data.annotators import encode_document, pack
 from data.judgement import PRINCIPLE, principles_text, prompt_parts, read_judgement, vote_plurality
 from data.tokenizer import CRITIQUE, END, SPECIAL
-from data.world import OOD_PAIRS, seed_of
+from data.world import OOD_PAIRS, RATERS, seed_of
 from experiments import study
 from experiments.judges import asked
 from report import faithfulness, tie_broken
 from sample import generate, judge
 
 K = 8                                              # samples of a vote
-M = 32                                             # lists that are stored for a query
+M = 16                                             # lists that are stored for a query
 
 # ----------------------------------------------------------------------------------------
 # Principles from the query alone
@@ -72,15 +76,6 @@ def mean_principles(samples):
     return [{name: weight for name, weight in whole.items() if weight}] if samples else []
 
 
-def most_frequent(samples):
-    """
-    >>> most_frequent([{"help": 10}, {"help": 9, "plain": 1}, {"help": 10}]), most_frequent([])
-    ([{'help': 10}], [])
-    """
-    counts = Counter(tuple(weights.items()) for weights in samples)
-    return [dict(weights) for weights, _ in counts.most_common(1)]
-
-
 def trained_writer(run):
     """The RL policy, fine-tuned to write for the query alone what it writes with responses in view"""
     def make():
@@ -97,18 +92,17 @@ def trained_writer(run):
 
 
 @functools.cache
-def stored(writer, name, queries, m):
-    """Lists for each query, m of them, or the greedy one if m is 0. A policy of the run `writer` writes them
+def stored(writer, name, queries, m, temperature):
+    """m lists for each query, which a policy of the run `writer` writes
     -> {query: its lists, None for one that cannot be read}, and the mean number of tokens of a list"""
     policy = trained_writer(writer) if name == "principles" else writer.model(name)
-    seed, many = seed_of(writer.config().seed, "study", name), max(1, m)
-    prompts = [tuple(writer.tok.encode(prompt_parts(query, []))) for query in queries for _ in range(many)]
-    seeds = [seed_of(seed, "principles", query, i) for query in queries for i in range(many)]
-    done = [ids for ids, _ in generate(policy, prompts, seeds, float(m > 0))]
+    seed = seed_of(writer.config().seed, "study", name)
+    prompts = [tuple(writer.tok.encode(prompt_parts(query, []))) for query in queries for _ in range(m)]
+    seeds = [seed_of(seed, "principles", query, i) for query in queries for i in range(m)]
+    done = [ids for ids, _ in generate(policy, prompts, seeds, temperature)]
     read = [read_principles(writer.tok, ids) for ids in done]
-    lists = {query: read[i * many:(i + 1) * many] for i, query in enumerate(queries)}
     ends = [next((i + 1 for i, token in enumerate(ids) if token < len(SPECIAL)), len(ids)) for ids in done]
-    return lists, float(np.mean(ends))
+    return {query: read[i * m:(i + 1) * m] for i, query in enumerate(queries)}, float(np.mean(ends))
 
 # ----------------------------------------------------------------------------------------
 # Judging by given principles
@@ -134,67 +128,87 @@ def judge_by(run, policy, items, stores, k, seed, temperature):
 # ----------------------------------------------------------------------------------------
 # One run
 
-# source: (whose lists, of which policy, how many, what is made of them). No policy: the judge itself writes them.
+# source: (whose lists, of which policy, how many, at which temperature). No policy: the judge itself writes them.
 SOURCES = {
-    "greedy": ("mine", None, 0, list),
-    "mean of 1": ("mine", None, 1, mean_principles),
-    "mean of 8": ("mine", None, 8, mean_principles),
-    "mean of 32": ("mine", None, M, mean_principles),
-    "most frequent": ("mine", None, M, most_frequent),
-    "one for each sample": ("mine", None, K, list),
-    "the RL policy's": ("mine", "rl", M, mean_principles),
-    "the trained writer's": ("mine", "principles", M, mean_principles),
-    "the trained writer's, greedy": ("mine", "principles", 0, list),
-    "the next seed's": ("other", "rl", M, mean_principles),
-    "the next seed's trained writer's": ("other", "principles", M, mean_principles)}
-FEW = ("own", "mean of 32", "the RL policy's", "the trained writer's", "the raters'")
+    "greedy": ("mine", None, 1, 0.0),
+    "mean of 1": ("mine", None, 1, 1.0),
+    "mean of 4": ("mine", None, 4, 1.0),
+    "mean of 16": ("mine", None, M, 1.0),
+    "the base's": ("mine", "base", M, 1.0),
+    "the RL policy's": ("mine", "rl", M, 1.0),
+    "the trained writer's": ("mine", "principles", M, 1.0),
+    "the trained writer's, greedy": ("mine", "principles", 1, 0.0),
+    "the next seed's": ("other", "principles", M, 1.0)}
+FEW = ("own", "mean of 16", "the RL policy's", "the trained writer's", "another cue's", "the raters'")
 JUDGES = {"base": FEW, "rft": FEW, "rl": (
-    "own", "own, mean of 8", *(source for source in SOURCES if source != "the RL policy's"), "the raters'")}
-VOTING = ("own", "mean of 32", "one for each sample", "the trained writer's")         # of the RL policy
+    "own", "own, mean of 8", *(source for source in SOURCES if source != "the RL policy's"), "another cue's",
+    "the raters'")}
+VOTING = ("own", "mean of 16", "one for each sample", "the trained writer's")         # of the RL policy
+REFERENCES = ("own", "another cue's", "the trained writer's")            # what others are compared with
 
 
 def items_of(run, split, count):
     return [item for item in run.items(split, count) if split != "ood" or (item.domain, item.cue) in OOD_PAIRS]
 
 
+def another_cue(item):
+    """The raters' weights for another cue, if these differ."""
+    others = [weights for weights in RATERS[item.domain].values() if weights != item.weights]
+    return random.Random(seed_of("another cue", item.query)).choice(others)
+
+
 def stores_from(source, name, runs, items):
     """-> for each item the principles that the judge `name` is given (see judge_by), and the mean number of tokens
-    that were written for a query. runs: {"mine", "other"}"""
-    run = runs["mine"]
-    if source in ("own", "the raters'"):
-        return [[item.weights] if source == "the raters'" else [] for item in items], 0.0
+    that were written for them. runs: {"mine", "other"}"""
+    run, queries = runs["mine"], tuple(sorted({item.query for item in items}))
+    if source == "own":
+        return [[] for _ in items], 0.0
+    if source in ("another cue's", "the raters'"):
+        return [[another_cue(item) if source == "another cue's" else item.weights] for item in items], 0.0
     if source == "own, mean of 8":
         groups = judge_by(run, run.model(name), items, [[]] * len(items), K, run.config().seed, 1.0)
-        return [mean_principles([dict(j.principles) for j in group if j.scores]) for group in groups], 0.0
-    whose, policy, m, choose = SOURCES[source]
-    queries = tuple(sorted({item.query for item in items}))
-    lists, tokens = stored(runs[whose], policy or name, queries, M if m else 0)
-    many = max(1, m)
-    return [choose([found for found in lists[item.query][:many] if found]) for item in items], many * tokens
+        return ([mean_principles([dict(j.principles) for j in group if j.scores]) for group in groups],
+                float(np.mean([sum(len(j.ids) for j in group) for group in groups])))
+    if source == "one for each sample":
+        lists, tokens = stored(run, name, queries, K, run.config().temperature)
+        return [[store for found in lists[item.query] if found for store in mean_principles([found])]
+                for item in items], K * tokens
+    whose, policy, m, temperature = SOURCES[source]
+    many = M if temperature else m                 # a mean of few is that of the first ones
+    lists, tokens = stored(runs[whose], policy or name, queries, many, temperature)
+    return [mean_principles([found for found in lists[item.query][:m] if found]) for item in items], m * tokens
 
 
 def agreement(weights, item):
     """The share of the raters' weights that principles {criterion: weight} have: 1 if they are equal."""
-    return sum(min(weight, weights.get(name, 0)) for name, weight in item.weights.items()) / 10
+    whole = sum(weights.values())
+    return sum(min(weight, 10 * weights.get(name, 0) / whole) for name, weight in item.weights.items()) / 10
 
 
-def measure(runs, name, source, count):
-    """-> {measure: a number for each item} of a judge with principles from a source. tokens: of a judgement,
-    without the principles that it is given; stored tokens: written once for its query"""
+def of_judgement(run, j, item, store):
+    """{measure: a number}. principle tokens: those that the judgement wrote itself. adds up: the share of totals
+    that are the sum of the weights that were found good"""
+    begun = j.ids.index(CRITIQUE) + 1 if CRITIQUE in j.ids else len(j.ids)
+    weights = store[0] if store else dict(j.principles) if j.scores else None
+    return {"greedy": tie_broken(j.scores, item.gold), "given": bool(store), "parses": bool(j.scores),
+            "agreement": agreement(weights, item) if weights else np.nan,
+            "criteria": len(weights) if weights else np.nan,
+            "adds up": faithfulness(j, item)[2] if j.scores else np.nan,
+            "principle tokens": 0 if store else begun, "critique tokens": len(j.ids) - begun}
+
+
+def measure(runs, name, source, counts):
+    """-> {measure: a number for each item} of a judge with principles from a source. stored tokens: written once
+    for its query"""
     run, found = runs["mine"], {}
     cfg, policy = run.config(), run.model(name)
-    for split in ("test", "ood"):
+    for split, count in counts.items():
         items, seed = items_of(run, split, count), seed_of(cfg.seed, "study", split)
         stores, tokens = stores_from(source, name, runs, items)
         one = [group[0] for group in judge_by(run, policy, items, stores, 1, seed, 0)]
-        begun = [len(run.tok.encode([principles_text(store[0]), CRITIQUE])) if store else 0 for store in stores]
-        for item, store, j, length in zip(items, stores, one, begun):
-            row = {"greedy": tie_broken(j.scores, item.gold), "given": bool(store), "parses": bool(j.scores),
-                   "agreement": agreement(dict(j.principles), item) if j.scores else np.nan,
-                   "true checks": faithfulness(j, item)[1] if j.scores else np.nan,
-                   "tokens": len(j.ids) - length, "stored tokens": tokens}
-            for m, value in row.items():
-                found.setdefault(f"{split}, {m}", []).append(value)
+        rows = [of_judgement(run, j, item, store) for j, item, store in zip(one, items, stores)]
+        found |= {f"{split}, {m}": [row[m] for row in rows] for m in rows[0]}
+        found[f"{split}, stored tokens"] = [tokens] * len(items)
         if name == "rl" and source in VOTING and split == "test":
             groups = judge_by(run, policy, items, stores, K, seed, cfg.temperature)
             found["test, plurality"] = [tie_broken(vote_plurality([j.scores for j in group]), item.gold)
@@ -202,59 +216,69 @@ def measure(runs, name, source, count):
     return {m: np.array(values, float) for m, values in found.items()}
 
 
-def study_run(run, other, count):
+def study_run(run, other, counts):
     found, runs = {}, {"mine": run, "other": other}
     for name, sources in JUDGES.items():
-        for source in sources:
-            title = f"principles, {name}, {source}, {other.config().seed}, {count}"
-            found[f"{name}, {source}"] = run.numbers(title, lambda: measure(runs, name, source, count))
+        for source in [*sources, "one for each sample"] if name == "rl" else sources:
+            title = f"principles, {name}, {source}, {other.config().seed}"
+            found[f"{name}, {source}"] = run.numbers(title, lambda: measure(runs, name, source, counts))
     return found
 
 # ----------------------------------------------------------------------------------------
 # Table and figure
 
 
-def draw(numbers):
-    figure = Figure(figsize=(9, 6))
-    ax = figure.subplots()
-    for i, measure in enumerate(("test, greedy", "ood, greedy", "test, agreement")):
-        values = [of[measure] or [0, 0] for of in numbers.values()]
-        ax.barh(np.arange(len(values)) + 0.25 * i, [v[0] for v in values], 0.23, xerr=[v[1] for v in values],
-                label=measure.replace("test, agreement", "agreement of principles with the raters"))
-    ax.set_yticks(np.arange(len(numbers)) + 0.25, list(numbers))
-    ax.set_xlabel("accuracy")
-    ax.invert_yaxis()
-    ax.legend(fontsize=8)
+def draw(result):
+    """What each source of principles changes, less the judge's own. A dot is a run."""
+    figure = Figure(figsize=(12, 5))
+    for ax, name in zip(figure.subplots(1, len(JUDGES)), JUDGES):
+        titles = [f"{name}, {source}" for source in JUDGES[name] if source != "own"]
+        for i, split in enumerate(("test", "ood")):
+            for row, title in enumerate(titles):
+                mean, low, high, low_, high_, *each = result["less own"][title][f"{split}, greedy"]
+                at = row + 0.3 * i
+                ax.plot([min(low, low_), max(high, high_)], [at, at], color=f"C{i}", lw=5, alpha=0.3)
+                ax.plot(each, [at] * len(each), ".", color=f"C{i}", label=split if row == 0 else None)
+        ax.set_yticks(np.arange(len(titles)) + 0.15, [title.split(", ", 1)[1] for title in titles], fontsize=7)
+        ax.axvline(0, color="gray", lw=0.5)
+        ax.set(title=f"{name} judges", xlabel="greedy accuracy, less own principles")
+        ax.invert_yaxis()
+        ax.legend(fontsize=7)
     return figure
+
+
+def row_of(title, result):
+    """The row of the table about a judge and its principles"""
+    of, less, own = result["numbers"][title], result["less own"][title], title.endswith(", own")
+    shown = (of["test, greedy"], None if own else less["test, greedy"],
+             result["less another cue's"][title]["test, greedy"], of.get("test, plurality"), of["ood, greedy"],
+             None if own else less["ood, greedy"], of["test, agreement"], of["test, adds up"])
+    tokens = [f"{of[f'test, {m} tokens'][0]:.0f}" for m in ("stored", "principle", "critique")]
+    return [title, *map(study.in_words, shown), f"{of['test, given'][0]:.2f}", ", ".join(tokens)]
 
 
 def main(argv):
     runs, quick = study.start(argv, __doc__)
-    count = 8 if quick else 600
-    items = {split: [items_of(run, split, count) for run in runs] for split in ("test", "ood")}
-    found = [study_run(run, runs[(i + 1) % len(runs)], count) for i, run in enumerate(runs)]
+    counts = {"test": 8, "ood": 24} if quick else {"test": 600, "ood": 1200}
+    items = {split: [items_of(run, split, count) for run in runs] for split, count in counts.items()}
+    found = [study_run(run, runs[(i + 1) % len(runs)], counts) for i, run in enumerate(runs)]
     column = lambda title, m: [f[title][m] for f in found]
     numbers = {title: {m: study.number(column(title, m)) for m in of} for title, of in found[0].items()}
-    less = lambda title, other: {m: study.difference(
-        column(title, m), column(other, m), [[item.query for item in mine] for mine in items[m.split(",")[0]]])
-        for m in found[0][title] if m in found[0][other]}
-    result = {"numbers": numbers, "less own": {}, "less mean of 32": {}, "judgements that pay for it": {}}
-    rows = [["judge, principles", "greedy", "less own", f"plurality of {K}", "out of distribution", "less own",
-             "agreement with the raters", "true checks", "given", "tokens"]]
-    for title, of in numbers.items():
-        name = title.split(", ")[0]
-        own = result["less own"][title] = less(title, f"{name}, own")
-        result["less mean of 32"][title] = less(title, f"{name}, mean of 32")
-        # Of one query: what its lists cost, by what a judgement saves
-        saved = numbers[f"{name}, own"]["test, tokens"][0] - of["test, tokens"][0]
-        if saved > 0 and of["test, stored tokens"][0]:
-            result["judgements that pay for it"][title] = round(of["test, stored tokens"][0] / saved, 2)
-        differs = lambda m: None if title == f"{name}, own" else own[m]
-        shown = (of["test, greedy"], differs("test, greedy"), of.get("test, plurality"), of["ood, greedy"],
-                 differs("ood, greedy"), of["test, agreement"], of["test, true checks"])
-        rows.append([title, *map(study.in_words, shown), f"{of['test, given'][0]:.2f}",
-                     f"{of['test, tokens'][0]:.0f}"])
-    study.save("principles", runs, result, rows, draw(numbers))
+    result = {"numbers": numbers}
+    for reference in REFERENCES:
+        result[f"less {reference}"] = {title: {m: study.difference(
+            column(title, m), column(f"{title.split(', ')[0]}, {reference}", m),
+            [[item.query for item in mine] for mine in items[m.split(",")[0]]])
+            for m in ("test, greedy", "ood, greedy")} for title in numbers}
+    result["unseen pairs, greedy"] = {title: {
+        ", ".join(pair): study.number([values[[(item.domain, item.cue) == pair for item in mine]]
+                                       for values, mine in zip(column(title, "ood, greedy"), items["ood"])])
+        for pair in sorted(OOD_PAIRS)} for title in numbers}
+    rows = [["judge, principles", "greedy", "less own", "less another cue's", f"plurality of {K}",
+             "out of distribution", "less own", "agreement with the raters", "adds up", "given",
+             "tokens: stored for a query, own principles, critique"]]
+    rows += [row_of(title, result) for title in numbers]
+    study.save("principles", runs, result, rows, draw(result))
 
 
 if __name__ == "__main__":

@@ -553,14 +553,36 @@ def test_judging_by_given_principles(tok, tiny, monkeypatch):
         for name in "abcd":
             assert abs(whole.get(name, 0) - sum(2 * w.get(name, 0) / sum(w.values()) for w in several)) < 1
     lists = [None, {"polite": 10}, None, *[{"plain": 10}] * 5, *[None] * 24]
-    monkeypatch.setattr(principles, "stored", lambda writer, name, queries, m: (
-        {query: lists[:max(1, m)] for query in queries}, 5.0))
+    run.config = lambda: SimpleNamespace(temperature=0.5)
+    monkeypatch.setattr(principles, "stored", lambda writer, name, queries, m, temperature: (
+        {query: lists[:m] for query in queries}, 5.0))
     for source, expected, tokens in (
-            ("mean of 1", [], 5), ("mean of 8", [{"polite": 2, "plain": 8}], 40), ("greedy", [], 5),
-            ("own", [], 0), ("one for each sample", lists[1:2] + lists[3:8], 40)):
+            ("mean of 1", [], 5), ("mean of 4", [{"polite": 5, "plain": 5}], 20), ("greedy", [], 5),
+            ("mean of 16", [{"polite": 2, "plain": 8}], 80), ("own", [], 0),
+            ("the raters'", [items[0].weights], 0),
+            ("one for each sample", lists[1:2] + lists[3:8], 40)):
         assert principles.stores_from(source, "rl", {"mine": run, "other": run}, items[:1]) == ([expected], tokens)
-    item = items[0]
-    assert principles.agreement(item.weights, item) == 1 and principles.agreement({}, item) == 0
+
+
+def test_what_principles_are_compared_with(tok):
+    """Guards against a control that has the raters' own weights, and against tokens that nobody wrote."""
+    for item in make_items(0, "test", 50, least=2):
+        assert principles.agreement(item.weights, item) == 1
+        assert principles.agreement({name: 3 * weight for name, weight in item.weights.items()}, item) == 1
+        assert principles.agreement({"none": 10}, item) == 0
+        other = principles.another_cue(item)
+        assert other != item.weights and other in RATERS[item.domain].values()
+    parts = judgement_parts(*annotate(random.Random(0), item, "expert"))
+    j = Judgement(item.id, 0, list(range(item.n)), 0, [], tok.encode(parts), 0.0)
+    j.principles, j.critiques, j.scores = sample.read_judgement(tok, j.ids, j.order)
+    begun = len(tok.encode(parts[:2]))
+    for store in ([], [item.weights]):
+        found = principles.of_judgement(SimpleNamespace(tok=tok), j, item, store)
+        assert found["principle tokens"] == (0 if store else begun) and found["adds up"] == 1
+        assert found["critique tokens"] == len(j.ids) - begun and found["given"] == bool(store)
+    j.scores, j.ids = None, j.ids[:3]
+    found = principles.of_judgement(SimpleNamespace(tok=tok), j, item, [])
+    assert found["principle tokens"] == 3 and found["critique tokens"] == 0 and np.isnan(found["agreement"])
 
 # ----------------------------------------------------------------------------------------
 # Filter, truth
