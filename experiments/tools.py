@@ -41,6 +41,7 @@ from model import Optimizer, learning_rate, pad_left, save_model, token_logp
 
 ARMS = ("control", "tools")
 K = 8                                              # samples of a vote
+EACH_RUN = ("greedy", "called", "right arguments", "follows the result", "true answers", "true verdicts")
 
 # ----------------------------------------------------------------------------------------
 # The corpus
@@ -219,6 +220,7 @@ def study_run(run, sizes):
 
 
 def draw_figure(result):
+    """How many judgements call, at each step of RL, and accuracy after RL: bars are means, dots are runs."""
     figure = Figure(figsize=(10, 4))
     left, right = figure.subplots(1, 2)
     for i, steps in enumerate(result["steps of RL"]["tools"]):
@@ -226,11 +228,13 @@ def draw_figure(result):
     left.set(xlabel="step of RL", ylabel="share of judgements with evidence that call", ylim=(0, 1))
     left.legend()
     for i, arm in enumerate(ARMS):
-        bars = [result[domain][f"{arm}, rl"]["test, greedy"] or [0, 0] for domain in VERIFIABLE]
-        right.bar(np.arange(len(bars)) + 0.4 * i, [b[0] for b in bars], 0.35, yerr=[b[1] for b in bars], label=arm)
-    right.set_xticks(np.arange(len(bars)) + 0.2, VERIFIABLE)
-    right.set_ylabel("greedy accuracy after RL")
-    right.legend()
+        for at, domain in enumerate(VERIFIABLE):
+            runs = [x or 0 for x in result["each run"][domain][f"{arm}, rl"]["greedy"]]
+            right.bar(at + 0.4 * i, np.mean(runs), 0.35, color=f"C{i}", label=arm if at == 0 else None)
+            right.plot([at + 0.4 * i] * len(runs), runs, "k.")
+    right.set_xticks(np.arange(len(VERIFIABLE)) + 0.2, VERIFIABLE)
+    right.set(ylabel="greedy accuracy after RL", ylim=(0.5, 1))
+    right.legend(loc="lower right")
     return figure
 
 
@@ -256,14 +260,18 @@ def main(argv):
         result[name] = {t: {m: study.number(column(t, m, domains)) for m in of} for t, of in found[0].items()}
         result[f"{name}, difference"] = {t: {m: less(t, other(t), m, domains) for m in of}
                                          for t, of in found[0].items() if t != other(t)}
-    columns = [("all", "greedy"), ("verifiable", "greedy"), ("verifiable, difference", "greedy"),
-               *((domain, "greedy") for domain in VERIFIABLE),
-               *(("verifiable", m) for m in ("called", "right arguments", "follows the result", "true answers",
-                                             "true verdicts", "bound"))]
-    rows = [["judge", *(f"{m}, {name}" if m == "greedy" else m for name, m in columns)]]
+    result["each run"] = {domain: {title: {
+        m: [rounded(share(v[~np.isnan(v)])) for v in column(title, f"test, {m}", [domain])] for m in EACH_RUN}
+        for title in found[0]} for domain in VERIFIABLE}
+    columns = [("all", "test"), ("verifiable", "test"), ("verifiable, difference", "test"),
+               *((domain, "test") for domain in VERIFIABLE), ("verifiable", "ood")]
+    of_run = lambda x: "" if x is None else f"{x:.2f}"
+    rows = [["judge", *(f"{name}, {split}".removesuffix(", test") for name, split in columns),
+             *(f"sums, each run: {m}" for m in EACH_RUN[1:])]]
     for title in found[0]:
-        numbers = [result[name].get(title, {}).get(f"test, {m}") for name, m in columns]
-        rows.append([title, *map(study.in_words, numbers)])
+        numbers = [result[name].get(title, {}).get(f"{split}, greedy") for name, split in columns]
+        each = [", ".join(map(of_run, result["each run"]["sums"][title][m])).strip(", ") for m in EACH_RUN[1:]]
+        rows.append([title, *map(study.in_words, numbers), *each])
     study.save("tools", runs, result, rows, draw_figure(result))
 
 
