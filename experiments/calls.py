@@ -22,7 +22,7 @@ CALL, RUN = len(SPECIAL) + 0xFE, len(SPECIAL) + 0xFF
 
 
 def result_of(call):
-    """The result of a call, or None if it is none.
+    """The result of a call, or None if this is no proper call.
 
     >>> result_of(" 230+481="), result_of(" sort c a b"), result_of(" reverse a b c")
     ('711', ' a b c', ' c b a')
@@ -78,11 +78,12 @@ def chosen(tok, ids):
 
 
 def without_calls(tok, ids, tool=result_of):
+    """The ids without calls and their results."""
     inside = {i for start, _, end in calls_of(tok, ids, tool) for i in range(start, end)}
     return [token for i, token in enumerate(ids) if i not in inside]
 
 # ----------------------------------------------------------------------------------------
-# The sampler: sample.complete, generate and judge, with results that are forced
+# The sampler: sample.complete and sample.judge, but calls are answered (on the CPU)
 
 
 @torch.inference_mode()
@@ -142,5 +143,5 @@ def write(model, tok, groups, temperature, tool=lambda j: result_of):
 
 
 def judge(model, tok, items, k, seed, temperature=1.0, shuffle=True, hinted=False):
-    """As sample.judge"""
+    """As sample.judge, but the judge may call, and log-probabilities are not kept."""
     return write(model, tok, [asked(tok, item, k, seed, shuffle, hinted) for item in items], temperature)

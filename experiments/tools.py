@@ -11,13 +11,13 @@ carries no loss, neither in RFT nor in RL.
 
 Two judges of each run. For "tools", the base model reads two million tokens more. In half of their judgements of
 sums, sort and reverse, experts call a tool once, before their first evidence, and so do exercises of checking. RFT
-and RL follow. "Control" is the same without calls. After RL, we also change what the tools judge gets: it cannot
-call; or the result is always that of the query's own call, or always wrong.
+and RL follow. "Control" is the same without calls, and never writes one. After RL, we also change what the tools
+judge gets: it cannot call; or the result is always that of the query's own call, or a wrong one.
 
 Measured on sums, sort and reverse: how many judgements with evidence for "correct" call; how many calls have the
-arguments of the query; how much of the evidence has the call's result for an answer, and how much the true answer;
-and how many verdicts are true. Bound: the accuracy if all these verdicts were true, and totals added up. A tie is
-incorrect.
+arguments of the query; how much of the evidence has the (first) call's result for an answer, and how much the true
+answer; and how many verdicts are true. Bound: the accuracy if all verdicts on "correct" were true there, and
+totals added up. A tie is incorrect.
 """
 
 import copy
@@ -85,7 +85,8 @@ def called(tok, judgements):
 
 
 def reinforce(run, reference, items):
-    """spct.reinforce -> the policy, and of the judgements of sums, sort and reverse at each step: see called"""
+    """As spct.reinforce, but results are not learned, and do not count as tokens of the loss
+    -> the policy, and of the judgements of sums, sort and reverse at each step: see called"""
     cfg, tok, curve = run.config(), run.tok, []
     policy = copy.deepcopy(reference)
     optimizer = Optimizer(policy, getattr(torch, cfg.dtype))
@@ -147,6 +148,15 @@ def answer_in(evidence):
     return " ".join(evidence.split(" to ")[-1].removeprefix("sort ").split(" ")[::2])
 
 
+def agrees(answer, result):
+    """Is this the result? Evidence ends at the first letter that differs: then its answer is the beginning.
+
+    >>> agrees("a b", "a b c"), agrees("b", "a b c"), agrees("711", "711"), agrees("71", "711"), agrees("", "a b")
+    (True, False, True, False, False)
+    """
+    return answer == result or answer != "" and " " in result and result.startswith(answer)
+
+
 def bound(j, item):
     """The scores of a judgement, if its verdicts on "correct" were true and totals added up. None if it does not
     parse."""
@@ -168,22 +178,31 @@ def of_judgements(tok, items, judgements, tool=lambda j: result_of):
                  for start, result, end in calls]
         checks = evidence_of(j) if item.domain in VERIFIABLE else []
         answers = [answer_in(evidence) for _, evidence, _ in checks]
-        true = result_of(call_for(item.query) or "")
+        true = (result_of(call_for(item.query) or "") or "").strip()
         rows.append({
             "greedy": correct(j.scores, item.gold), "parses": j.scores is not None,
             "evidence": bool(answers), "called": bool(calls) if answers else np.nan,
             "right arguments": share([call == call_for(item.query) for call, _ in given]),
-            "follows the result": share([given[0][1].startswith(a) for a in answers if given]),
-            "true answers": share([true.strip().startswith(a) for a in answers]),
+            "follows the result": share([agrees(a, given[0][1]) for a in answers if given]),
+            "true answers": share([agrees(a, true) for a in answers]),
             "true verdicts": share([good == item.truth[i]["correct"][0] for i, _, good in checks]),
             "bound": correct(bound(j, item), item.gold), "tokens": len(j.ids)})
     return {m: np.array([row[m] for row in rows], float) for m in rows[0]}
 
 
+def wrong(result):
+    """
+    >>> wrong("1709"), wrong(" a b c")
+    ('2810', ' b c a')
+    """
+    if result.isdigit():
+        return result.translate(str.maketrans("0123456789", "1234567890"))
+    return result[2:] + result[:2]
+
+
 def other_tools(items):
     """Tools that change what the tools judge gets: see write. To see what its calls are worth."""
     right = {item.id: result_of(call_for(item.query) or "") for item in items}
-    wrong = lambda result: str(int(result) + 1) if result.isdigit() else result[:-3] + result[:-4:-1]
     return {"no calls": lambda j: None,
             "the query's result": lambda j: lambda call: result_of(call) and right[j.item],
             "a wrong result": lambda j: lambda call: result_of(call) and wrong(result_of(call))}
@@ -211,8 +230,10 @@ def study_run(run, sizes):
             run.model(rl), run.tok, items["test"], K, seed_of(cfg.seed, "study", "votes"), cfg.temperature))
         found[f"{arm}, rl"]["test, plurality"] = np.array([float(correct(vote_plurality(
             [j.scores for j in group]), item.gold)) for group, item in zip(votes, items["test"])])
-    for title, tool in other_tools(items["test"]).items():
-        found[f"tools, rl, {title}"] = measure(f"{rl}, {title}", rl, "test", tool)           # of the last arm
+    for title, tool in other_tools(items["test"] + items["ood"]).items():
+        name = f"tools, rl, {title}"
+        found[name] = {m: v for split in items for m, v in measure(
+            f"tools, {name}", "tools, tools, rl", split, tool).items()}
     return found, steps
 
 # ----------------------------------------------------------------------------------------
@@ -220,21 +241,21 @@ def study_run(run, sizes):
 
 
 def draw_figure(result):
-    """How many judgements call, at each step of RL, and accuracy after RL: bars are means, dots are runs."""
+    """How many judgements call, at each step of RL, and accuracy after RL: a dot is a run."""
     figure = Figure(figsize=(10, 4))
     left, right = figure.subplots(1, 2)
     for i, steps in enumerate(result["steps of RL"]["tools"]):
         left.plot([np.nan if of is None else of for _, of in steps], "o-", ms=3, label=f"run {i + 1}")
-    left.set(xlabel="step of RL", ylabel="share of judgements with evidence that call", ylim=(0, 1))
+    left.set(xlabel="step of RL (its samples of training items)", ylim=(0, 1),
+             ylabel="share of judgements with evidence that call")
     left.legend()
     for i, arm in enumerate(ARMS):
         for at, domain in enumerate(VERIFIABLE):
-            runs = [x or 0 for x in result["each run"][domain][f"{arm}, rl"]["greedy"]]
-            right.bar(at + 0.4 * i, np.mean(runs), 0.35, color=f"C{i}", label=arm if at == 0 else None)
-            right.plot([at + 0.4 * i] * len(runs), runs, "k.")
-    right.set_xticks(np.arange(len(VERIFIABLE)) + 0.2, VERIFIABLE)
+            values = result["each run"][domain][f"{arm}, rl"]["greedy"]
+            right.plot([at + 0.3 * i] * len(values), values, f"C{i}o", label=arm if at == 0 else None)
+    right.set_xticks(np.arange(len(VERIFIABLE)) + 0.15, VERIFIABLE)
     right.set(ylabel="greedy accuracy after RL", ylim=(0.5, 1))
-    right.legend(loc="lower right")
+    right.legend()
     return figure
 
 
@@ -254,7 +275,7 @@ def main(argv):
     result = {"steps of RL": {arm: [[[rounded(x) for x in step] for step in of[arm]] for of in steps]
                               for arm in ARMS}}
     # A stage of the tools judge is compared with the control's, and the judge with another tool with itself.
-    other = lambda t: "tools, rl" if t.count(",") > 1 else t.replace("tools", "control")
+    other = lambda t: "tools, rl" if t.startswith("tools, rl, ") else t.replace("tools", "control")
     groups = {"all": DOMAINS, "verifiable": VERIFIABLE, **{domain: [domain] for domain in VERIFIABLE}}
     for name, domains in groups.items():
         result[name] = {t: {m: study.number(column(t, m, domains)) for m in of} for t, of in found[0].items()}
