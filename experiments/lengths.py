@@ -163,9 +163,9 @@ def random_item(rng, seed, arm):
 def general(rng, seed, arm):
     """A document of general text: practice of single digits, checks of these items, or as ever"""
     kind = rng.random()
-    if kind < 0.15:
+    if kind < 0.4:
         return single_digits(rng)
-    if kind < 0.5:
+    if kind < 0.65:
         return general_text(rng)
     item = random_item(rng, seed, arm)
     return checking(rng, item.query, list(zip(item.responses, item.truth)))

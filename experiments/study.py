@@ -131,9 +131,9 @@ def reinforce(cfg, reference, items, rollout, reward=spct.reward):
         yield policy
 
 
-def reread(run, document, tokens, base=None):
+def reread(run, document, tokens, base=None, peak_lr=None):
     """The base model, after so many tokens more. document: a function of an index -> a document, as make_document.
-    What is longer than the context is left out."""
+    What is longer than the context is left out. peak_lr: by default that of RFT"""
     cfg, examples, count, number = run.config(), [], 0, 0
     while count < tokens:
         ids, learned = encode_document(run.tok, document(seed_of("reread", number)))     # none of the corpus
@@ -142,7 +142,8 @@ def reread(run, document, tokens, base=None):
             count += len(ids)
         number += 1
     ids, learned = pack(examples, cfg.block_size, seed_of(cfg.seed, "reread"))
-    return spct.train_lm(cfg, "base", base or run.model("base"), ids, learned, cfg.rft_lr, cfg.pretrain_rows)
+    return spct.train_lm(cfg, "base", base or run.model("base"), ids, learned, peak_lr or cfg.rft_lr,
+                         cfg.pretrain_rows)
 
 
 def rft(run, name, base, items, general=general_text, judge=judge, chosen=lambda ids: [True] * len(ids)):
