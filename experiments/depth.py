@@ -7,9 +7,10 @@ step, or step by step (lengths.py):
     correct: 230+481=711 got 7 7 1 1 1 1, good
     correct: 0+1=1 3+8=11 2+4+1=7 so 711 got 7 7 1 1 1 1, good
 
-Each judge begins with the base model of a run, which reads two million tokens more, mostly about such items, at
-the learning rate of pre-training. (It has read about sums of 3 digits and about 5 or 6 letters before, perhaps about
-these letters in another order. Its evidence had one step.) RFT and RL follow. Five judges:
+Each judge begins with the base model of a run, which reads two million tokens more, mostly about such items. (It
+has read about sums of 3 digits and about 5 or 6 letters before, perhaps about these letters in another order. Its
+evidence had one step.) It practises sums of single digits, and learns at the rate of pre-training: a model that
+does not know these makes a mistake in nearly every chain. RFT and RL follow. Five judges:
 
 - short evidence: experts never go step by step;
 - long evidence: they always do;
@@ -17,9 +18,8 @@ these letters in another order. Its evidence had one step.) RFT and RL follow. F
 - short problems, with short or with long evidence: about 2 and 3 digits, and 3 to 6 letters. They have not seen
   longer ones.
 
-All have practised sums of single digits: at the rate of RFT, and with less practice, chains are wrong. Beside them, from the models of long evidence: CLoud, whose critiques go
-step by step as the RFT policy's do, and a scalar RM (eight times as many items, each seen once), which learns from
-short problems, too.
+Beside them, from the models of long evidence: CLoud, whose critiques go step by step as the RFT policy's do, and a
+scalar RM (eight times as many items, each seen once), which learns from short problems, too.
 
 Test items have two responses. One is correct, and that decides which is better. Ties are broken at random. A check
 is true if its verdict on "correct" is; a missing one is not. It is exact if its evidence is, letter by letter.
