@@ -14,7 +14,8 @@ does not know these makes a mistake in nearly every chain. RFT and RL follow. Fi
 
 - short evidence: experts never go step by step;
 - long evidence: they always do;
-- mixed: they do in half of their judgements. Then RL may choose. Its reward has no price for tokens;
+- mixed: they do in half of their judgements, and it reads twice as much, to practise the long way as often. Then
+  RL may choose. Its reward has no price for tokens;
 - short problems, with short or with long evidence: about 2 and 3 digits, and 3 to 6 letters. They have not seen
   longer ones.
 
@@ -48,9 +49,10 @@ from sample import judge
 LENGTHS = {"sums": (2, 3, 4, 5), "sort": (3, 4, 5, 6, 7, 8, 9)}
 SHORT = {"sums": (2, 3), "sort": (3, 4, 5, 6)}
 CELLS = [(domain, length) for domain in LENGTHS for length in LENGTHS[domain]]
-Arm = namedtuple("Arm", "lengths long")            # long: the share of evidence that goes step by step
+# long: the share of evidence that goes step by step; reading: how often the tokens of Sizes
+Arm = namedtuple("Arm", "lengths long reading", defaults=[1])
 ARMS = {
-    "short evidence": Arm(LENGTHS, 0.0), "long evidence": Arm(LENGTHS, 1.0), "mixed": Arm(LENGTHS, 0.5),
+    "short evidence": Arm(LENGTHS, 0.0), "long evidence": Arm(LENGTHS, 1.0), "mixed": Arm(LENGTHS, 0.5, 2),
     "short problems, short evidence": Arm(SHORT, 0.0), "short problems, long evidence": Arm(SHORT, 1.0)}
 CONTEXT = 448
 VOTES = (2, 4, 8)                                  # samples of a vote
@@ -83,8 +85,8 @@ def learn(deep):
     """Reading, RFT and RL. They make base, rft and rl.pt, and keep RL's rollouts."""
     cfg, arm = deep.config(), deep.arm
     base = deep.model("base", lambda: study.reread(
-        deep, lambda index: document(cfg.seed, index, arm), deep.sizes.tokens, deep.with_longer_context(),
-        cfg.pretrain_lr))
+        deep, lambda index: document(cfg.seed, index, arm), arm.reading * deep.sizes.tokens,
+        deep.with_longer_context(), cfg.pretrain_lr))
     policy, hard, _ = study.rft(deep, "samples", base, deep.training_items(),
                                 lambda rng: general(rng, cfg.seed, arm))
     deep.model("rft", lambda: policy)
