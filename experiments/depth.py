@@ -136,20 +136,18 @@ def long_pays(groups, items):
 
 
 def in_training(deep):
-    """How "mixed" thinks in training -> the share of evidence that goes step by step, (steps of RL, cells), and
-    {whose judgements: long_pays}"""
+    """What RL's own judgements do -> {cell: share of evidence that goes step by step, in each sixth of the steps},
+    and long_pays"""
     rollouts = read_judgements(os.path.join(deep.config().out, "judgements-rl.jsonl"))
-    samples = read_judgements(deep.path("samples, rft.jsonl"))
-    size, item_of = deep.config().rl_items, {item.id: item for item in deep.training_items()}
-    items = lambda groups: [item_of[group[0].item] for group in groups]
+    item_of = {item.id: item for item in deep.training_items()}
+    items = [item_of[group[0].item] for group in rollouts]
 
-    def long_ways(groups, cell):
-        ways = [way for group, item in zip(groups, items(groups)) if cell_of(item) == cell
-                for j in group for way, _, _ in checks_of(j, item)]
+    def long_ways(some, cell):
+        ways = [way for i in some if cell_of(items[i]) == cell for j in rollouts[i]
+                for way, _, _ in checks_of(j, items[i])]
         return share([way == "long" for way in ways if way != "none"])
-    steps = [rollouts[i:i + size] for i in range(0, len(rollouts), size)]
-    return ([[long_ways(step, cell) for cell in CELLS] for step in steps],
-            {"base": long_pays(samples, items(samples)), "RL": long_pays(rollouts, items(rollouts))})
+    sixths = np.array_split(np.arange(len(rollouts)), 6)
+    return {cell: [long_ways(some, cell) for some in sixths] for cell in CELLS}, long_pays(rollouts, items)
 
 
 def of_judgement(j, item):
@@ -226,11 +224,12 @@ def draw(result):
         ax.set(xlabel="digits" if domain == "sums" else "letters", title=domain, xticks=LENGTHS[domain],
                ylabel="accuracy")
     panels[0].legend(fontsize=7)
-    for i, (cell, values) in enumerate(result["step by step in RL of mixed"].items()):
-        there = [np.nan if v is None else v for v in values]
-        last.plot(there, color=f"C{i % 10}", ls="-" if "sums" in cell else "--", label=cell)
-    last.set(xlabel="step of RL, mixed", ylabel="share of evidence that goes step by step", ylim=(0, 1))
-    last.legend(fontsize=6)
+    for i, (title, runs) in enumerate(result["step by step in RL of mixed"].items()):
+        for run, values in enumerate(runs):
+            last.plot(values, color=f"C{i}", lw=1, label=title if run == 0 else None)
+    last.set(title="mixed", xlabel="sixth of the steps of RL", ylabel="share of evidence that goes step by step",
+             ylim=(0, 1))
+    last.legend(fontsize=7)
     return figure
 
 
@@ -239,6 +238,9 @@ SHORT_PROBLEMS = [f"short problems, {way} evidence" for way in ("short", "long")
 PAIRS = {
     "long less short evidence": ("long evidence", "rl, greedy", "short evidence", "rl, greedy"),
     "long less short evidence, true checks": ("long evidence", "rl, true", "short evidence", "rl, true"),
+    "RL less RFT, long evidence": ("long evidence", "rl, greedy", "long evidence", "rft, greedy"),
+    "RL less RFT, adds digits": ("long evidence", "rl, adds digits", "long evidence", "rft, adds digits"),
+    "RL less RFT, mixed, step by step": ("mixed", "rl, long", "mixed", "rft, long"),
     "votes of 8 less greedy": ("short evidence", "rl, plurality of 8", "short evidence", "rl, greedy"),
     **{f"long evidence less votes of {k}": (
         "long evidence", "rl, greedy", "short evidence", f"rl, plurality of {k}") for k in VOTES},
@@ -282,8 +284,7 @@ def main(argv):
     sizes = QUICK if quick else FULL
     items = [items_of(run.config().seed, "test", LENGTHS, sizes.test) for run in runs]
     found, training = zip(*[study_run(run, mine, sizes) for run, mine in zip(runs, items)])
-    steps = np.ma.masked_invalid([of for of, _ in training]).mean(axis=0).round(3)           # (steps, cells)
-    result = {"cells": {}, "differences": {}, "long pays": {"base": {}, "RL": {}}}
+    result = {"cells": {}, "differences": {}, "long pays": {}, "step by step in RL of mixed": {}}
     rows = [COLUMNS]
     for title, cells in groups_of_cells().items():
         masks = [[cell_of(item) in cells for item in mine] for mine in items]
@@ -294,12 +295,12 @@ def main(argv):
         numbers["mixed"]["rl, long, each run"] = [study.number([v]) for v in values("mixed", "rl, long")]
         less = result["differences"][title] = {
             name: study.difference(values(*pair[:2]), values(*pair[2:]), queries) for name, pair in PAIRS.items()}
-        for whose, of in result["long pays"].items():
-            of[title] = study.number([np.concatenate([pays[whose][cell] for cell in cells])
-                                      for _, pays in training])
+        result["long pays"][title] = study.number([np.concatenate([pays[cell] for cell in cells])
+                                                   for _, pays in training])
+        if title in LENGTHS:
+            result["step by step in RL of mixed"][title] = [
+                np.nanmean([ways[cell] for cell in cells], axis=0).round(3).tolist() for ways, _ in training]
         rows.append(row_of(title, numbers, less))
-    result["step by step in RL of mixed"] = {f"{domain}, {length}": of for (domain, length), of in zip(
-        CELLS, steps.T.tolist())}
     study.save("depth", runs, result, rows, draw(result))
 
 
