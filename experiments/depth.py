@@ -136,18 +136,18 @@ def long_pays(groups, items):
 
 
 def in_training(deep):
-    """What RL's own judgements do -> {cell: share of evidence that goes step by step, in each sixth of the steps},
+    """Of RL's own judgements -> {domain: share of evidence that goes step by step, in each sixth of the steps},
     and long_pays"""
     rollouts = read_judgements(os.path.join(deep.config().out, "judgements-rl.jsonl"))
     item_of = {item.id: item for item in deep.training_items()}
     items = [item_of[group[0].item] for group in rollouts]
 
-    def long_ways(some, cell):
-        ways = [way for i in some if cell_of(items[i]) == cell for j in rollouts[i]
+    def long_ways(some, domain):
+        ways = [way for i in some if items[i].domain == domain for j in rollouts[i]
                 for way, _, _ in checks_of(j, items[i])]
         return share([way == "long" for way in ways if way != "none"])
     sixths = np.array_split(np.arange(len(rollouts)), 6)
-    return {cell: [long_ways(some, cell) for some in sixths] for cell in CELLS}, long_pays(rollouts, items)
+    return {domain: [long_ways(some, domain) for some in sixths] for domain in LENGTHS}, long_pays(rollouts, items)
 
 
 def of_judgement(j, item):
@@ -223,10 +223,11 @@ def draw(result):
             ax.errorbar(LENGTHS[domain], means, halves, fmt=style, ms=5, capsize=2, lw=1, label=label)
         ax.set(xlabel="digits" if domain == "sums" else "letters", title=domain, xticks=LENGTHS[domain],
                ylabel="accuracy")
-    panels[0].legend(fontsize=7)
+    panels[1].legend(fontsize=7, loc="lower left")
     for i, (title, runs) in enumerate(result["step by step in RL of mixed"].items()):
         for run, values in enumerate(runs):
-            last.plot(values, color=f"C{i}", lw=1, label=title if run == 0 else None)
+            there = [np.nan if x is None else x for x in values]
+            last.plot(range(1, 7), there, color=f"C{i}", lw=1, label=title if run == 0 else None)
     last.set(title="mixed", xlabel="sixth of the steps of RL", ylabel="share of evidence that goes step by step",
              ylim=(0, 1))
     last.legend(fontsize=7)
@@ -284,7 +285,9 @@ def main(argv):
     sizes = QUICK if quick else FULL
     items = [items_of(run.config().seed, "test", LENGTHS, sizes.test) for run in runs]
     found, training = zip(*[study_run(run, mine, sizes) for run, mine in zip(runs, items)])
-    result = {"cells": {}, "differences": {}, "long pays": {}, "step by step in RL of mixed": {}}
+    rounded = lambda x: None if np.isnan(x) else round(float(x), 3)
+    result = {"cells": {}, "differences": {}, "long pays": {}, "step by step in RL of mixed": {
+        domain: [[rounded(x) for x in ways[domain]] for ways, _ in training] for domain in LENGTHS}}
     rows = [COLUMNS]
     for title, cells in groups_of_cells().items():
         masks = [[cell_of(item) in cells for item in mine] for mine in items]
@@ -297,9 +300,6 @@ def main(argv):
             name: study.difference(values(*pair[:2]), values(*pair[2:]), queries) for name, pair in PAIRS.items()}
         result["long pays"][title] = study.number([np.concatenate([pays[cell] for cell in cells])
                                                    for _, pays in training])
-        if title in LENGTHS:
-            result["step by step in RL of mixed"][title] = [
-                np.nanmean([ways[cell] for cell in cells], axis=0).round(3).tolist() for ways, _ in training]
         rows.append(row_of(title, numbers, less))
     study.save("depth", runs, result, rows, draw(result))
 
