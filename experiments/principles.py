@@ -20,9 +20,10 @@ query alone what it writes with responses in view. Principles come from:
   must get worse;
 - the raters': their own weights for this query. No writer can know more.
 
-Weights are scaled to the sum 10. A query for which no list can be read gets none, and the judgement writes its own
-(given: the share of items that got a stored list). Out of distribution: unseen pairs of domain and cue. There are
-five, and each is shown. Ties are broken at random.
+Means keep the three largest weights: raters have that many. (With "all criteria" they keep all. Then a judge meets
+longer lists than it has learned from.) Weights are scaled to the sum 10. A query for which no list can be read
+gets none, and the judgement writes its own (given: the share of items that got a stored list). Out of
+distribution: unseen pairs of domain and cue. There are five, and each is shown. Ties are broken at random.
 """
 
 import functools
@@ -57,8 +58,9 @@ def read_principles(tok, ids):
     return {m[1]: int(m[2]) for m in matches} if cut < len(ids) and all(matches) else None
 
 
-def mean_principles(samples):
-    """The mean of principles, in whole numbers with the sum 10 (largest remainders). [] if there is no sample.
+def mean_principles(samples, most=3):
+    """The mean of principles: its `most` largest weights, in whole numbers with the sum 10 (largest remainders).
+    [] if there is no sample.
 
     >>> mean_principles([{"correct": 6, "polite": 4}, {"correct": 4, "polite": 5, "plain": 1}])
     [{'correct': 5, 'polite': 5}]
@@ -68,7 +70,9 @@ def mean_principles(samples):
     total = Counter()
     for weights in samples:
         total.update({name: weight / sum(weights.values()) for name, weight in weights.items()})
-    exact = {name: 10 * share / len(samples) for name, share in total.items()}
+    largest = sorted(total, key=total.get, reverse=True)[:most]
+    kept = sum(total[name] for name in largest)
+    exact = {name: 10 * total[name] / kept for name in total if name in largest}
     whole = {name: int(weight) for name, weight in exact.items()}
     rest = sorted(exact, key=lambda name: whole[name] - exact[name])         # the largest remainder first
     for name in rest[:10 - sum(whole.values())]:
@@ -134,6 +138,7 @@ SOURCES = {
     "mean of 1": ("mine", None, 1, 1.0),
     "mean of 4": ("mine", None, 4, 1.0),
     "mean of 16": ("mine", None, M, 1.0),
+    "mean of 16, all criteria": ("mine", None, M, 1.0),
     "the base's": ("mine", "base", M, 1.0),
     "the RL policy's": ("mine", "rl", M, 1.0),
     "the trained writer's": ("mine", "principles", M, 1.0),
@@ -176,7 +181,9 @@ def stores_from(source, name, runs, items):
     whose, policy, m, temperature = SOURCES[source]
     many = M if temperature else m                 # a mean of few is that of the first ones
     lists, tokens = stored(runs[whose], policy or name, queries, many, temperature)
-    return [mean_principles([found for found in lists[item.query][:m] if found]) for item in items], m * tokens
+    most = 99 if source.endswith("all criteria") else 3
+    return [mean_principles([found for found in lists[item.query][:m] if found], most)
+            for item in items], m * tokens
 
 
 def agreement(weights, item):

@@ -548,10 +548,14 @@ def test_judging_by_given_principles(tok, tiny, monkeypatch):
     for seed in range(200):                        # means have the sum 10, and differ from the exact ones by < 1
         rng = random.Random(seed)
         several = [dict(zip(rng.sample(["a", "b", "c", "d"], 3), rng.choices(range(1, 9), k=3))) for _ in range(5)]
-        [whole] = principles.mean_principles(several)
-        assert sum(whole.values()) == 10
-        for name in "abcd":
-            assert abs(whole.get(name, 0) - sum(2 * w.get(name, 0) / sum(w.values()) for w in several)) < 1
+        [whole], [few] = principles.mean_principles(several, most=4), principles.mean_principles(several)
+        assert sum(whole.values()) == sum(few.values()) == 10 and len(few) <= 3
+        exact = {name: sum(2 * w.get(name, 0) / sum(w.values()) for w in several) for name in "abcd"}
+        for name in exact:
+            assert abs(whole.get(name, 0) - exact[name]) < 1
+        smallest = min(exact, key=exact.get)
+        for name in few:
+            assert abs(few[name] - 10 * exact[name] / (10 - exact[smallest])) < 1
     lists = [None, {"polite": 10}, None, *[{"plain": 10}] * 5, *[None] * 24]
     run.config = lambda: SimpleNamespace(temperature=0.5)
     monkeypatch.setattr(principles, "stored", lambda writer, name, queries, m, temperature: (
