@@ -701,7 +701,8 @@ def test_claims_are_those_of_the_numbers():
     ("offline offline-first", "## Can a judge rank policies?"),
     ("reference_answer", "## What does a reference answer change?"),
     ("reasons", "## Why does a judge have good reasons, and does it matter?"),
-    ("tools", "## What does a tool inside the critique win?")])
+    ("tools", "## What does a tool inside the critique win?"),
+    ("principles", "## Can principles be written before any response is seen?")])
 def test_findings_are_those_of_the_numbers(names, title):
     """Guards against findings that no run has shown, or that an older one has. Each number must be one of the
     study's. (Whether it is the right one of them, a reader has to see.)"""
