@@ -9,13 +9,14 @@ judgements of its responses. Here they come from the judge's prompt without resp
 which the judge completes with principles. A judgement then begins with stored principles, in place of its own, and
 goes on with <critique>. Pre-training and RFT's general text practise this prompt, with lists that mostly overlook
 the cue. RL does not. So a writer of principles is trained as well: the RL policy, fine-tuned to write for the
-query alone what it writes with responses in view. Principles come from:
+query alone what it writes with responses in view (samples at temperature 1). Principles come from:
 
 - own: the judgement's own, written with the responses in view; and the mean of the principles of 8 judgements;
-- greedy: the most likely ones for the query alone, by the judge itself; and the mean of 1, 4 or 16 samples;
-- one for each sample of a vote, drawn like the vote's own;
-- the base's, the RL policy's, the trained writer's: the mean of 16 by these; "the next seed's" are those of the
-  writer that is trained in the next run;
+- most likely list: the greedy one for the query alone, by the judge itself; and the mean of 1, 4 or 16 samples at
+  temperature 1, or of 16 at .5;
+- one for each sample of a vote, at the temperature of the vote, .5;
+- the base's, the RL policy's, the trained writer's: the mean of 16 (at 1) by these; "the next seed's" are those of
+  the writer that is trained in the next run;
 - another cue's: the raters' weights for the same task after another cue. A judge that follows what it is given
   must get worse;
 - the raters': their own weights for this query. No writer can know more.
@@ -23,7 +24,8 @@ query alone what it writes with responses in view. Principles come from:
 Means keep the three largest weights: raters have that many. (With "all criteria" they keep all. Then a judge meets
 longer lists than it has learned from.) Weights are scaled to the sum 10. A query for which no list can be read
 gets none, and the judgement writes its own (given: the share of items that got a stored list). Out of
-distribution: unseen pairs of domain and cue. There are five, and each is shown. Ties are broken at random.
+distribution: unseen pairs of domain and cue. There are five, and each is shown. (Lists for somebody in a hurry may
+also have an unseen length.) Ties are broken at random.
 """
 
 import functools
@@ -134,22 +136,24 @@ def judge_by(run, policy, items, stores, k, seed, temperature):
 
 # source: (whose lists, of which policy, how many, at which temperature). No policy: the judge itself writes them.
 SOURCES = {
-    "greedy": ("mine", None, 1, 0.0),
+    "most likely list": ("mine", None, 1, 0.0),
     "mean of 1": ("mine", None, 1, 1.0),
     "mean of 4": ("mine", None, 4, 1.0),
     "mean of 16": ("mine", None, M, 1.0),
+    "mean of 16 at .5": ("mine", None, M, 0.5),
     "mean of 16, all criteria": ("mine", None, M, 1.0),
     "the base's": ("mine", "base", M, 1.0),
     "the RL policy's": ("mine", "rl", M, 1.0),
     "the trained writer's": ("mine", "principles", M, 1.0),
-    "the trained writer's, greedy": ("mine", "principles", 1, 0.0),
+    "the trained writer's most likely list": ("mine", "principles", 1, 0.0),
     "the next seed's": ("other", "principles", M, 1.0)}
 FEW = ("own", "mean of 16", "the RL policy's", "the trained writer's", "another cue's", "the raters'")
 JUDGES = {"base": FEW, "rft": FEW, "rl": (
-    "own", "own, mean of 8", *(source for source in SOURCES if source != "the RL policy's"), "another cue's",
-    "the raters'")}
+    "own", "own, mean of 8", "one for each sample", *(source for source in SOURCES if source != "the RL policy's"),
+    "another cue's", "the raters'")}
 VOTING = ("own", "mean of 16", "one for each sample", "the trained writer's")         # of the RL policy
-REFERENCES = ("own", "another cue's", "the trained writer's")            # what others are compared with
+# What others are compared with
+REFERENCES = ("own", "most likely list", "mean of 16", "another cue's", "the trained writer's")
 
 
 def items_of(run, split, count):
@@ -157,7 +161,7 @@ def items_of(run, split, count):
 
 
 def another_cue(item):
-    """The raters' weights for another cue, if these differ."""
+    """The raters' weights for another cue, one whose weights differ."""
     others = [weights for weights in RATERS[item.domain].values() if weights != item.weights]
     return random.Random(seed_of("another cue", item.query)).choice(others)
 
@@ -176,10 +180,10 @@ def stores_from(source, name, runs, items):
                 float(np.mean([sum(len(j.ids) for j in group) for group in groups])))
     if source == "one for each sample":
         lists, tokens = stored(run, name, queries, K, run.config().temperature)
-        return [[store for found in lists[item.query] if found for store in mean_principles([found])]
-                for item in items], K * tokens
+        scaled = {query: [mean_principles([found])[0] for found in some if found] for query, some in lists.items()}
+        return [scaled[item.query] for item in items], K * tokens
     whose, policy, m, temperature = SOURCES[source]
-    many = M if temperature else m                 # a mean of few is that of the first ones
+    many = M if temperature else m                 # always M samples: a mean of fewer takes the first ones
     lists, tokens = stored(runs[whose], policy or name, queries, many, temperature)
     most = 99 if source.endswith("all criteria") else 3
     return [mean_principles([found for found in lists[item.query][:m] if found], most)
@@ -226,7 +230,7 @@ def measure(runs, name, source, counts):
 def study_run(run, other, counts):
     found, runs = {}, {"mine": run, "other": other}
     for name, sources in JUDGES.items():
-        for source in [*sources, "one for each sample"] if name == "rl" else sources:
+        for source in sources:
             title = f"principles, {name}, {source}, {other.config().seed}"
             found[f"{name}, {source}"] = run.numbers(title, lambda: measure(runs, name, source, counts))
     return found
@@ -236,19 +240,19 @@ def study_run(run, other, counts):
 
 
 def draw(result):
-    """What each source of principles changes, less the judge's own. A dot is a run."""
+    """What each source of principles changes, less the judge's own: a bar is an interval, a dot is a run."""
     figure = Figure(figsize=(12, 5))
     for ax, name in zip(figure.subplots(1, len(JUDGES)), JUDGES):
         titles = [f"{name}, {source}" for source in JUDGES[name] if source != "own"]
-        for i, split in enumerate(("test", "ood")):
+        for i, (split, label) in enumerate((("test", "test"), ("ood", "out of distribution"))):
             for row, title in enumerate(titles):
                 mean, low, high, low_, high_, *each = result["less own"][title][f"{split}, greedy"]
                 at = row + 0.3 * i
                 ax.plot([min(low, low_), max(high, high_)], [at, at], color=f"C{i}", lw=5, alpha=0.3)
-                ax.plot(each, [at] * len(each), ".", color=f"C{i}", label=split if row == 0 else None)
+                ax.plot(each, [at] * len(each), ".", color=f"C{i}", label=label if row == 0 else None)
         ax.set_yticks(np.arange(len(titles)) + 0.15, [title.split(", ", 1)[1] for title in titles], fontsize=7)
         ax.axvline(0, color="gray", lw=0.5)
-        ax.set(title=f"{name} judges", xlabel="greedy accuracy, less own principles")
+        ax.set(title=f"{name} judges", xlabel="greedy accuracy, less own principles", xlim=(-0.45, 0.3))
         ax.invert_yaxis()
         ax.legend(fontsize=7)
     return figure
@@ -256,12 +260,11 @@ def draw(result):
 
 def row_of(title, result):
     """The row of the table about a judge and its principles"""
-    of, less, own = result["numbers"][title], result["less own"][title], title.endswith(", own")
-    shown = (of["test, greedy"], None if own else less["test, greedy"],
-             result["less another cue's"][title]["test, greedy"], of.get("test, plurality"), of["ood, greedy"],
-             None if own else less["ood, greedy"], of["test, agreement"], of["test, adds up"])
+    of, less = result["numbers"][title], {} if title.endswith(", own") else result["less own"][title]
+    shown = (of["test, greedy"], less.get("test, greedy"), of.get("test, plurality"), of["ood, greedy"],
+             less.get("ood, greedy"), of["test, agreement"])
     tokens = [f"{of[f'test, {m} tokens'][0]:.0f}" for m in ("stored", "principle", "critique")]
-    return [title, *map(study.in_words, shown), f"{of['test, given'][0]:.2f}", ", ".join(tokens)]
+    return [title, *map(study.in_words, shown), f"{of['test, criteria'][0]:.1f}", ", ".join(tokens)]
 
 
 def main(argv):
@@ -276,14 +279,15 @@ def main(argv):
         result[f"less {reference}"] = {title: {m: study.difference(
             column(title, m), column(f"{title.split(', ')[0]}, {reference}", m),
             [[item.query for item in mine] for mine in items[m.split(",")[0]]])
-            for m in ("test, greedy", "ood, greedy")} for title in numbers}
+            for m in ("test, greedy", "ood, greedy", "test, plurality")
+            if m in found[0][title] and m in found[0][f"{title.split(', ')[0]}, {reference}"]}
+            for title in numbers if f"{title.split(', ')[0]}, {reference}" in numbers}
     result["unseen pairs, greedy"] = {title: {
         ", ".join(pair): study.number([values[[(item.domain, item.cue) == pair for item in mine]]
                                        for values, mine in zip(column(title, "ood, greedy"), items["ood"])])
         for pair in sorted(OOD_PAIRS)} for title in numbers}
-    rows = [["judge, principles", "greedy", "less own", "less another cue's", f"plurality of {K}",
-             "out of distribution", "less own", "agreement with the raters", "adds up", "given",
-             "tokens: stored for a query, own principles, critique"]]
+    rows = [["judge, principles", "greedy", "less own", f"plurality of {K}", "out of distribution", "less own",
+             "agreement with the raters", "criteria", "tokens: stored for a query, own principles, critique"]]
     rows += [row_of(title, result) for title in numbers]
     study.save("principles", runs, result, rows, draw(result))
 

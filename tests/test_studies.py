@@ -561,7 +561,7 @@ def test_judging_by_given_principles(tok, tiny, monkeypatch):
     monkeypatch.setattr(principles, "stored", lambda writer, name, queries, m, temperature: (
         {query: lists[:m] for query in queries}, 5.0))
     for source, expected, tokens in (
-            ("mean of 1", [], 5), ("mean of 4", [{"polite": 5, "plain": 5}], 20), ("greedy", [], 5),
+            ("mean of 1", [], 5), ("mean of 4", [{"polite": 5, "plain": 5}], 20), ("most likely list", [], 5),
             ("mean of 16", [{"polite": 2, "plain": 8}], 80), ("own", [], 0),
             ("the raters'", [items[0].weights], 0),
             ("one for each sample", lists[1:2] + lists[3:8], 40)):
