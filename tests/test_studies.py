@@ -27,7 +27,16 @@ from data.judgement import (
     vote_sum,
 )
 from data.tokenizer import CHECKS, CRITIQUE, END, RESPONSE, TOTAL
-from data.world import RATERS, VERIFIABLE, draw_query, gold_reward, make_item, make_items, make_response
+from data.world import (
+    RATERS,
+    VERIFIABLE,
+    draw_query,
+    gold_reward,
+    make_item,
+    make_items,
+    make_response,
+    seed_of,
+)
 from experiments import (
     baselines,
     calls,
@@ -383,6 +392,19 @@ def test_what_the_long_way_pays():
     assert found["sums", 2][0] == 0.5 and np.isnan(found["sums", 2][1]) and not len(found["sums", 3])
 
 
+def test_what_rl_takes(monkeypatch):
+    """Guards against shares of other domains or steps, and against checks without evidence that count as short."""
+    items = [SimpleNamespace(id=f"train-{domain}3-0", domain=domain, truth=[{"correct": (True, "")}])
+             for domain in ("sums", "sort")]
+    judged = lambda item, evidence: [SimpleNamespace(item=item.id, critiques=[
+        {"checks": [("correct", text, True)]}]) for text in (evidence, "")]
+    rollouts = [judged(item, "1+2=3 so 3" if step > 3 and item.domain == "sums" else "1+2=3")
+                for step in range(6) for item in items]
+    monkeypatch.setattr(depth, "read_judgements", lambda path: rollouts)
+    run = SimpleNamespace(config=lambda: SimpleNamespace(out=""), training_items=lambda: items)
+    assert depth.in_training(run)[0] == {"sums": [0, 0, 0, 0, 1, 1], "sort": [0] * 6}
+
+
 def test_calls_are_taken_out_again(tok):
     """Guards against a corpus in which a call changes a judgement, and against results that the policy learns."""
     count = 0
@@ -566,6 +588,20 @@ def test_judging_by_given_principles(tok, tiny, monkeypatch):
             ("the raters'", [items[0].weights], 0),
             ("one for each sample", lists[1:2] + lists[3:8], 40)):
         assert principles.stores_from(source, "rl", {"mine": run, "other": run}, items[:1]) == ([expected], tokens)
+
+
+def test_stored_principles(tok, monkeypatch):
+    """Guards against the lists of another query, and against a mean of other tokens than the lists'."""
+    ids_of = lambda seed: tok.encode([f" plain {1 + seed % 9}", *[", polite 1"] * (seed % 2), END])
+    monkeypatch.setattr(principles, "generate", lambda policy, prompts, seeds, temperature: [
+        (ids_of(seed), None) for seed in seeds])
+    writer = SimpleNamespace(tok=tok, model=lambda name: None, config=lambda: SimpleNamespace(seed=3))
+    lists, tokens = principles.stored.__wrapped__(writer, "rl", ("a", "b"), 3, 1.0)
+    seed = seed_of(3, "study", "rl")
+    seeds = {query: [seed_of(seed, "principles", query, i) for i in range(3)] for query in "ab"}
+    assert lists == {query: [principles.read_principles(tok, ids_of(seed)) for seed in mine]
+                     for query, mine in seeds.items()}
+    assert tokens == np.mean([len(ids_of(seed)) for mine in seeds.values() for seed in mine])
 
 
 def test_what_principles_are_compared_with(tok):
