@@ -608,7 +608,9 @@ def test_what_principles_are_compared_with(tok):
     """Guards against a control that has the raters' own weights, and against tokens that nobody wrote."""
     for item in make_items(0, "test", 50, least=2):
         assert principles.agreement(item.weights, item) == 1
-        assert principles.agreement({name: 3 * weight for name, weight in item.weights.items()}, item) == 1
+        for factor in (0.5, 3):
+            scaled = {name: factor * weight for name, weight in item.weights.items()}
+            assert principles.agreement(scaled, item) == 1
         assert principles.agreement({"none": 10}, item) == 0
         other = principles.another_cue(item)
         assert other != item.weights and other in RATERS[item.domain].values()
