@@ -115,13 +115,14 @@ def is_exact(way, evidence, item, i):
 
 
 def adds_digits(evidence):
-    """Are all sums of a way step by step right?
+    """Are all sums of a way step by step right? (It may hold anything: what is no sum is not right.)
 
-    >>> adds_digits("8+4=12 2+5+1=8 so 82 got 8 8"), adds_digits("5+6=12 so 12 got 1 1")
-    (True, False)
+    >>> adds_digits("8+4=12 2+5+1=8 so 82 got 8 8"), adds_digits("5+6=12 so 12 got 1 1"), adds_digits("4+=4 so 4")
+    (True, False, False)
     """
-    sums = re.findall(r"([0-9+]+)=([0-9]+)", evidence.split(" so ")[0])
-    return all(sum(map(int, digits.split("+"))) == int(total) for digits, total in sums)
+    way = evidence.split(" so ")[0].split(" ")
+    steps = [re.fullmatch(r"([0-9]\+[0-9](?:\+1)?)=([0-9]+)", step) for step in way]
+    return all(step and sum(map(int, step[1].split("+"))) == int(step[2]) for step in steps)
 
 
 def long_pays(groups, items):
