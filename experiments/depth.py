@@ -125,6 +125,15 @@ def adds_digits(evidence):
     return all(step and sum(map(int, step[1].split("+"))) == int(step[2]) for step in steps)
 
 
+def named_sum(evidence):
+    """
+    >>> named_sum("230+481=711 got 7 7 1 1"), named_sum("3+8=11 so 11 got 1 1")
+    ('711', None)
+    """
+    match = re.match(r"[0-9]+\+[0-9]+=([0-9]+) got", evidence)
+    return match and match[1]
+
+
 def long_pays(groups, items):
     """{cell: for each item the share of true checks that go step by step, less that of those in one step}: nan if
     the judgements of an item do not have both"""
@@ -156,9 +165,12 @@ def of_judgement(j, item):
     checks = checks_of(j, item)
     some = [(way, evidence, i) for i, (way, _, evidence) in enumerate(checks) if way != "none"]
     added = [adds_digits(evidence) for way, evidence, _ in some if way == "long" and item.domain == "sums"]
+    named = [named_sum(evidence) for way, evidence, _ in some if way == "short" and item.domain == "sums"]
+    given = [re.search(r"it is (-?[0-9]+)", text)[1] for text in item.responses] if named else []
     return {"greedy": tie_broken(j.scores, item.gold), "parses": j.scores is not None, "tokens": len(j.ids),
             "true": share([true for _, true, _ in checks]), "evidence": len(some) / len(checks),
             "long": share([way == "long" for way, _, _ in some]), "adds digits": share(added),
+            "names a given sum": share([number in given for number in named]),
             "exact": share([is_exact(way, evidence, item, i) for way, evidence, i in some])}
 
 
@@ -215,8 +227,8 @@ LINES = {"scalar RM": ("others", "scalar RM", "C7-"), "CLoud": ("others", "CLoud
 
 def draw(result):
     """Accuracy against the length of a problem, and what RL chooses"""
-    figure = Figure(figsize=(14, 4.5))
-    *panels, last = figure.subplots(1, 3)
+    figure = Figure(figsize=(15, 4.5))
+    *panels, last, side = figure.subplots(1, 4, gridspec_kw={"width_ratios": [3, 3, 3, 2]})
     for ax, domain in zip(panels, LENGTHS):
         cells = [result["cells"][f"{domain}, {length}"] for length in LENGTHS[domain]]
         for label, (name, m, style) in LINES.items():
@@ -224,7 +236,8 @@ def draw(result):
             ax.errorbar(LENGTHS[domain], means, halves, fmt=style, ms=5, capsize=2, lw=1, label=label)
         ax.set(xlabel="digits" if domain == "sums" else "letters", title=domain, xticks=LENGTHS[domain],
                ylabel="accuracy")
-    panels[1].legend(fontsize=7, loc="lower left")
+    side.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="upper left")
+    side.axis("off")
     for i, (title, runs) in enumerate(result["step by step in RL of mixed"].items()):
         for run, values in enumerate(runs):
             there = [np.nan if x is None else x for x in values]
@@ -241,6 +254,7 @@ PAIRS = {
     "long less short evidence": ("long evidence", "rl, greedy", "short evidence", "rl, greedy"),
     "long less short evidence, true checks": ("long evidence", "rl, true", "short evidence", "rl, true"),
     "RL less RFT, long evidence": ("long evidence", "rl, greedy", "long evidence", "rft, greedy"),
+    "RL less RFT, exact": ("long evidence", "rl, exact", "long evidence", "rft, exact"),
     "RL less RFT, adds digits": ("long evidence", "rl, adds digits", "long evidence", "rft, adds digits"),
     "RL less RFT, mixed, step by step": ("mixed", "rl, long", "mixed", "rft, long"),
     "votes of 8 less greedy": ("short evidence", "rl, plurality of 8", "short evidence", "rl, greedy"),
@@ -256,7 +270,8 @@ PAIRS = {
     "CLoud less the scalar RM": ("others", "CLoud", "others", "scalar RM"),
     "long evidence less CLoud": ("long evidence", "rl, greedy", "others", "CLoud")}
 COLUMNS = ["problem", "scalar RM", "CLoud", "short evidence", "plurality of 8", "long evidence", "long less short",
-           "short problems: short", "long", "mixed: step by step after RFT", "after RL, each run",
+           "short problems: short", "short problems: long", "mixed: step by step after RFT",
+           "mixed: after RL, each run",
            "tokens: short, long"]
 
 
@@ -299,8 +314,8 @@ def main(argv):
         numbers["mixed"]["rl, long, each run"] = [study.number([v]) for v in values("mixed", "rl, long")]
         less = result["differences"][title] = {
             name: study.difference(values(*pair[:2]), values(*pair[2:]), queries) for name, pair in PAIRS.items()}
-        result["long pays"][title] = study.number([np.concatenate([pays[cell] for cell in cells])
-                                                   for _, pays in training])
+        pays = [np.concatenate([of[cell] for cell in cells]) for _, of in training]
+        result["long pays"][title] = {"all": study.number(pays), "each run": [study.number([v]) for v in pays]}
         rows.append(row_of(title, numbers, less))
     study.save("depth", runs, result, rows, draw(result))
 
