@@ -741,7 +741,8 @@ def test_claims_are_those_of_the_numbers():
     ("reference_answer", "## What does a reference answer change?"),
     ("reasons", "## Why does a judge have good reasons, and does it matter?"),
     ("tools", "## What does a tool inside the critique win?"),
-    ("principles", "## Can principles be written before any response is seen?")])
+    ("principles", "## Can principles be written before any response is seen?"),
+    ("depth", "## When is longer thinking worth its tokens?")])
 def test_findings_are_those_of_the_numbers(names, title):
     """Guards against findings that no run has shown, or that an older one has. Each number must be one of the
     study's. (Whether it is the right one of them, a reader has to see.)"""
