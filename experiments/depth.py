@@ -126,7 +126,8 @@ def adds_digits(evidence):
 
 
 def named_sum(evidence):
-    """
+    """The sum that evidence in one step says, or None.
+
     >>> named_sum("230+481=711 got 7 7 1 1"), named_sum("3+8=11 so 11 got 1 1")
     ('711', None)
     """
@@ -271,8 +272,7 @@ PAIRS = {
     "long evidence less CLoud": ("long evidence", "rl, greedy", "others", "CLoud")}
 COLUMNS = ["problem", "scalar RM", "CLoud", "short evidence", "plurality of 8", "long evidence", "long less short",
            "short problems: short", "short problems: long", "mixed: step by step after RFT",
-           "mixed: after RL, each run",
-           "tokens: short, long"]
+           "mixed: after RL, each run", "tokens: short, long"]
 
 
 def row_of(title, numbers, less):

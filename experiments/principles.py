@@ -22,7 +22,7 @@ query alone what it writes with responses in view (samples at temperature 1). Pr
 - the raters': their own weights for this query. No writer can know more.
 
 Means keep the three largest weights: raters have that many. (With "all criteria" they keep all. Then a judge meets
-longer lists than it has learned from.) Weights are scaled to the sum 10. A query for which no list can be read
+longer lists than it was trained on.) Weights are scaled to the sum 10. A query for which no list can be read
 gets none, and the judgement writes its own (given: the share of items that got a stored list). Out of
 distribution: unseen pairs of domain and cue. There are five, and each is shown. (Lists for somebody in a hurry may
 also have an unseen length.) Ties are broken at random.

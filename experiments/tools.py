@@ -191,7 +191,8 @@ def of_judgements(tok, items, judgements, tool=lambda j: result_of):
 
 
 def wrong(result):
-    """
+    """Another result: each digit is one higher, or letters move by one place.
+
     >>> wrong("1709"), wrong(" a b c")
     ('2810', ' b c a')
     """

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -382,6 +383,22 @@ def test_ways_of_a_check():
     assert [check[:2] for check in depth.checks_of(judgement, item)] == [
         ("long", True), ("short", False), ("none", True)]
     assert depth.checks_of(SimpleNamespace(critiques=None), item) == [("none", False, None)] * 3
+
+
+def test_measures_of_evidence(tok):
+    """Guards against exact evidence that counts as wrong, and against chains that count as named sums."""
+    for length in depth.LENGTHS["sums"]:
+        item = lengths.item_of(0, "test", "sums", length, 0)
+        for way in (item, lengths.step_by_step(item)):
+            ids = tok.encode(judgement_parts(*annotate(random.Random(0), way, "expert")))
+            j = Judgement(item.id, 0, [0, 1], 0, [], ids, 0.0)
+            j.principles, j.critiques, j.scores = sample.read_judgement(tok, ids, [0, 1])
+            found, short = depth.of_judgement(j, item), way is item
+            assert found["exact"] == found["true"] == found["evidence"] == 1 and found["long"] == (not short)
+            assert np.isnan(found["adds digits" if short else "names a given sum"])
+            assert found["names a given sum" if short else "adds digits"] == 1
+            other = replace(item, responses=["it is 1"] * 2)
+            assert not short or depth.of_judgement(j, other)["names a given sum"] == 0
 
 
 def test_what_the_long_way_pays():
